@@ -1,0 +1,202 @@
+//! Runtimes: what actually runs containers.
+//!
+//! A runtime obeys; it decides nothing. Every container is named by its task and its name in the task, so
+//! doing a thing twice does it once, and whatever an agent that died left behind is found by [`Runtime::list`].
+
+mod docker;
+mod hollow;
+mod process;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use serde::{Deserialize, Serialize};
+use steady_core::Timestamp;
+use steady_core::v1::{ContainerDefinition, Volume, network_mode, transport_protocol};
+use tokio::sync::mpsc;
+
+pub use docker::Docker;
+pub use hollow::{Hollow, HollowBehaviour};
+pub use process::{Process, run_shim};
+
+/// Names one container for good.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ContainerId {
+    /// The task's id: 32 hex digits.
+    pub task: String,
+    /// `containerDefinitions[].name`.
+    pub name: String,
+}
+
+impl std::fmt::Display for ContainerId {
+    /// `TASK.NAME`: the name that an engine knows it by.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.task, self.name)
+    }
+}
+
+/// A port of a container and the port of the machine that leads to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// As the definition names it.
+    pub container: u16,
+    /// Chosen already, also where the definition left it open.
+    pub host: u16,
+    /// UDP, or else TCP.
+    pub udp: bool,
+}
+
+impl Port {
+    /// As the API names it.
+    pub fn protocol(self) -> transport_protocol::Value {
+        if self.udp { transport_protocol::Value::Udp } else { transport_protocol::Value::Tcp }
+    }
+}
+
+/// All that is needed to make a container.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ContainerSpec {
+    /// Its name.
+    pub id: ContainerId,
+    /// Cluster and uid of the instance: they go into the container's labels, and only containers with these
+    /// labels are this agent's.
+    pub cluster: String,
+    /// Uid of the instance.
+    pub instance: String,
+    /// As in the task definition, with the task's overrides in it.
+    pub definition: ContainerDefinition,
+    /// The task's volumes.
+    pub volumes: Vec<Volume>,
+    /// The task's network mode.
+    pub network_mode: network_mode::Value,
+    /// Host ports for the definition's port mappings, in the same order.
+    pub ports: Vec<Port>,
+    /// Hard limit of CPU units (1024 a core); `None`: none.
+    pub cpu_limit: Option<i32>,
+    /// Hard limit of memory, MiB; `None`: none.
+    pub memory_limit: Option<i32>,
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Exit code; 128 + signal when a signal ended it. `None` when nobody saw it end.
+    pub code: Option<i32>,
+    /// It went over its memory limit.
+    pub out_of_memory: bool,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// What is known of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Made, not started.
+    Created,
+    /// Runs.
+    Running,
+    /// Ran, or failed to, and ended.
+    Exited(Exit),
+}
+
+/// A container that a runtime has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Its name.
+    pub id: ContainerId,
+    /// The engine's id, or a process id.
+    pub runtime_id: String,
+    /// What it does.
+    pub state: State,
+    /// Ports it was made with.
+    pub ports: Vec<Port>,
+}
+
+/// A piece of output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogPiece {
+    /// Whole lines where the runtime knows them.
+    pub data: Bytes,
+    /// Standard error, or else standard output.
+    pub stderr: bool,
+}
+
+/// Which output is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogRequest {
+    /// Go on until the container ends.
+    pub follow: bool,
+    /// Only the last lines; 0: all that is kept.
+    pub tail: usize,
+}
+
+/// Why a runtime could not do what it was told. The texts begin with ECS's error names.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RuntimeError {
+    /// The image cannot be had.
+    #[error("CannotPullContainerError: {0}")]
+    Pull(String),
+    /// The container cannot be made.
+    #[error("CannotCreateContainerError: {0}")]
+    Create(String),
+    /// The container cannot be started.
+    #[error("CannotStartContainerError: {0}")]
+    Start(String),
+    /// The container cannot be stopped, inspected or removed.
+    #[error("ContainerRuntimeError: {0}")]
+    Other(String),
+    /// The engine did not answer in time.
+    #[error("DockerTimeoutError: {0}")]
+    Timeout(String),
+    /// There is no such container.
+    #[error("ContainerRuntimeError: there is no container {0}")]
+    NotFound(ContainerId),
+}
+
+/// Runs containers. Every call ends within a deadline of the runtime's own.
+#[async_trait]
+pub trait Runtime: Send + Sync {
+    /// `docker`, `process` or `hollow`.
+    fn name(&self) -> &'static str;
+
+    /// Containers of this agent, running or not, whoever started them.
+    async fn list(&self) -> Result<Vec<Found>, RuntimeError>;
+
+    /// Makes sure that the image is here. Returns its digest where the runtime knows one.
+    async fn pull(&self, image: &str) -> Result<Option<String>, RuntimeError>;
+
+    /// Makes the container; one of the same name that is there already is left as it is. Returns the runtime's id.
+    async fn create(&self, spec: &ContainerSpec) -> Result<String, RuntimeError>;
+
+    /// Starts it. One that runs already is left alone. Returns the runtime's id.
+    async fn start(&self, id: &ContainerId) -> Result<String, RuntimeError>;
+
+    /// Sends its stop signal, and SIGKILL after `grace`. Returns when it has ended. One that has ended already, or
+    /// is not there, is no error.
+    async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError>;
+
+    /// Removes it and all that goes with it, but for output that was kept. One that is not there is no error.
+    async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError>;
+
+    /// Runs a command in it (a health check) and returns its exit code.
+    async fn exec(&self, id: &ContainerId, command: &[String], timeout: Duration) -> Result<i32, RuntimeError>;
+
+    /// Its output, also after it was removed, for as long as that is kept.
+    async fn logs(
+        &self,
+        id: &ContainerId,
+        request: LogRequest,
+    ) -> Result<BoxStream<'static, Result<LogPiece, RuntimeError>>, RuntimeError>;
+
+    /// Where exits are told from now on. Called once, before anything else is asked. An exit is told at least
+    /// once, within a second; it may be told again.
+    fn exits(&self) -> mpsc::UnboundedReceiver<(ContainerId, Exit)>;
+
+    /// What the machine offers to tasks of this runtime beyond cpu and memory, as instance attributes.
+    fn attributes(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+}

@@ -1,0 +1,84 @@
+//! What the API fills in where a person left something out, as ECS does it.
+
+use steady_proto::v1::network_mode::Value as NetworkMode;
+use steady_proto::v1::scheduling_strategy::Value as Scheduling;
+use steady_proto::v1::transport_protocol::Value as Protocol;
+use steady_proto::v1::{ContainerInstanceSpec, DeploymentConfiguration, Object, TaskDefinitionSpec, instance_state, object};
+use steady_proto::{DEFAULT_CLUSTER, KindExt};
+
+/// Fills in an object that is about to be validated. Filling in twice changes nothing.
+pub fn fill(object: &mut Object) {
+    let kind = object.kind();
+    let meta = object.meta.get_or_insert_default();
+    if kind.in_cluster() {
+        if meta.cluster.is_empty() {
+            DEFAULT_CLUSTER.clone_into(&mut meta.cluster);
+        }
+    } else {
+        meta.cluster.clear();
+    }
+    match &mut object.kind {
+        Some(object::Kind::TaskDefinition(definition)) => {
+            let spec = definition.spec.get_or_insert_default();
+            if spec.family.is_empty() {
+                meta.name.split(':').next().unwrap_or_default().clone_into(&mut spec.family);
+            }
+            if meta.name.is_empty() {
+                meta.name.clone_from(&spec.family);
+            }
+            task_definition(spec);
+        }
+        Some(object::Kind::Service(service)) => {
+            let spec = service.spec.get_or_insert_default();
+            if spec.scheduling_strategy() == Scheduling::Unspecified {
+                spec.set_scheduling_strategy(Scheduling::Replica);
+            }
+            let settings = spec.deployment_configuration.get_or_insert(DeploymentConfiguration::default());
+            settings.maximum_percent.get_or_insert(200);
+            settings.minimum_healthy_percent.get_or_insert(100);
+            spec.health_check_grace_period_seconds.get_or_insert(0);
+        }
+        Some(object::Kind::Cluster(cluster)) => {
+            cluster.spec.get_or_insert_default();
+        }
+        Some(object::Kind::ContainerInstance(instance)) => {
+            instance_state(instance.spec.get_or_insert_default());
+        }
+        _ => {}
+    }
+}
+
+fn instance_state(spec: &mut ContainerInstanceSpec) {
+    if spec.status() == instance_state::Value::Unspecified {
+        spec.set_status(instance_state::Value::Active);
+    }
+}
+
+fn task_definition(spec: &mut TaskDefinitionSpec) {
+    if spec.network_mode() == NetworkMode::Unspecified {
+        spec.set_network_mode(NetworkMode::Bridge);
+    }
+    for container in &mut spec.container_definitions {
+        container.essential.get_or_insert(true);
+        for mapping in &mut container.port_mappings {
+            if mapping.protocol() == Protocol::Unspecified {
+                mapping.set_protocol(Protocol::Tcp);
+            }
+        }
+        if let Some(check) = &mut container.health_check {
+            check.interval.get_or_insert(30);
+            check.timeout.get_or_insert(5);
+            check.retries.get_or_insert(3);
+            check.start_period.get_or_insert(0);
+        }
+    }
+    // What `describe-task-definition` adds is the API's to say, in the name and the status.
+    spec.task_definition_arn.clear();
+    spec.revision = 0;
+    spec.status.clear();
+    spec.requires_attributes.clear();
+    spec.compatibilities.clear();
+    spec.registered_at.clear();
+    spec.registered_by.clear();
+    spec.deregistered_at.clear();
+}

@@ -1,0 +1,22 @@
+//! Steady's nouns: what is decided on, and how it is named, measured and checked.
+//!
+//! Everything here is a plain value or a pure function. Messages that only pass through stay the
+//! generated types of [`v1`]; this crate adds the types that decisions need.
+
+pub mod condition;
+pub mod defaults;
+mod ids;
+pub mod placement;
+mod plan;
+pub mod resources;
+pub mod service;
+pub mod task;
+mod time;
+pub mod validate;
+mod view;
+
+pub use ids::{Epoch, Key, ParseKeyError, Revision, derived_id, instance_lease};
+pub use plan::{Change, Event, Plan, Waiting};
+pub use steady_proto::{API_VERSION, DEFAULT_CLUSTER, Kind, KindExt, document, manifest, v1};
+pub use time::{Clock, SystemClock, Timestamp};
+pub use view::View;

@@ -1,0 +1,119 @@
+//! Tasks as decisions see them.
+
+use std::sync::LazyLock;
+
+use steady_proto::v1::desired_status::Value as Desired;
+use steady_proto::v1::health_status::Value as Health;
+use steady_proto::v1::stop_code::Value as StopCode;
+use steady_proto::v1::task_last_status::Value as Status;
+use steady_proto::v1::{Object, Task, TaskSpec, TaskStatus, object};
+
+use crate::{Key, Revision, Timestamp};
+
+/// A task with its spec and status at hand.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// The whole object.
+    pub object: &'a Object,
+    /// Its spec.
+    pub spec: &'a TaskSpec,
+    /// Its status.
+    pub status: &'a TaskStatus,
+}
+
+static NO_SPEC: LazyLock<TaskSpec> = LazyLock::new(TaskSpec::default);
+static NO_STATUS: LazyLock<TaskStatus> = LazyLock::new(TaskStatus::default);
+
+/// The task in an object, if it is one.
+pub fn of(object: &Object) -> Option<View<'_>> {
+    let task = object.as_task()?;
+    Some(View {
+        object,
+        spec: task.spec.as_ref().unwrap_or(&NO_SPEC),
+        status: task.status.as_ref().unwrap_or(&NO_STATUS),
+    })
+}
+
+impl View<'_> {
+    /// Not STOPPED: it may use ports and memory.
+    pub fn is_live(&self) -> bool {
+        self.status.last_status() != Status::Stopped
+    }
+
+    /// To run, as far as anyone has decided.
+    pub fn is_wanted(&self) -> bool {
+        self.is_live() && self.status.desired_status() != Desired::Stopped
+    }
+
+    /// To run, and without an instance.
+    pub fn wants_place(&self) -> bool {
+        self.is_wanted() && self.spec.container_instance.is_empty()
+    }
+
+    /// RUNNING and to stay so.
+    pub fn is_running(&self) -> bool {
+        self.is_wanted() && self.status.last_status() == Status::Running
+    }
+
+    /// RUNNING, and its containers' health checks, where it has any, pass.
+    pub fn is_healthy(&self) -> bool {
+        self.is_running() && matches!(self.status.health_status(), Health::Unspecified | Health::Healthy)
+    }
+
+    /// Its containers' health checks fail.
+    pub fn is_unhealthy(&self) -> bool {
+        self.is_wanted() && self.status.health_status() == Health::Unhealthy
+    }
+
+    /// Its key.
+    pub fn key(&self) -> Key {
+        Key::of(self.object)
+    }
+
+    /// Revision it was last written at.
+    pub fn revision(&self) -> Revision {
+        Revision(self.object.meta().revision)
+    }
+
+    /// Whether it belongs to the service with this uid.
+    pub fn is_owned_by(&self, uid: &str) -> bool {
+        self.object.meta().owner.as_ref().is_some_and(|owner| owner.uid == uid)
+    }
+
+    /// When it became RUNNING, if ever.
+    pub fn started_at(&self) -> Option<Timestamp> {
+        self.status.started_at.as_ref().map(Timestamp::from)
+    }
+
+    /// When it became STOPPED.
+    pub fn stopped_at(&self) -> Option<Timestamp> {
+        self.status.stopped_at.as_ref().map(Timestamp::from)
+    }
+
+    /// The task as it is once it was asked to stop. A task without an instance is STOPPED at once: there is
+    /// no agent to do it.
+    pub fn stopped(&self, code: StopCode, reason: &str, now: Timestamp) -> Object {
+        let mut status = self.status.clone();
+        status.desired_status = Desired::Stopped.into();
+        if status.stopped_reason.is_empty() {
+            reason.clone_into(&mut status.stopped_reason);
+            status.stop_code = code.into();
+        }
+        status.stopping_at.get_or_insert(now.into());
+        status.conditions.clear();
+        if self.spec.container_instance.is_empty() {
+            status.last_status = Status::Stopped.into();
+            status.stopped_at = Some(now.into());
+        }
+        let mut object = self.object.clone();
+        let task = Task { spec: Some(self.spec.clone()), status: Some(status) };
+        object.kind = Some(object::Kind::Task(task));
+        object
+    }
+}
+
+/// `family` and revision of `family:revision`.
+pub fn split_definition(name: &str) -> Option<(&str, i64)> {
+    let (family, revision) = name.rsplit_once(':')?;
+    Some((family, revision.parse().ok().filter(|r| *r > 0)?))
+}

@@ -1,0 +1,96 @@
+//! Checks of what people hand in: every fault of an object at once, each with its path.
+
+mod common;
+mod service;
+mod task;
+mod task_definition;
+
+use std::collections::BTreeMap;
+
+use steady_proto::v1::{Object, object};
+use steady_proto::{Kind, KindExt};
+
+use crate::Key;
+use common::{Faults, name};
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// In JSON names: `spec.containerDefinitions[0].name`.
+    pub path: String,
+    /// What is wrong, the value, and what would be right.
+    pub message: String,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.path, self.message)
+    }
+}
+
+/// Largest object that is stored, bytes.
+pub const MAX_OBJECT_BYTES: usize = 256 * 1024;
+
+/// Everything wrong with an object that was filled in (see [`crate::defaults::fill`]) and is about to be stored.
+pub fn object(object: &Object) -> Vec<Fault> {
+    let mut faults = Faults::default();
+    let size = prost::Message::encoded_len(object);
+    if size > MAX_OBJECT_BYTES {
+        faults.add("", format!("the object has {size} bytes; {MAX_OBJECT_BYTES} are the most that is stored"));
+    }
+    meta(object, &mut faults);
+    match &object.kind {
+        Some(object::Kind::TaskDefinition(definition)) => {
+            task_definition::check(definition.spec.as_ref().unwrap_or(&<_>::default()), &mut faults);
+        }
+        Some(object::Kind::Service(service)) => {
+            service::check(service.spec.as_ref().unwrap_or(&<_>::default()), &mut faults);
+        }
+        Some(object::Kind::Task(task)) => task::check(task.spec.as_ref().unwrap_or(&<_>::default()), &mut faults),
+        Some(_) => {}
+        None => faults.add("kind", "the object has no kind".into()),
+    }
+    faults.found
+}
+
+/// Objects of one request that name the same thing: the index of each later one, and its fault.
+pub fn duplicates(objects: &[Object]) -> Vec<(usize, Fault)> {
+    let mut seen: BTreeMap<Key, usize> = BTreeMap::new();
+    let mut faults = Vec::new();
+    for (index, object) in objects.iter().enumerate() {
+        if let Some(first) = seen.insert(Key::of(object), index) {
+            let path = "metadata.name".to_owned();
+            let kind = object.kind().name();
+            let message = format!("{kind} `{}` is given twice, first as document {}", object.name(), first + 1);
+            faults.push((index, Fault { path, message }));
+        }
+    }
+    faults
+}
+
+fn meta(object: &Object, faults: &mut Faults) {
+    let meta = object.meta();
+    if object.kind() != Kind::Event && object.kind() != Kind::Lease && object.kind() != Kind::Sequencer {
+        let bare = if object.kind() == Kind::TaskDefinition {
+            meta.name.split(':').next().unwrap_or_default()
+        } else {
+            &meta.name
+        };
+        name(faults, "metadata.name", bare);
+    }
+    if object.kind().in_cluster() {
+        name(faults, "metadata.cluster", &meta.cluster);
+    }
+    for (field, map) in [("labels", &meta.labels), ("annotations", &meta.annotations)] {
+        if map.len() > 50 {
+            faults.add(&format!("metadata.{field}"), format!("{} entries; at most 50 (as ECS tags)", map.len()));
+        }
+        for (key, value) in map {
+            let too_long = if field == "labels" { key.len() > 128 || value.len() > 256 } else { key.len() > 128 };
+            if key.is_empty() || too_long {
+                let message = format!("`{key}`: a key has 1-128 characters and a value at most 256 (as ECS tags)");
+                faults.add(&format!("metadata.{field}"), message);
+            }
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Checks of a Service (ECS CreateService, UpdateService).
+
+use steady_proto::v1::ServiceSpec;
+use steady_proto::v1::scheduling_strategy::Value as Scheduling;
+
+use super::common::{Faults, constraints, strategies};
+use crate::service::bounds;
+
+/// Most tasks of one service (ECS quota).
+const MAX_TASKS: i64 = 5000;
+
+pub(super) fn check(spec: &ServiceSpec, faults: &mut Faults) {
+    if spec.task_definition.is_empty() {
+        faults.add("spec.taskDefinition", "is missing; expected `family` or `family:revision`".into());
+    }
+    if let Some(desired) = spec.desired_count {
+        faults.range("spec.desiredCount", desired.into(), 0, MAX_TASKS, "tasks");
+    }
+    if spec.scheduling_strategy() == Scheduling::Daemon {
+        faults.unsupported("spec.schedulingStrategy", true, "use REPLICA with placement constraint distinctInstance");
+    }
+    faults.range(
+        "spec.healthCheckGracePeriodSeconds",
+        spec.health_check_grace_period_seconds().into(),
+        0,
+        i64::from(i32::MAX),
+        "seconds",
+    );
+    constraints(faults, "spec.placementConstraints", &spec.placement_constraints, false);
+    strategies(faults, "spec.placementStrategy", &spec.placement_strategy);
+    percentages(spec, faults);
+}
+
+fn percentages(spec: &ServiceSpec, faults: &mut Faults) {
+    let path = "spec.deploymentConfiguration";
+    let settings = spec.deployment_configuration.unwrap_or_default();
+    let (least, most) = (settings.minimum_healthy_percent.unwrap_or(100), settings.maximum_percent.unwrap_or(200));
+    let before = faults.found.len();
+    faults.range(&format!("{path}.minimumHealthyPercent"), least.into(), 0, 100, "percent");
+    faults.range(&format!("{path}.maximumPercent"), most.into(), 100, 1000, "percent");
+    if faults.found.len() > before {
+        return;
+    }
+    let desired = spec.desired_count.unwrap_or(1);
+    let bounds = bounds(&ServiceSpec { desired_count: Some(desired), ..spec.clone() });
+    if desired > 0 && bounds.floor >= desired && bounds.ceiling <= desired {
+        faults.add(
+            path,
+            format!(
+                "minimumHealthyPercent {least} and maximumPercent {most} of {desired} tasks allow neither stopping \
+                 a task nor starting one more: no deployment could ever progress; lower minimumHealthyPercent or \
+                 raise maximumPercent"
+            ),
+        );
+    }
+}
