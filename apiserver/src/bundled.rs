@@ -1,0 +1,189 @@
+//! The bundled etcd: the official binary, built in, unpacked once, run as a child that ends with its parent.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use sha2::{Digest, Sha256};
+use tokio::sync::{oneshot, watch};
+
+use crate::storage::{Etcd, EtcdSettings};
+
+#[cfg(bundled_etcd)]
+static BINARY: &[u8] = include_bytes!(env!("STEADY_BUNDLED_ETCD"));
+#[cfg(not(bundled_etcd))]
+static BINARY: &[u8] = &[];
+
+/// How long etcd may take until it answers: a large log takes its time.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Why the bundled etcd does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum BundledError {
+    /// No etcd was built in for this platform.
+    #[error("this build of Steady has no etcd in it for this platform; start one and pass --etcd URL")]
+    NotBundled,
+    /// A file could not be written.
+    #[error("{path}: {error}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// It ended.
+    #[error("etcd ended ({status}); its log is {log}")]
+    Ended {
+        /// How.
+        status: String,
+        /// Where to look.
+        log: PathBuf,
+    },
+    /// It does not answer.
+    #[error("etcd did not answer for {PATIENCE:?}: {last}; its log is {log}")]
+    Silent {
+        /// What it said last.
+        last: String,
+        /// Where to look.
+        log: PathBuf,
+    },
+}
+
+/// An etcd that runs as this process's child.
+pub struct BundledEtcd {
+    /// Where it answers.
+    pub endpoint: String,
+    pid: Pid,
+    ended: watch::Receiver<Option<String>>,
+    log: PathBuf,
+}
+
+impl BundledEtcd {
+    /// Starts it on a data directory. `guard` is the program and its first arguments that run a command which ends
+    /// with its parent (`steady __guard`).
+    pub async fn start(directory: &Path, guard: &[String]) -> Result<(Self, Etcd), BundledError> {
+        if BINARY.is_empty() {
+            return Err(BundledError::NotBundled);
+        }
+        let program = unpack(&directory.join("bin"))?;
+        let log = directory.join("etcd.log");
+        let (client, peer) = free_ports().map_err(|error| file(directory, error))?;
+        let endpoint = format!("http://127.0.0.1:{client}");
+        let mut command = command(guard, &program, directory, client, peer);
+        let output = fs::OpenOptions::new().create(true).append(true).open(&log).map_err(|e| file(&log, e))?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
+        let (pid, ended) = spawn(command).await.map_err(|error| file(&program, error))?;
+        let etcd = BundledEtcd { endpoint, pid, ended, log };
+        let store = etcd.answers().await?;
+        Ok((etcd, store))
+    }
+
+    async fn answers(&self) -> Result<Etcd, BundledError> {
+        let settings = EtcdSettings { endpoints: vec![self.endpoint.clone()] };
+        let start = Instant::now();
+        loop {
+            let last = match Etcd::connect(&settings).await {
+                Ok(store) => return Ok(store),
+                Err(error) => error.to_string(),
+            };
+            if let Some(status) = self.ended.borrow().clone() {
+                return Err(BundledError::Ended { status, log: self.log.clone() });
+            }
+            if start.elapsed() > PATIENCE {
+                return Err(BundledError::Silent { last, log: self.log.clone() });
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until it ends.
+    pub async fn ended(&mut self) -> BundledError {
+        let status = match self.ended.wait_for(Option::is_some).await {
+            Ok(status) => status.clone().unwrap_or_default(),
+            Err(_) => "unknown".into(),
+        };
+        BundledError::Ended { status, log: self.log.clone() }
+    }
+
+    /// Stops it and waits until it has ended.
+    pub async fn stop(mut self) {
+        let _ = kill_process(self.pid, Signal::TERM);
+        if tokio::time::timeout(Duration::from_secs(10), self.ended()).await.is_err() {
+            let _ = kill_process(self.pid, Signal::KILL);
+            self.ended().await;
+        }
+    }
+}
+
+fn file(path: &Path, error: std::io::Error) -> BundledError {
+    BundledError::File { path: path.to_owned(), error }
+}
+
+/// Puts the binary into a directory, unless it is there already and is the same.
+fn unpack(directory: &Path) -> Result<PathBuf, BundledError> {
+    let sum = Sha256::digest(BINARY);
+    let name = sum.iter().take(8).fold(String::from("etcd-"), |name, byte| format!("{name}{byte:02x}"));
+    let path = directory.join(name);
+    if fs::read(&path).is_ok_and(|found| Sha256::digest(&found) == sum) {
+        return Ok(path);
+    }
+    fs::create_dir_all(directory).map_err(|e| file(directory, e))?;
+    // Beside it and then renamed: what is there under the name is always whole.
+    let part = path.with_extension(format!("{}.part", std::process::id()));
+    let written = fs::File::create(&part).and_then(|mut f| {
+        f.write_all(BINARY)?;
+        f.set_permissions(fs::Permissions::from_mode(0o700))?;
+        f.sync_all()
+    });
+    written.and_then(|()| fs::rename(&part, &path)).map_err(|e| file(&path, e))?;
+    Ok(path)
+}
+
+/// Two ports of the loopback address that are free now.
+fn free_ports() -> std::io::Result<(u16, u16)> {
+    let (first, second) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
+    Ok((first.local_addr()?.port(), second.local_addr()?.port()))
+}
+
+fn command(guard: &[String], program: &Path, directory: &Path, client: u16, peer: u16) -> Command {
+    let (client, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
+    let mut words = guard.iter();
+    let mut command = Command::new(words.next().map_or("", String::as_str));
+    command.args(words).arg(program);
+    command.arg("--name=steady").arg(format!("--data-dir={}", directory.join("etcd").display()));
+    command.arg(format!("--listen-client-urls={client}")).arg(format!("--advertise-client-urls={client}"));
+    command.arg(format!("--listen-peer-urls={peer}")).arg(format!("--initial-advertise-peer-urls={peer}"));
+    command.arg(format!("--initial-cluster=steady={peer}"));
+    command.args(["--auto-compaction-mode=periodic", "--auto-compaction-retention=10m"]);
+    command.args(["--quota-backend-bytes=8589934592", "--log-level=warn"]);
+    // In its own group, so that Ctrl-C on a terminal does not reach it before those who need it have ended.
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    command
+}
+
+/// Starts a child from a thread that lives as long as the child: the signal that ends it with its parent is
+/// tied to the thread that started it.
+async fn spawn(mut command: Command) -> std::io::Result<(Pid, watch::Receiver<Option<String>>)> {
+    let (started, start) = oneshot::channel();
+    let (tell, ended) = watch::channel(None);
+    std::thread::Builder::new().name("etcd".into()).spawn(move || match command.spawn() {
+        Ok(child) => {
+            let _ = started.send(Ok(Pid::from_child(&child)));
+            let _ = tell.send(Some(wait(child)));
+        }
+        Err(error) => {
+            let _ = started.send(Err(error));
+        }
+    })?;
+    let pid = start.await.map_err(std::io::Error::other)??;
+    Ok((pid, ended))
+}
+
+fn wait(mut child: Child) -> String {
+    child.wait().map_or_else(|e| e.to_string(), |status: ExitStatus| status.to_string())
+}

@@ -1,0 +1,198 @@
+//! Apply: what people declare becomes objects, all of a request or none of it.
+
+use steady_core::manifest::nearest;
+use steady_core::validate::{self, Fault};
+use steady_core::{DEFAULT_CLUSTER, Key, Kind, KindExt, defaults, v1};
+use v1::apply_result::Outcome;
+use v1::{ApplyResult, Object, object, service_state};
+
+use super::writes::Writes;
+use super::{Registry, RegistryError, definitions, fault, run};
+use steady_core::Revision;
+
+/// Keeps a service until its tasks are gone.
+pub(super) const TASKS_FINALIZER: &str = "steady/tasks";
+/// Most objects of one request: they are one transaction.
+const MAX_OBJECTS: usize = 50;
+
+type Faults = Vec<(usize, Fault)>;
+
+impl Registry {
+    /// Creates and changes objects as declared. A dry run says what would happen.
+    pub async fn apply(
+        &self,
+        objects: Vec<Object>,
+        dry_run: bool,
+    ) -> Result<(Vec<ApplyResult>, Revision), RegistryError> {
+        if objects.is_empty() || objects.len() > MAX_OBJECTS {
+            let count = objects.len();
+            return Err(RegistryError::Refused(format!("{count} objects in one request; expected 1 to {MAX_OBJECTS}")));
+        }
+        let mut objects = objects;
+        objects.iter_mut().for_each(defaults::fill);
+        check(&objects)?;
+        if dry_run {
+            let mut writes = self.writes();
+            let revision = writes.view().revision();
+            return Ok((decide(&mut writes, &objects)?, revision));
+        }
+        let (mut results, revision) = self.write(|writes| decide(writes, &objects)).await?;
+        for result in &mut results {
+            if result.outcome() != Outcome::Unchanged
+                && let Some(object) = &mut result.object
+            {
+                object.meta_mut().revision = revision.0;
+            }
+        }
+        Ok((results, revision))
+    }
+}
+
+/// What is wrong with the objects by themselves.
+fn check(objects: &[Object]) -> Result<(), RegistryError> {
+    let mut faults: Faults = validate::duplicates(objects);
+    for (index, object) in objects.iter().enumerate() {
+        if !matches!(object.kind(), Kind::Cluster | Kind::TaskDefinition | Kind::Service | Kind::Task) {
+            let kind = object.kind().name();
+            let message = format!("{kind} is not applied; expected Cluster, TaskDefinition, Service or Task");
+            faults.push((index, fault("kind", message)));
+            continue;
+        }
+        faults.extend(validate::object(object).into_iter().map(|f| (index, f)));
+    }
+    faults.sort_by_key(|(index, _)| *index);
+    if faults.is_empty() { Ok(()) } else { Err(RegistryError::Invalid(faults)) }
+}
+
+/// Decides on every object, those that others refer to first.
+fn decide(writes: &mut Writes, objects: &[Object]) -> Result<Vec<ApplyResult>, RegistryError> {
+    let mut faults = Faults::new();
+    let mut results: Vec<Option<ApplyResult>> = vec![None; objects.len()];
+    for kind in [Kind::Cluster, Kind::TaskDefinition, Kind::Service, Kind::Task] {
+        for (index, object) in objects.iter().enumerate().filter(|(_, o)| o.kind() == kind) {
+            let decided = match kind {
+                Kind::Cluster => Ok(upsert(writes, object.clone())),
+                Kind::TaskDefinition => definitions::register(writes, object),
+                Kind::Service => service(writes, object),
+                _ => task(writes, object),
+            };
+            match decided {
+                Ok(result) => results[index] = Some(result),
+                Err(found) => faults.extend(found.into_iter().map(|f| (index, f))),
+            }
+        }
+    }
+    if !faults.is_empty() {
+        faults.sort_by_key(|(index, _)| *index);
+        return Err(RegistryError::Invalid(faults));
+    }
+    Ok(results.into_iter().flatten().collect())
+}
+
+/// Creates the object, or gives the one that is there its spec, labels and annotations.
+pub(super) fn upsert(writes: &mut Writes, wanted: Object) -> ApplyResult {
+    let key = Key::of(&wanted);
+    let Some(old) = writes.get(&key).cloned() else {
+        let created = writes.create(wanted);
+        return result(Outcome::Created, created, None);
+    };
+    let mut new = old.clone();
+    let meta = new.meta_mut();
+    meta.labels.clone_from(&wanted.meta().labels);
+    meta.annotations.clone_from(&wanted.meta().annotations);
+    let mut respecified = false;
+    if let (Some(object::Kind::Service(new)), Some(object::Kind::Service(wanted))) = (&mut new.kind, wanted.kind) {
+        respecified = new.spec != wanted.spec;
+        new.spec = wanted.spec;
+    }
+    if new == old {
+        return result(Outcome::Unchanged, old.clone(), Some(old));
+    }
+    if respecified {
+        new.meta_mut().generation += 1;
+    }
+    writes.put(new.clone());
+    result(Outcome::Configured, new, Some(old))
+}
+
+pub(super) fn result(outcome: Outcome, object: Object, previous: Option<Object>) -> ApplyResult {
+    ApplyResult { outcome: outcome.into(), object: Some(object), previous }
+}
+
+/// The cluster has to be there.
+fn cluster_fault(writes: &Writes, cluster: &str) -> Option<Fault> {
+    let key = Key::new(Kind::Cluster, "", cluster);
+    if cluster == DEFAULT_CLUSTER || writes.get(&key).is_some_and(|c| !c.is_deleting()) {
+        return None;
+    }
+    let message = format!("there is no cluster `{cluster}`; apply `kind: Cluster` with `name: {cluster}` first");
+    Some(fault("metadata.cluster", message))
+}
+
+fn service(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Fault>> {
+    let mut faults: Vec<Fault> = cluster_fault(writes, wanted.cluster()).into_iter().collect();
+    let mut wanted = wanted.clone();
+    let current = writes.get(&Key::of(&wanted)).cloned();
+    let running = current.as_ref().and_then(|c| c.as_service()?.spec.clone()).unwrap_or_default();
+    if current.as_ref().is_some_and(Object::is_deleting) {
+        let message = format!("service `{}` is being deleted; apply it again once it is gone", wanted.name());
+        return Err(vec![fault("metadata.name", message)]);
+    }
+    if let Some(object::Kind::Service(service)) = &mut wanted.kind {
+        let spec = service.spec.get_or_insert_default();
+        // Absent means «as it is»: an autoscaler or `steady scale` may have set it.
+        spec.desired_count = spec.desired_count.or(running.desired_count).or(Some(1));
+        match definitions::resolve(writes, &spec.task_definition, &running.task_definition) {
+            Ok(name) => spec.task_definition = name,
+            Err(message) => faults.push(fault("spec.taskDefinition", message)),
+        }
+        if current.is_none() {
+            let active = service_state::Value::Active.into();
+            service.status = Some(v1::ServiceStatus { status: active, ..Default::default() });
+        }
+    }
+    // The count that was filled in can make the percentages wrong.
+    faults.extend(validate::object(&wanted));
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    if current.is_none() {
+        wanted.meta_mut().finalizers = vec![TASKS_FINALIZER.to_owned()];
+    }
+    Ok(upsert(writes, wanted))
+}
+
+fn task(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Fault>> {
+    if let Some(fault) = cluster_fault(writes, wanted.cluster()) {
+        return Err(vec![fault]);
+    }
+    let spec = wanted.as_task().and_then(|t| t.spec.clone()).unwrap_or_default();
+    if let Some(current) = writes.get(&Key::of(wanted)).cloned() {
+        let old = current.as_task().and_then(|t| t.spec.clone()).unwrap_or_default();
+        let family = |name: &str| name.split(':').next().unwrap_or_default().to_owned();
+        let same = (spec.task_definition == old.task_definition || spec.task_definition == family(&old.task_definition))
+            && spec.overrides == old.overrides
+            && (spec.started_by.is_empty() || spec.started_by == old.started_by);
+        if same {
+            return Ok(result(Outcome::Unchanged, current.clone(), Some(current)));
+        }
+        let name = wanted.name();
+        let message = format!("task `{name}` is there with another spec, and tasks never change; give it another name");
+        return Err(vec![fault("metadata.name", message)]);
+    }
+    let definition = definitions::resolve(writes, &spec.task_definition, "")
+        .map_err(|message| vec![fault("spec.taskDefinition", message)])?;
+    let mut object = run::standalone(writes, wanted.cluster(), wanted.name(), &definition, spec);
+    object.meta_mut().labels.clone_from(&wanted.meta().labels);
+    object.meta_mut().annotations.clone_from(&wanted.meta().annotations);
+    let created = writes.create(object);
+    Ok(result(Outcome::Created, created, None))
+}
+
+/// What to say of a name that is not there.
+pub(super) fn unknown(what: &str, name: &str, known: &[&str]) -> String {
+    match nearest(name, known) {
+        Some(near) => format!("there is no {what} `{name}`; did you mean `{near}`?"),
+        None => format!("there is no {what} `{name}`; apply it first, or in the same manifest"),
+    }
+}

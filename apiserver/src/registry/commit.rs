@@ -1,0 +1,247 @@
+//! Commit: an atomic list of changes, each with what it expects.
+
+use prost::Message;
+use steady_core::v1::change::Change as Wire;
+use steady_core::v1::task_last_status::Value as Status;
+use steady_core::v1::{CommitRequest, Expect, Object, ObjectRef, PutSpec, PutStatus, object};
+use steady_core::validate::{self, MAX_OBJECT_BYTES};
+use steady_core::{Key, Kind, KindExt, Revision, v1};
+use steady_proto::fields;
+
+use super::writes::Writes;
+use super::{Registry, RegistryError, fault};
+
+/// Most changes of one commit: with fence, sequencer and comparisons they fit one etcd transaction.
+pub const MAX_CHANGES: usize = 100;
+
+impl Registry {
+    /// Does all of the request's changes, or none.
+    pub async fn commit(&self, request: CommitRequest) -> Result<Revision, RegistryError> {
+        let count = request.changes.len();
+        if count > MAX_CHANGES {
+            return Err(RegistryError::Refused(format!("{count} changes in one commit; at most {MAX_CHANGES}")));
+        }
+        let newest = newest_expected(&request);
+        if newest > self.cache().revision() {
+            self.see(newest).await?;
+        }
+        let mut writes = self.writes();
+        for (index, change) in request.changes.into_iter().enumerate() {
+            let change = change.change.ok_or_else(|| invalid(index, "changes", "the change is empty"))?;
+            one(&mut writes, index, change)?;
+        }
+        if !writes.changes_something() {
+            return Ok(writes.view().revision());
+        }
+        if let Some(sequencer) = &request.sequencer {
+            writes.bump(&sequencer.name, Revision(sequencer.revision));
+        }
+        if let Some(fence) = &request.fence {
+            writes.fence(Key::new(Kind::Lease, "", &fence.lease), Revision(fence.epoch));
+        }
+        match self.execute(writes).await? {
+            Ok(revision) => Ok(revision),
+            Err((_, failed)) => Err(stale(&request.fence, &failed)),
+        }
+    }
+}
+
+fn stale(fence: &Option<v1::Fence>, failed: &[String]) -> RegistryError {
+    let names: Vec<String> =
+        failed.iter().map(|path| Key::parse_path(path).map_or_else(|_| path.clone(), |key| key.to_string())).collect();
+    if let Some(fence) = fence
+        && failed.iter().any(|path| *path == Key::new(Kind::Lease, "", &fence.lease).to_path())
+    {
+        return RegistryError::Stale(format!("lease `{}` is no longer held at epoch {}", fence.lease, fence.epoch));
+    }
+    RegistryError::Stale(format!("changed since it was looked at: {}", names.join(", ")))
+}
+
+fn newest_expected(request: &CommitRequest) -> Revision {
+    let of = |expect: &Option<Expect>| expect.map_or(0, |e| e.revision);
+    let changes = request.changes.iter().map(|change| match &change.change {
+        Some(Wire::PutSpec(put)) => of(&put.expect),
+        Some(Wire::PutStatus(put)) => of(&put.expect),
+        Some(Wire::Remove(remove)) => of(&remove.expect),
+        Some(Wire::Check(check)) => of(&check.expect),
+        Some(Wire::Create(_)) | None => 0,
+    });
+    Revision(changes.chain(request.sequencer.iter().map(|s| s.revision)).max().unwrap_or(0))
+}
+
+fn invalid(index: usize, path: &str, message: &str) -> RegistryError {
+    RegistryError::Invalid(vec![(index, fault(path, message))])
+}
+
+fn one(writes: &mut Writes, index: usize, change: Wire) -> Result<(), RegistryError> {
+    match change {
+        Wire::Create(object) => create(writes, index, object),
+        Wire::PutSpec(put) => put_spec(writes, index, put),
+        Wire::PutStatus(put) => put_status(writes, index, put),
+        Wire::Remove(remove) => {
+            let key = expected(writes, index, remove.r#ref.as_ref(), remove.expect)?;
+            writes.remove(&key);
+            Ok(())
+        }
+        Wire::Check(check) => {
+            let reference = check.r#ref.as_ref().ok_or_else(|| invalid(index, "check.ref", "is missing"))?;
+            let key = Key::of_ref(reference);
+            let revision = Revision(check.expect.map_or(0, |e| e.revision));
+            if writes.view().revision_of(&key) != revision {
+                return Err(RegistryError::Stale(format!("changed since it was looked at: {key}")));
+            }
+            writes.expect(&key, revision);
+            Ok(())
+        }
+    }
+}
+
+fn create(writes: &mut Writes, index: usize, object: Object) -> Result<(), RegistryError> {
+    let key = Key::of(&object);
+    if matches!(key.kind, Kind::Unspecified | Kind::Lease | Kind::Sequencer) || key.name.is_empty() {
+        return Err(invalid(index, "create", "cannot be created by a commit; use the call that is made for it"));
+    }
+    if writes.get(&key).is_some() {
+        return Err(RegistryError::Stale(format!("{key} is there already")));
+    }
+    let faults = validate::object(&object);
+    if !faults.is_empty() {
+        return Err(RegistryError::Invalid(faults.into_iter().map(|f| (index, f)).collect()));
+    }
+    writes.create(object);
+    Ok(())
+}
+
+/// Checks that an object is there, is the one that is meant, and has the revision that is expected.
+fn expected(
+    writes: &mut Writes,
+    index: usize,
+    reference: Option<&ObjectRef>,
+    expect: Option<Expect>,
+) -> Result<Key, RegistryError> {
+    let reference = reference.ok_or_else(|| invalid(index, "ref", "is missing"))?;
+    let key = Key::of_ref(reference);
+    let Some(current) = writes.view().get(&key) else {
+        return Err(match expect {
+            Some(_) => RegistryError::Stale(format!("{key} is gone")),
+            None => RegistryError::NotFound(key),
+        });
+    };
+    let meta = current.meta();
+    let other = !reference.uid.is_empty() && reference.uid != meta.uid;
+    if other || expect.is_some_and(|e| e.revision != meta.revision) {
+        return Err(RegistryError::Stale(format!("changed since it was looked at: {key}")));
+    }
+    writes.compare(&key);
+    Ok(key)
+}
+
+fn put_spec(writes: &mut Writes, index: usize, put: PutSpec) -> Result<(), RegistryError> {
+    let new = put.object.ok_or_else(|| invalid(index, "putSpec.object", "is missing"))?;
+    let key = expected(writes, index, Some(&new.reference()), put.expect)?;
+    let Some(mut object) = writes.get(&key).cloned() else { return Err(RegistryError::NotFound(key)) };
+    let before = object.clone();
+    set_spec(&mut object, &new, &put.fields).map_err(|message| invalid(index, "putSpec.fields", &message))?;
+    if object == before {
+        return Ok(());
+    }
+    if let (Some(object::Kind::Task(old)), Some(object::Kind::Task(new))) = (&before.kind, &object.kind) {
+        let placed = old.spec.as_ref().map_or("", |s| &s.container_instance);
+        if !placed.is_empty() || !only_placement(old, new) {
+            return Err(RegistryError::Refused(format!("{key}: a task's spec is written once, its placement once more")));
+        }
+    }
+    object.meta_mut().generation += 1;
+    let faults = validate::object(&object);
+    if !faults.is_empty() {
+        return Err(RegistryError::Invalid(faults.into_iter().map(|f| (index, f)).collect()));
+    }
+    writes.put(object);
+    Ok(())
+}
+
+fn only_placement(old: &v1::Task, new: &v1::Task) -> bool {
+    let mut moved = old.clone();
+    let instance = new.spec.as_ref().map_or("", |s| &s.container_instance);
+    instance.clone_into(&mut moved.spec.get_or_insert_default().container_instance);
+    moved == *new
+}
+
+/// Writes the spec's named fields, or all of it, of one object into another of its kind.
+fn set_spec(object: &mut Object, new: &Object, names: &[String]) -> Result<(), String> {
+    let kind = object.kind();
+    let numbers: Vec<u32> = names
+        .iter()
+        .map(|name| {
+            let known = fields::spec_fields(kind).join(", ");
+            fields::spec_field(kind, name)
+                .ok_or_else(|| format!("{} has no spec field `{name}`; fields: {known}", kind.name()))
+        })
+        .collect::<Result<_, _>>()?;
+    macro_rules! set {
+        ($old:expr, $new:expr) => {{
+            let given = $new.spec.clone().unwrap_or_default();
+            let spec = $old.spec.get_or_insert_default();
+            if numbers.is_empty() {
+                *spec = given;
+            } else {
+                let spliced = fields::splice(&spec.encode_to_vec(), &given.encode_to_vec(), &numbers);
+                *spec = spliced
+                    .and_then(|bytes| Message::decode(bytes.as_slice()).ok())
+                    .ok_or("the spec does not decode")?;
+            }
+            Ok(())
+        }};
+    }
+    match (&mut object.kind, &new.kind) {
+        (Some(object::Kind::Service(old)), Some(object::Kind::Service(new))) => set!(old, new),
+        (Some(object::Kind::Deployment(old)), Some(object::Kind::Deployment(new))) => set!(old, new),
+        (Some(object::Kind::Task(old)), Some(object::Kind::Task(new))) => set!(old, new),
+        (Some(object::Kind::ContainerInstance(old)), Some(object::Kind::ContainerInstance(new))) => set!(old, new),
+        (Some(object::Kind::Reservation(old)), Some(object::Kind::Reservation(new))) => set!(old, new),
+        _ => Err(format!("the spec of {} is not written by commits", kind.name())),
+    }
+}
+
+fn put_status(writes: &mut Writes, index: usize, put: PutStatus) -> Result<(), RegistryError> {
+    let new = put.object.ok_or_else(|| invalid(index, "putStatus.object", "is missing"))?;
+    let key = expected(writes, index, Some(&new.reference()), put.expect)?;
+    let Some(mut object) = writes.get(&key).cloned() else { return Err(RegistryError::NotFound(key)) };
+    match (&mut object.kind, new.kind) {
+        (Some(object::Kind::Service(old)), Some(object::Kind::Service(new))) => old.status = new.status,
+        (Some(object::Kind::Deployment(old)), Some(object::Kind::Deployment(new))) => old.status = new.status,
+        (Some(object::Kind::ContainerInstance(old)), Some(object::Kind::ContainerInstance(new))) => {
+            old.status = new.status;
+        }
+        (Some(object::Kind::Task(old)), Some(object::Kind::Task(new))) => {
+            only_up(&key, old.status.as_ref(), new.status.as_ref())?;
+            old.status = new.status;
+        }
+        _ => {
+            let message = format!("the status of {} is not written by commits", key.kind.name());
+            return Err(invalid(index, "putStatus.object", &message));
+        }
+    }
+    if object.encoded_len() > MAX_OBJECT_BYTES {
+        return Err(invalid(index, "status", "the object is larger than what is stored"));
+    }
+    writes.put(object);
+    Ok(())
+}
+
+/// A task's status only moves up, and a stop is never taken back.
+pub(super) fn only_up(
+    key: &Key,
+    old: Option<&v1::TaskStatus>,
+    new: Option<&v1::TaskStatus>,
+) -> Result<(), RegistryError> {
+    let of = |status: Option<&v1::TaskStatus>| {
+        status.map_or((Status::Unspecified, 0), |s| (s.last_status(), s.desired_status))
+    };
+    let ((was, wanted), (is, wants)) = (of(old), of(new));
+    if is < was || wants < wanted {
+        let (is, was) = (is.as_str_name(), was.as_str_name());
+        return Err(RegistryError::Refused(format!("{key}: a task never goes back from {was} to {is}")));
+    }
+    Ok(())
+}

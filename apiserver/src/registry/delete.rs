@@ -1,0 +1,108 @@
+//! Delete: at once for what nothing depends on, otherwise when its controllers are done with it.
+
+use steady_core::v1::task_definition_state::Value as State;
+use steady_core::v1::{Object, ObjectRef, object, service_state};
+use steady_core::{DEFAULT_CLUSTER, Key, Kind, KindExt, Revision, task};
+
+use super::writes::Writes;
+use super::{Registry, RegistryError};
+
+impl Registry {
+    /// Deletes an object. Returns it as it is now: `None` when it is gone.
+    pub async fn delete(&self, reference: &ObjectRef) -> Result<(Option<Object>, Revision), RegistryError> {
+        let key = Key::of_ref(reference);
+        self.write(|writes| {
+            let Some(object) = writes.get(&key).cloned() else { return Err(RegistryError::NotFound(key.clone())) };
+            if !reference.uid.is_empty() && reference.uid != object.meta().uid {
+                return Err(RegistryError::NotFound(key.clone()));
+            }
+            delete(writes, &key, object)
+        })
+        .await
+    }
+}
+
+fn delete(writes: &mut Writes, key: &Key, mut object: Object) -> Result<Option<Object>, RegistryError> {
+    match key.kind {
+        Kind::Cluster => cluster(writes, key)?,
+        Kind::Service => {
+            if object.is_deleting() {
+                return Ok(Some(object));
+            }
+            object.meta_mut().deleting = Some(writes.now().into());
+            if let Some(object::Kind::Service(service)) = &mut object.kind {
+                service.status.get_or_insert_default().set_status(service_state::Value::Draining);
+            }
+            writes.put(object.clone());
+            return Ok(Some(object));
+        }
+        Kind::Task if task::of(&object).is_some_and(|t| t.is_live()) => {
+            return Err(RegistryError::Refused(format!("{key} is not STOPPED; run `steady stop {key}` first")));
+        }
+        Kind::TaskDefinition if is_used(writes, &key.name) => {
+            if object.is_deleting() {
+                return Ok(Some(object));
+            }
+            let now = writes.now();
+            object.meta_mut().deleting = Some(now.into());
+            if let Some(object::Kind::TaskDefinition(definition)) = &mut object.kind {
+                let status = definition.status.get_or_insert_default();
+                status.set_status(State::DeleteInProgress);
+                status.deregistered_at = Some(now.into());
+            }
+            writes.put(object.clone());
+            return Ok(Some(object));
+        }
+        Kind::ContainerInstance => instance(writes, key)?,
+        Kind::Deployment | Kind::Reservation | Kind::Lease | Kind::Sequencer | Kind::Unspecified => {
+            let kind = key.kind.name();
+            return Err(RegistryError::Refused(format!("{kind} objects are Steady's own and go with what they belong to")));
+        }
+        Kind::Task | Kind::TaskDefinition | Kind::Event => {}
+    }
+    writes.remove(key);
+    Ok(None)
+}
+
+/// Whether a service or a task that is not STOPPED uses a definition.
+fn is_used(writes: &Writes, name: &str) -> bool {
+    let view = writes.view();
+    let by_service = view
+        .of_kind(Kind::Service)
+        .any(|s| s.as_service().and_then(|s| s.spec.as_ref()).is_some_and(|s| s.task_definition == name));
+    by_service
+        || view
+            .of_kind(Kind::Task)
+            .filter_map(|t| task::of(t))
+            .any(|t| t.is_live() && t.spec.task_definition == name)
+}
+
+fn cluster(writes: &Writes, key: &Key) -> Result<(), RegistryError> {
+    let view = writes.view();
+    if key.name == DEFAULT_CLUSTER {
+        return Err(RegistryError::Refused("the cluster `default` stays; delete what is in it".into()));
+    }
+    let of = |kind| view.in_cluster(kind, &key.name).next().is_some();
+    let what = if of(Kind::ContainerInstance) {
+        "Container Instances are active or draining"
+    } else if of(Kind::Service) {
+        "Services are active"
+    } else if view.in_cluster(Kind::Task, &key.name).any(|t| task::of(t).is_some_and(|t| t.is_live())) {
+        "Tasks are active"
+    } else {
+        return Ok(());
+    };
+    Err(RegistryError::Refused(format!("The Cluster cannot be deleted while {what}.")))
+}
+
+fn instance(writes: &Writes, key: &Key) -> Result<(), RegistryError> {
+    let view = writes.view();
+    if view.on_instance(&key.cluster, &key.name).next().is_some() {
+        return Err(RegistryError::Refused(format!("Found running tasks on the instance. Stop them first: {key}")));
+    }
+    let lease = Key::new(Kind::Lease, "", &steady_core::instance_lease(&key.cluster, &key.name));
+    if view.get(&lease).is_some() {
+        return Err(RegistryError::Refused(format!("the agent of {key} is connected; end it first")));
+    }
+    Ok(())
+}

@@ -1,0 +1,174 @@
+//! The rules of writing: who may write what, under which conditions, kind by kind.
+//!
+//! Every write of the API goes through here and becomes one store transaction that compares what it was
+//! decided on. The registry knows the store and the cache, and nothing of gRPC.
+
+mod apply;
+mod commit;
+mod definitions;
+mod delete;
+mod instances;
+mod leases;
+mod run;
+mod writes;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use steady_core::validate::Fault;
+use steady_core::{Clock, Key, Kind, Revision, View, v1};
+
+use crate::cache::Cache;
+use crate::storage::{Outcome, Storage, StorageError};
+use writes::Writes;
+
+pub use instances::Registration;
+
+/// How long a request waits for the cache to see what it must see.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often a write that met another one is decided anew.
+const ATTEMPTS: usize = 20;
+
+/// Why a request was not done. Nothing of it was, except after [`RegistryError::Unavailable`]: then it may have been.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RegistryError {
+    /// Objects of the request are wrong: the index of each, and what.
+    #[error("{} faults", .0.len())]
+    Invalid(Vec<(usize, Fault)>),
+    /// There is no such object.
+    #[error("there is no {0}")]
+    NotFound(Key),
+    /// Something else holds the name.
+    #[error("{0}")]
+    Exists(String),
+    /// The request was decided on something that is no longer so: look again.
+    #[error("{0}")]
+    Stale(String),
+    /// It cannot be done as things are; the text says what to do first.
+    #[error("{0}")]
+    Refused(String),
+    /// The store did not answer.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The store has no room.
+    #[error("the store is full; free space or raise its quota: {0}")]
+    Full(String),
+}
+
+impl From<StorageError> for RegistryError {
+    fn from(error: StorageError) -> Self {
+        match error {
+            StorageError::NoSpace(message) => RegistryError::Full(message),
+            StorageError::Refused(message) => RegistryError::Refused(message),
+            other => RegistryError::Unavailable(other.to_string()),
+        }
+    }
+}
+
+/// Where uids come from: chance, or a simulator's seed.
+pub type NewUid = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// The rules, and what they need.
+#[derive(Clone)]
+pub struct Registry {
+    store: Arc<dyn Storage>,
+    cache: Cache,
+    clock: Arc<dyn Clock>,
+    new_uid: NewUid,
+}
+
+impl Registry {
+    /// A registry over a store and the cache that follows it.
+    pub fn new(store: Arc<dyn Storage>, cache: Cache, clock: Arc<dyn Clock>, new_uid: NewUid) -> Self {
+        Registry { store, cache, clock, new_uid }
+    }
+
+    /// The cache.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// A view that holds every write acknowledged before the call.
+    pub async fn fresh_view(&self) -> Result<View, RegistryError> {
+        let revision = self.store.revision().await?;
+        self.see(revision).await?;
+        Ok(self.cache.view())
+    }
+
+    /// Waits until the cache has seen a revision.
+    async fn see(&self, revision: Revision) -> Result<(), RegistryError> {
+        if self.cache.revision() >= revision || self.cache.reach(revision, Duration::from_millis(20)).await {
+            return Ok(());
+        }
+        // The revision may be a write outside of what is watched: ask how far the watch is.
+        self.store.nudge().await;
+        if self.cache.reach(revision, PATIENCE).await {
+            return Ok(());
+        }
+        let at = self.cache.revision();
+        Err(RegistryError::Unavailable(format!("the API server is behind the store ({at} of {revision}); try again")))
+    }
+
+    /// Decides on the newest view and writes, again when something else was written in between.
+    async fn write<T>(
+        &self,
+        decide: impl Fn(&mut Writes) -> Result<T, RegistryError>,
+    ) -> Result<(T, Revision), RegistryError> {
+        for _ in 0..ATTEMPTS {
+            let mut writes = self.writes();
+            let decided = decide(&mut writes)?;
+            match self.execute(writes).await? {
+                Ok(revision) => return Ok((decided, revision)),
+                Err((revision, _)) => self.see(revision).await?,
+            }
+        }
+        Err(RegistryError::Stale("the object is being written all the time; try again".into()))
+    }
+
+    fn writes(&self) -> Writes {
+        Writes::new(self.cache.view(), self.clock.now(), self.new_uid.clone())
+    }
+
+    /// Runs a transaction: the revision it happened at, or the revision of the conflict and what was in conflict.
+    async fn execute(&self, writes: Writes) -> Result<Result<Revision, (Revision, Vec<String>)>, RegistryError> {
+        for key in writes.written() {
+            if !self.cache.may_write(key) {
+                return Err(RegistryError::Unavailable(format!(
+                    "{key} was written by a newer version of Steady; this API server must be upgraded to change it"
+                )));
+            }
+        }
+        let at = writes.view().revision();
+        let txn = writes.into_txn();
+        if txn.ops.is_empty() {
+            return Ok(Ok(at));
+        }
+        let compared: Vec<String> = txn.compares.iter().map(|c| c.key().to_owned()).collect();
+        match self.store.txn(txn).await? {
+            Outcome::Committed(revision) => Ok(Ok(revision)),
+            Outcome::Conflict { revision, failed } => {
+                let failed = failed.into_iter().filter_map(|i| compared.get(i).cloned()).collect();
+                Ok(Err((revision, failed)))
+            }
+        }
+    }
+
+    /// Creates what every store has: the default cluster.
+    pub async fn bootstrap(&self) -> Result<(), RegistryError> {
+        self.write(|writes| {
+            let key = Key::new(Kind::Cluster, "", steady_core::DEFAULT_CLUSTER);
+            if writes.get(&key).is_none() {
+                let cluster = v1::Cluster { spec: Some(v1::ClusterSpec {}), status: None };
+                writes.create(v1::Object::new("", steady_core::DEFAULT_CLUSTER, cluster));
+            }
+            Ok(())
+        })
+        .await
+        .map(|_| ())
+    }
+}
+
+/// One fault of a single object.
+fn fault(path: &str, message: impl Into<String>) -> Fault {
+    Fault { path: path.to_owned(), message: message.into() }
+}

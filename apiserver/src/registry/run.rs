@@ -1,0 +1,125 @@
+//! Tasks that are no service's: starting them, and stopping any.
+
+use std::sync::Arc;
+
+use steady_core::v1::stop_code::Value as StopCode;
+use steady_core::v1::{Object, RunTaskRequest, StopTaskRequest, Task, TaskSpec, TaskStatus, desired_status, task_last_status};
+use steady_core::{DEFAULT_CLUSTER, Key, Kind, Revision, derived_id, resources, task, validate};
+
+use super::writes::Writes;
+use super::{Registry, RegistryError, definitions, fault};
+
+/// Most tasks of one RunTask (ECS).
+const MAX_COUNT: i32 = 10;
+
+impl Registry {
+    /// Creates standalone tasks. The same client token gives the same tasks.
+    pub async fn run_task(&self, request: &RunTaskRequest) -> Result<Vec<Object>, RegistryError> {
+        let count = if request.count == 0 { 1 } else { request.count };
+        let mut faults = Vec::new();
+        if !(1..=MAX_COUNT).contains(&count) {
+            faults.push((0, fault("count", format!("{count} is out of range; expected 1 to {MAX_COUNT}"))));
+        }
+        if request.client_token.len() > 64 {
+            faults.push((0, fault("clientToken", "is longer than 64 characters")));
+        }
+        if !faults.is_empty() {
+            return Err(RegistryError::Invalid(faults));
+        }
+        let cluster = if request.cluster.is_empty() { DEFAULT_CLUSTER } else { &request.cluster };
+        let token = if request.client_token.is_empty() { (self.new_uid)() } else { request.client_token.clone() };
+        let (tasks, revision) = self.write(|writes| run(writes, request, cluster, &token, count)).await?;
+        Ok(tasks
+            .into_iter()
+            .map(|mut task| {
+                if task.meta().revision == 0 {
+                    task.meta_mut().revision = revision.0;
+                }
+                task
+            })
+            .collect())
+    }
+
+    /// Asks a task to stop. One that was asked already is left as it is.
+    pub async fn stop_task(&self, request: &StopTaskRequest) -> Result<(Object, Revision), RegistryError> {
+        let cluster = if request.cluster.is_empty() { DEFAULT_CLUSTER } else { &request.cluster };
+        let key = Key::new(Kind::Task, cluster, &request.task);
+        let reason = if request.reason.is_empty() { "Task stopped by user" } else { &request.reason };
+        self.write(|writes| {
+            let Some(object) = writes.get(&key).cloned() else { return Err(RegistryError::NotFound(key.clone())) };
+            let Some(found) = task::of(&object) else { return Err(RegistryError::NotFound(key.clone())) };
+            if !found.is_wanted() {
+                return Ok(object);
+            }
+            let stopped = found.stopped(StopCode::UserInitiated, reason, writes.now());
+            writes.put(stopped.clone());
+            Ok(stopped)
+        })
+        .await
+    }
+}
+
+fn run(
+    writes: &mut Writes,
+    request: &RunTaskRequest,
+    cluster: &str,
+    token: &str,
+    count: i32,
+) -> Result<Vec<Object>, RegistryError> {
+    let definition = definitions::resolve(writes, &request.task_definition, "")
+        .map_err(|message| RegistryError::Invalid(vec![(0, fault("taskDefinition", message))]))?;
+    let mut tasks = Vec::new();
+    for number in 0..count {
+        let name = derived_id(&["run", cluster, token, &number.to_string()]);
+        if let Some(there) = writes.get(&Key::new(Kind::Task, cluster, &name)).cloned() {
+            let same = there.as_task().and_then(|t| t.spec.as_ref()).is_some_and(|s| s.overrides == request.overrides);
+            if !same {
+                let message = format!("client token `{token}` was used for another request; use a new one");
+                return Err(RegistryError::Exists(message));
+            }
+            tasks.push(there);
+            continue;
+        }
+        let spec = TaskSpec {
+            started_by: request.started_by.clone(),
+            group: request.group.clone(),
+            overrides: request.overrides.clone(),
+            placement_constraints: request.placement_constraints.clone(),
+            placement_strategy: request.placement_strategy.clone(),
+            ..TaskSpec::default()
+        };
+        let object = standalone(writes, cluster, &name, &definition, spec);
+        let faults = validate::object(&object);
+        if !faults.is_empty() {
+            return Err(RegistryError::Invalid(faults.into_iter().map(|f| (0, f)).collect()));
+        }
+        tasks.push(writes.create(object));
+    }
+    Ok(tasks)
+}
+
+/// A standalone task, about to be created. Nobody but the API says where it runs or whose it is.
+pub(super) fn standalone(writes: &Writes, cluster: &str, name: &str, definition: &str, spec: TaskSpec) -> Object {
+    let key = Key::new(Kind::TaskDefinition, "", definition);
+    let found = writes.get(&key).cloned().map(Arc::new);
+    let found = found.as_ref().and_then(|d| d.as_task_definition()?.spec.as_ref());
+    let family = definition.split(':').next().unwrap_or_default();
+    let group = if spec.group.is_empty() { format!("family:{family}") } else { spec.group };
+    let spec = TaskSpec {
+        task_definition: definition.to_owned(),
+        group,
+        demand: found.map(resources::demand),
+        service: String::new(),
+        deployment: String::new(),
+        container_instance: String::new(),
+        slot: 0,
+        attempt: 0,
+        ..spec
+    };
+    let status = TaskStatus {
+        last_status: task_last_status::Value::Provisioning.into(),
+        desired_status: desired_status::Value::Running.into(),
+        ..TaskStatus::default()
+    };
+    Object::new(cluster, name, Task { spec: Some(spec), status: Some(status) })
+}

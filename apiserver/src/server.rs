@@ -1,0 +1,165 @@
+//! The server: a listener, the store, and everything in between.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use steady_core::v1::agent_server::AgentServer;
+use steady_core::v1::leases_server::LeasesServer;
+use steady_core::v1::objects_server::ObjectsServer;
+use steady_core::v1::tasks_server::TasksServer;
+use steady_core::{Clock, Revision, SystemClock, v1};
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tonic::transport::server::TcpIncoming;
+
+use crate::cache::{self, Cache, FeedError};
+use crate::registry::{NewUid, Registry, RegistryError};
+use crate::service::{AgentService, LeasesService, LogRouter, ObjectsService, TasksService};
+use crate::storage::Storage;
+
+/// Largest message that is read, bytes: a commit of a hundred large objects.
+const MAX_REQUEST: usize = 32 * 1024 * 1024;
+/// Largest message that is sent, bytes.
+const MAX_RESPONSE: usize = 256 * 1024 * 1024;
+/// Streams that one connection may have open.
+const MAX_STREAMS: u32 = 4096;
+
+/// Why a server ended or did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {0}: {1}; choose another with --listen")]
+    Listen(SocketAddr, std::io::Error),
+    /// The store did not answer at the start.
+    #[error("{0}")]
+    Store(#[from] RegistryError),
+    /// The store is not what it was.
+    #[error("{0}")]
+    Feed(#[from] FeedError),
+    /// The listener broke.
+    #[error("the gRPC server ended: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// A server that runs.
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its rules and its store, for those in the same process.
+    pub registry: Registry,
+    stop: oneshot::Sender<()>,
+    ending: watch::Sender<bool>,
+    serving: JoinHandle<Result<(), ServerError>>,
+}
+
+impl Server {
+    /// Starts serving the store at an address; returns once requests are answered.
+    pub async fn start(listen: SocketAddr, store: Arc<dyn Storage>) -> Result<Self, ServerError> {
+        let new_uid: NewUid = Arc::new(|| uuid::Uuid::new_v4().simple().to_string());
+        Self::start_with(listen, store, Arc::new(SystemClock), new_uid).await
+    }
+
+    /// The same with a clock and a source of uids of one's own.
+    pub async fn start_with(
+        listen: SocketAddr,
+        store: Arc<dyn Storage>,
+        clock: Arc<dyn Clock>,
+        new_uid: NewUid,
+    ) -> Result<Self, ServerError> {
+        let failed = |e| ServerError::Listen(listen, e);
+        let listener = TcpListener::bind(listen).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let cache = Cache::default();
+        let registry = Registry::new(Arc::clone(&store), cache.clone(), clock, new_uid);
+        let feed = tokio::spawn(cache::run(cache.clone(), store));
+        if !cache.reach(Revision(1), Duration::from_secs(30)).await {
+            feed.abort();
+            return Err(RegistryError::Unavailable("the store did not answer for 30 s; is etcd well?".into()).into());
+        }
+        registry.bootstrap().await?;
+        let (stop, stopped) = oneshot::channel();
+        let ending = watch::Sender::new(false);
+        let serving = tokio::spawn(serve(listener, registry.clone(), feed, stopped, ending.subscribe()));
+        Ok(Server { address, registry, stop, ending, serving })
+    }
+
+    /// Waits until it ends by itself, which is always an error.
+    pub async fn ended(&mut self) -> ServerError {
+        match (&mut self.serving).await {
+            Ok(Err(error)) => error,
+            Ok(Ok(())) => RegistryError::Unavailable("the server was stopped".into()).into(),
+            Err(panic) => RegistryError::Unavailable(format!("the server failed: {panic}")).into(),
+        }
+    }
+
+    /// Stops it: requests under way are finished, streams are cut off after a second.
+    pub async fn stop(self) {
+        let _ = self.stop.send(());
+        self.ending.send_replace(true);
+        let abort = self.serving.abort_handle();
+        if tokio::time::timeout(Duration::from_secs(1), self.serving).await.is_err() {
+            abort.abort();
+        }
+    }
+}
+
+async fn serve(
+    listener: TcpListener,
+    registry: Registry,
+    mut feed: JoinHandle<FeedError>,
+    stopped: oneshot::Receiver<()>,
+    mut ending: watch::Receiver<bool>,
+) -> Result<(), ServerError> {
+    let logs = LogRouter::default();
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1();
+    let objects = ObjectsServer::new(ObjectsService { registry: registry.clone() })
+        .max_decoding_message_size(MAX_REQUEST)
+        .max_encoding_message_size(MAX_RESPONSE);
+    let tasks = TasksServer::new(TasksService { registry: registry.clone(), logs: logs.clone() });
+    let agent = AgentServer::new(AgentService { registry: registry.clone(), logs })
+        .max_decoding_message_size(MAX_REQUEST)
+        .max_encoding_message_size(MAX_RESPONSE);
+    let leases = LeasesServer::new(LeasesService { registry });
+    let mut router = tonic::transport::Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .add_service(health_service)
+        .add_service(objects)
+        .add_service(tasks)
+        .add_service(agent)
+        .add_service(leases);
+    match reflection {
+        Ok(service) => router = router.add_service(service),
+        Err(error) => tracing::error!(%error, "reflection is off"),
+    }
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let serving = router.serve_with_incoming_shutdown(incoming, async {
+        let _ = stopped.await;
+    });
+    tokio::select! {
+        served = serving => {
+            feed.abort();
+            served.map_err(ServerError::from)
+        }
+        broken = &mut feed => match broken {
+            Ok(error) => Err(error.into()),
+            Err(panic) => Err(RegistryError::Unavailable(format!("the cache failed: {panic}")).into()),
+        },
+        () = async {
+            let _ = ending.wait_for(|ending| *ending).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        } => {
+            feed.abort();
+            Ok(())
+        }
+    }
+}
+

@@ -1,0 +1,52 @@
+//! `steady.v1.Leases`.
+
+use std::pin::Pin;
+
+use futures::StreamExt;
+use steady_core::v1::leases_server::Leases;
+use steady_core::v1::{
+    AcquireRequest, AcquireResponse, KeepAliveRequest, KeepAliveResponse, ReleaseRequest, ReleaseResponse,
+};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::status;
+use crate::registry::Registry;
+
+/// Serves leadership.
+pub(crate) struct LeasesService {
+    pub(crate) registry: Registry,
+}
+
+#[tonic::async_trait]
+impl Leases for LeasesService {
+    async fn acquire(&self, request: Request<AcquireRequest>) -> Result<Response<AcquireResponse>, Status> {
+        let request = request.into_inner();
+        let taken = self.registry.acquire(&request.name, &request.holder, request.ttl_seconds).await;
+        let (epoch, revision) = taken.map_err(status::of)?;
+        Ok(Response::new(AcquireResponse { epoch: epoch.0, revision: revision.0 }))
+    }
+
+    type KeepAliveStream = Pin<Box<dyn futures::Stream<Item = Result<KeepAliveResponse, Status>> + Send>>;
+
+    async fn keep_alive(
+        &self,
+        request: Request<Streaming<KeepAliveRequest>>,
+    ) -> Result<Response<Self::KeepAliveStream>, Status> {
+        let registry = self.registry.clone();
+        let answers = request.into_inner().then(move |request| {
+            let registry = registry.clone();
+            async move {
+                let request = request?;
+                let ttl_seconds = registry.keep_alive(&request.name, &request.holder).await.map_err(status::of)?;
+                Ok(KeepAliveResponse { ttl_seconds })
+            }
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseResponse>, Status> {
+        let request = request.into_inner();
+        self.registry.release(&request.name, &request.holder).await.map_err(status::of)?;
+        Ok(Response::new(ReleaseResponse {}))
+    }
+}

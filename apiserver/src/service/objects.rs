@@ -1,0 +1,81 @@
+//! `steady.v1.Objects`.
+
+use std::pin::Pin;
+
+use steady_core::v1::objects_server::Objects;
+use steady_core::v1::{
+    ApplyRequest, ApplyResponse, CommitRequest, CommitResponse, DeleteRequest, DeleteResponse, GetRequest, GetResponse,
+    ListRequest, ListResponse, Object, WatchRequest, WatchResponse,
+};
+use steady_core::{Key, Kind};
+use tonic::{Request, Response, Status};
+
+use super::{selects, status, watch};
+use crate::registry::Registry;
+
+/// Most objects of one page.
+const MAX_PAGE: usize = 1000;
+
+/// Serves the objects.
+pub(crate) struct ObjectsService {
+    pub(crate) registry: Registry,
+}
+
+#[tonic::async_trait]
+impl Objects for ObjectsService {
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
+        let reference = request.into_inner().r#ref.ok_or_else(|| Status::invalid_argument("ref is missing"))?;
+        let view = self.registry.fresh_view().await.map_err(status::of)?;
+        let key = Key::of_ref(&reference);
+        let object = view.get(&key).filter(|o| reference.uid.is_empty() || o.meta().uid == reference.uid);
+        let object = object.ok_or_else(|| Status::not_found(format!("there is no {key}")))?;
+        Ok(Response::new(GetResponse { object: Some(Object::clone(object)), revision: view.revision().0 }))
+    }
+
+    async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
+        let request = request.into_inner();
+        let kind = request.kind();
+        if kind == Kind::Unspecified {
+            return Err(Status::invalid_argument("kind is missing or unknown"));
+        }
+        let limit = if request.limit <= 0 { MAX_PAGE } else { (request.limit as usize).min(MAX_PAGE) };
+        let selector = request.selector.unwrap_or_default();
+        let view = self.registry.fresh_view().await.map_err(status::of)?;
+        let found = view.of_kind(kind).filter(|object| selects(&selector, object));
+        let mut items: Vec<Object> = found
+            .skip_while(|object| !request.after.is_empty() && Key::of(object).to_path() <= request.after)
+            .take(limit + 1)
+            .map(|object| Object::clone(object))
+            .collect();
+        let more = items.len() > limit;
+        items.truncate(limit);
+        let next = if more { items.last().map(|o| Key::of(o).to_path()).unwrap_or_default() } else { String::new() };
+        Ok(Response::new(ListResponse { items, next, revision: view.revision().0 }))
+    }
+
+    type WatchStream = Pin<Box<dyn futures::Stream<Item = Result<WatchResponse, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let request = request.into_inner();
+        // A snapshot is never older than what the caller may have seen elsewhere.
+        self.registry.fresh_view().await.map_err(status::of)?;
+        Ok(Response::new(Box::pin(watch::stream(self.registry.cache().clone(), request))))
+    }
+
+    async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
+        let request = request.into_inner();
+        let (results, revision) = self.registry.apply(request.objects, request.dry_run).await.map_err(status::of)?;
+        Ok(Response::new(ApplyResponse { results, revision: revision.0 }))
+    }
+
+    async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
+        let reference = request.into_inner().r#ref.ok_or_else(|| Status::invalid_argument("ref is missing"))?;
+        let (object, revision) = self.registry.delete(&reference).await.map_err(status::of)?;
+        Ok(Response::new(DeleteResponse { object, revision: revision.0 }))
+    }
+
+    async fn commit(&self, request: Request<CommitRequest>) -> Result<Response<CommitResponse>, Status> {
+        let revision = self.registry.commit(request.into_inner()).await.map_err(status::of)?;
+        Ok(Response::new(CommitResponse { revision: revision.0 }))
+    }
+}

@@ -1,0 +1,185 @@
+//! The API as the verbs use it: one connection to the first server that answers, errors as [`Failure`]s.
+
+use std::future::Future;
+use std::time::Duration;
+
+use steady_core::{Key, Kind};
+use steady_proto::v1::objects_client::ObjectsClient;
+use steady_proto::v1::tasks_client::TasksClient;
+use steady_proto::v1::{
+    ApplyRequest, ApplyResponse, Change, CommitRequest, DeleteRequest, GetRequest, ListRequest, LogsRequest,
+    LogsResponse, Object, RunTaskRequest, Selector, StopTaskRequest, WatchRequest, WatchResponse,
+};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Response, Status, Streaming};
+
+use crate::failure::{Failure, unreachable};
+
+/// Longest that a connection may take to come up.
+const CONNECT: Duration = Duration::from_secs(3);
+/// Largest answer that is read: a page of a thousand large objects.
+const MAX_MESSAGE: usize = 256 * 1024 * 1024;
+
+/// A connection to one of several servers.
+#[derive(Debug, Clone)]
+pub struct Client {
+    channel: Channel,
+    address: String,
+    addresses: Vec<String>,
+    timeout: Duration,
+}
+
+impl Client {
+    /// Connects to the first of `addresses` that answers. `timeout` bounds each request.
+    pub async fn connect(addresses: &[String], timeout: Duration) -> Result<Self, Failure> {
+        let mut last = None;
+        for address in addresses {
+            match open(address, timeout).await {
+                Ok(channel) => {
+                    let (address, addresses) = (address.clone(), addresses.to_vec());
+                    return Ok(Client { channel, address, addresses, timeout });
+                }
+                Err(failure) => last = Some(failure),
+            }
+        }
+        match last {
+            Some(failure) if addresses.len() == 1 => Err(failure),
+            _ => Err(Failure::failed(unreachable(&addresses.join(", "), ""))),
+        }
+    }
+
+    /// Connects anew, perhaps to another of the servers.
+    pub async fn reconnect(&mut self) -> Result<(), Failure> {
+        *self = Client::connect(&self.addresses, self.timeout).await?;
+        Ok(())
+    }
+
+    /// The server it talks to.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    fn objects(&self) -> ObjectsClient<Channel> {
+        ObjectsClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    fn tasks(&self) -> TasksClient<Channel> {
+        TasksClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// A request that must be answered in time.
+    async fn ask<T>(&self, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Failure> {
+        let answer = tokio::time::timeout(self.timeout, call)
+            .await
+            .unwrap_or_else(|_| Err(Status::new(Code::DeadlineExceeded, "no answer")));
+        answer.map(Response::into_inner).map_err(|status| self.fail(&status))
+    }
+
+    fn fail(&self, status: &Status) -> Failure {
+        Failure::of_status(status, &self.address)
+    }
+
+    /// One object; a failure where there is none.
+    pub async fn get(&self, key: &Key) -> Result<Object, Failure> {
+        let request = GetRequest { r#ref: Some(key.reference()) };
+        let found = self.ask(self.objects().get(request)).await?;
+        found.object.ok_or_else(|| Failure::failed(format!("{key} came without its content")))
+    }
+
+    /// One object; `None` where there is none.
+    pub async fn find(&self, key: &Key) -> Result<Option<Object>, Failure> {
+        match self.get(key).await {
+            Ok(object) => Ok(Some(object)),
+            Err(failure) if failure.is(Code::NotFound) => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Every object of a kind that a selector takes, page by page. The selector's cluster is left out
+    /// for kinds that belong to none.
+    pub async fn list(&self, kind: Kind, selector: Selector) -> Result<Vec<Object>, Failure> {
+        let selector = scoped(&[kind], selector);
+        let mut items = Vec::new();
+        let mut after = String::new();
+        loop {
+            let request =
+                ListRequest { kind: kind.into(), selector: Some(selector.clone()), limit: 0, after: after.clone() };
+            let page = self.ask(self.objects().list(request)).await?;
+            items.extend(page.items);
+            if page.next.is_empty() || page.next == after {
+                return Ok(items);
+            }
+            after = page.next;
+        }
+    }
+
+    /// Applies objects, all or none.
+    pub async fn apply(&self, objects: Vec<Object>, dry_run: bool) -> Result<ApplyResponse, Failure> {
+        self.ask(self.objects().apply(ApplyRequest { objects, dry_run })).await
+    }
+
+    /// Deletes an object. What is left of it, until its finalizers are gone.
+    pub async fn delete(&self, key: &Key) -> Result<Option<Object>, Failure> {
+        let request = DeleteRequest { r#ref: Some(key.reference()) };
+        Ok(self.ask(self.objects().delete(request)).await?.object)
+    }
+
+    /// Makes changes, all or none.
+    pub async fn commit(&self, changes: Vec<Change>) -> Result<(), Failure> {
+        let request = CommitRequest { changes, fence: None, sequencer: None };
+        self.ask(self.objects().commit(request)).await.map(|_| ())
+    }
+
+    /// Starts standalone tasks.
+    pub async fn run_task(&self, request: RunTaskRequest) -> Result<Vec<Object>, Failure> {
+        Ok(self.ask(self.tasks().run_task(request)).await?.tasks)
+    }
+
+    /// Asks a task to stop.
+    pub async fn stop_task(&self, request: StopTaskRequest) -> Result<(), Failure> {
+        self.ask(self.tasks().stop_task(request)).await.map(|_| ())
+    }
+
+    /// Opens the stream of a task's output.
+    pub async fn logs(&self, request: LogsRequest) -> Result<Streaming<LogsResponse>, Failure> {
+        self.ask(self.tasks().logs(request)).await
+    }
+
+    /// The next piece of a task's output; `None` at its end.
+    pub async fn next_chunk(&self, stream: &mut Streaming<LogsResponse>) -> Result<Option<LogsResponse>, Failure> {
+        stream.message().await.map_err(|status| self.fail(&status))
+    }
+
+    /// Opens a watch; [`crate::watch::Watch`] is what verbs use.
+    pub(crate) async fn open_watch(&self, request: WatchRequest) -> Result<Streaming<WatchResponse>, Failure> {
+        self.ask(self.objects().watch(request)).await
+    }
+
+    /// What the end of a stream means.
+    pub(crate) fn stream_failure(&self, status: &Status) -> Failure {
+        self.fail(status)
+    }
+}
+
+/// The selector without its cluster when a kind is asked for that belongs to none.
+pub(crate) fn scoped(kinds: &[Kind], mut selector: Selector) -> Selector {
+    use steady_core::KindExt;
+    if kinds.iter().any(|kind| !kind.in_cluster()) {
+        selector.cluster.clear();
+    }
+    selector
+}
+
+async fn open(address: &str, timeout: Duration) -> Result<Channel, Failure> {
+    let endpoint = Endpoint::from_shared(address.to_owned())
+        .map_err(|_| Failure::usage(format!("`{address}` is no address; write HOST:PORT or http://HOST:PORT")))?
+        .connect_timeout(CONNECT.min(timeout))
+        // A server that died without a word must not hold a watch for ever.
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .keep_alive_while_idle(true);
+    if address.starts_with("https://") {
+        return Err(Failure::usage(format!("{address}: this `steady` speaks no TLS yet; write http://HOST:PORT")));
+    }
+    endpoint.connect().await.map_err(|_| Failure::failed(unreachable(address, "")))
+}
