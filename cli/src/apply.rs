@@ -15,9 +15,10 @@ use crate::failure::{FAILED, Failure};
 use crate::manifests::Documents;
 use crate::out::{Out, Style};
 
-/// Arguments of `steady apply` and `steady diff`.
+/// Arguments of `steady apply`.
 #[derive(Debug, Args)]
-#[command(after_long_help = "All documents are applied together, or none of them. Every fault of every document is told at
+#[command(
+    after_long_help = "All documents are applied together, or none of them. Every fault of every document is told at
 once, with its file and line.
 
 Examples:
@@ -25,7 +26,8 @@ Examples:
   steady apply -f manifests/            *.yaml, *.yml and *.json of a directory
   steady apply hello.yaml --dry-run     say what would change, and change nothing
   steady diff -f hello.yaml             the same; exit 1 when something would change
-  generate | steady apply -f -          standard input")]
+  generate | steady apply -f -          standard input"
+)]
 pub struct Apply {
     /// Manifests: files, directories, or - for standard input.
     #[arg(short = 'f', long = "filename", value_name = "PATH")]
@@ -38,16 +40,30 @@ pub struct Apply {
     pub dry_run: bool,
 }
 
-impl Apply {
-    fn all_paths(self) -> Vec<PathBuf> {
-        self.filenames.into_iter().chain(self.paths).collect()
-    }
+/// Arguments of `steady diff`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "Exits with 1 when something would change, with 0 when nothing would.
+
+Examples:
+  steady diff -f hello.yaml
+  steady diff manifests/ && echo nothing to do")]
+pub struct Diff {
+    /// Manifests: files, directories, or - for standard input.
+    #[arg(short = 'f', long = "filename", value_name = "PATH")]
+    pub filenames: Vec<PathBuf>,
+    /// The same.
+    #[arg(value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+}
+
+fn both(filenames: Vec<PathBuf>, paths: Vec<PathBuf>) -> Vec<PathBuf> {
+    filenames.into_iter().chain(paths).collect()
 }
 
 /// `steady apply`.
 pub async fn run(args: Apply, global: &Global, out: &mut Out) -> Result<(), Failure> {
     let dry_run = args.dry_run;
-    let documents = Documents::read(&args.all_paths(), &global.cluster)?;
+    let documents = Documents::read(&both(args.filenames, args.paths), &global.cluster)?;
     documents.check()?;
     let client = global.connect().await?;
     for result in send(&client, &documents, dry_run).await? {
@@ -57,8 +73,8 @@ pub async fn run(args: Apply, global: &Global, out: &mut Out) -> Result<(), Fail
 }
 
 /// `steady diff`: fails quietly when something would change.
-pub async fn diff(args: Apply, global: &Global, out: &mut Out) -> Result<(), Failure> {
-    let documents = Documents::read(&args.all_paths(), &global.cluster)?;
+pub async fn diff(args: Diff, global: &Global, out: &mut Out) -> Result<(), Failure> {
+    let documents = Documents::read(&both(args.filenames, args.paths), &global.cluster)?;
     documents.check()?;
     let client = global.connect().await?;
     let mut differs = false;
@@ -144,8 +160,13 @@ fn painted(line: &str) -> String {
 /// What a person wrote of an object: neither status nor what the server keeps in its metadata.
 fn desired(object: &Object) -> Object {
     let meta = object.meta().clone();
-    let meta =
-        Meta { name: meta.name, cluster: meta.cluster, labels: meta.labels, annotations: meta.annotations, ..<_>::default() };
+    let meta = Meta {
+        name: meta.name,
+        cluster: meta.cluster,
+        labels: meta.labels,
+        annotations: meta.annotations,
+        ..<_>::default()
+    };
     let mut kind = object.kind.clone();
     match &mut kind {
         Some(object::Kind::Cluster(value)) => value.status = None,

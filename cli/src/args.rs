@@ -1,4 +1,6 @@
 //! The command line: global options and one subcommand for each process and verb.
+// Doc comments of arguments are help texts: no backticks.
+#![allow(clippy::doc_markdown)]
 
 use std::time::Duration;
 
@@ -167,7 +169,9 @@ mod tests {
 
     #[test]
     fn every_verb_explains_itself_with_examples() {
-        for verb in ["up", "apply", "diff", "get", "describe", "delete", "wait", "run", "stop", "scale", "logs", "events"] {
+        for verb in
+            ["up", "apply", "diff", "get", "describe", "delete", "wait", "run", "stop", "scale", "logs", "events"]
+        {
             let command = Cli::command();
             let found = command.find_subcommand(verb).unwrap_or_else(|| panic!("no verb {verb}"));
             assert!(found.get_about().is_some(), "{verb}");

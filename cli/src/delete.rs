@@ -21,14 +21,16 @@ use crate::{progress, span, target};
 
 /// Arguments of `steady delete`.
 #[derive(Debug, Args)]
-#[command(after_long_help = "A service is drained: its tasks are stopped first. A task definition named by its family goes with
+#[command(
+    after_long_help = "A service is drained: its tasks are stopped first. A task definition named by its family goes with
 all its revisions. From manifests, services go before what they need.
 
 Examples:
   steady delete service/hello
   steady delete -f hello.yaml
   steady delete service/hello --no-wait
-  steady delete taskdefinition/hello:3        one revision")]
+  steady delete taskdefinition/hello:3        one revision"
+)]
 pub struct Delete {
     /// KIND/NAME…, or KIND NAME….
     #[arg(value_name = "KIND/NAME", required_unless_present = "filenames", conflicts_with = "filenames")]
@@ -45,7 +47,11 @@ pub struct Delete {
 pub async fn run(args: Delete, global: &Global, out: &mut Out) -> Result<(), Failure> {
     let client = global.connect_to_wait().await?;
     let from_manifests = !args.filenames.is_empty();
-    let keys = if from_manifests { declared(&client, &args.filenames, global).await? } else { named(&client, &args, global).await? };
+    let keys = if from_manifests {
+        declared(&client, &args.filenames, global).await?
+    } else {
+        named(&client, &args, global).await?
+    };
     let deadline = Instant::now() + global.timeout.unwrap_or(progress::PATIENCE);
     let mut failed = 0;
     for key in keys {
@@ -110,7 +116,9 @@ async fn one(client: &Client, key: &Key, wait: bool, deadline: Instant, out: &mu
     match tokio::time::timeout_at(deadline, gone(client, key, &left, &mut told, out)).await {
         Ok(result) => result?,
         Err(_) => {
-            return Err(Failure::timed_out(format!("{key} is still being deleted: {told}; `steady describe {key}` tells why")));
+            return Err(Failure::timed_out(format!(
+                "{key} is still being deleted: {told}; `steady describe {key}` tells why"
+            )));
         }
     }
     out.line(&format!("{key} deleted"))

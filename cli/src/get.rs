@@ -37,14 +37,16 @@ pub enum Output {
 
 /// Arguments of `steady get`.
 #[derive(Debug, Args)]
-#[command(after_long_help = "Kinds: clusters, taskdefinitions (td), services (svc), deployments, tasks, containerinstances (ci),
+#[command(
+    after_long_help = "Kinds: clusters, taskdefinitions (td), services (svc), deployments, tasks, containerinstances (ci),
 events, leases. Stopped tasks are hidden unless they are named or --all is given.
 
 Examples:
   steady get services
   steady get tasks -w                         follow: a line for every change
   steady get task/3fa8c1 -o yaml              the beginning of a task's id is enough
-  steady get svc -l app=web -A -o json        of every cluster, for a program")]
+  steady get svc -l app=web -A -o json        of every cluster, for a program"
+)]
 pub struct Get {
     /// KIND, KIND NAME… or KIND/NAME….
     #[arg(required = true, value_name = "KIND[/NAME]")]
@@ -56,7 +58,7 @@ pub struct Get {
     #[arg(short, long)]
     pub watch: bool,
     /// Only objects with these labels.
-    #[arg(short = 'l', long, value_name = "KEY=VALUE,…", value_parser = LabelParser)]
+    #[arg(short = 'l', long, value_name = "KEY=VALUE,…", value_parser = labels)]
     pub selector: Option<Labels>,
     /// Of every cluster.
     #[arg(short = 'A', long)]
@@ -70,8 +72,9 @@ pub struct Get {
 #[derive(Debug, Clone, Default)]
 pub struct Labels(pub BTreeMap<String, String>);
 
-#[allow(non_upper_case_globals)]
-const LabelParser: fn(&str) -> Result<Labels, String> = |text| target::labels(text).map(Labels);
+fn labels(text: &str) -> Result<Labels, String> {
+    target::labels(text).map(Labels)
+}
 
 /// Which objects are wanted, and how they are to be shown.
 #[derive(Debug, Clone)]
@@ -111,7 +114,6 @@ async fn queries(client: &Client, args: &Get, targets: &[Target], global: &Globa
     let mut found: Vec<Query> = Vec::new();
     for target in targets {
         let names = match &target.name {
-            Some(name) if args.all_clusters && target.kind.in_cluster() => vec![name.clone()],
             Some(name) => {
                 let keys = target::resolve(client, &cluster, target.kind, name).await?;
                 keys.into_iter().map(|key| key.name).collect()
@@ -179,7 +181,9 @@ pub(crate) async fn show(client: &Client, query: &Query, out: &mut Out) -> Resul
     let mut items: Vec<Arc<Object>> = items.into_iter().filter(|o| query.takes(o)).map(Arc::new).collect();
     if let Some(missing) = query.names.iter().find(|name| !items.iter().any(|item| item.name() == name.as_str())) {
         let (kind, plural) = (query.kind.name().to_lowercase(), query.kind.plural());
-        return Err(Failure::failed(format!("there is no {kind}/{missing}; `steady get {plural} -A` lists what there is")));
+        return Err(Failure::failed(format!(
+            "there is no {kind}/{missing}; `steady get {plural} -A` lists what there is"
+        )));
     }
     let all = items.len();
     if query.kind == Kind::Task && !query.stopped {
@@ -197,7 +201,7 @@ pub(crate) async fn show(client: &Client, query: &Query, out: &mut Out) -> Resul
             let texts: Result<Vec<_>, _> = items.iter().map(|item| printed(document::to_yaml(item))).collect();
             out.text(&texts?.join("---\n"))?;
         }
-        Output::Name => out.text(&items.iter().map(|item| format!("{}\n", Key::of(item))).collect::<String>())?,
+        Output::Name => items.iter().try_for_each(|item| out.line(&Key::of(item).to_string()))?,
     }
     if all > items.len() && out.is_terminal() {
         out::note(&format!("({} stopped tasks are hidden; --all shows them)", all - items.len()));

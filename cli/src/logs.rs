@@ -157,11 +157,7 @@ fn writes(object: &Object) -> bool {
     (Status::Activating..Status::Stopped).contains(&status)
 }
 
-async fn forward(
-    client: Client,
-    request: LogsRequest,
-    to: mpsc::Sender<(String, Result<LogsResponse, Failure>)>,
-) {
+async fn forward(client: Client, request: LogsRequest, to: mpsc::Sender<(String, Result<LogsResponse, Failure>)>) {
     let task = request.task.clone();
     let mut stream = match client.logs(request).await {
         Ok(stream) => stream,

@@ -65,6 +65,7 @@ impl Documents {
         for (index, fault) in validate::duplicates(&filled) {
             faults.extend(self.parsed.get(index).map(|parsed| place(parsed, &fault)));
         }
+        faults.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
         faults
     }
 

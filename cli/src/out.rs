@@ -125,6 +125,14 @@ impl Out {
         Ok(())
     }
 
+    /// Lets a line stand that was to be replaced: what comes next begins below it.
+    pub fn rest(&mut self) {
+        if std::mem::take(&mut self.transient) > 0 {
+            // A reader that is gone needs no line end.
+            let _ = writeln!(self.to).and_then(|()| self.to.flush());
+        }
+    }
+
     /// Takes a line away that was to be replaced.
     fn settle(&mut self) -> Result<(), Failure> {
         if self.transient > 0 {
@@ -132,6 +140,12 @@ impl Out {
             write!(self.to, "\r{blank}\r")?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Out {
+    fn drop(&mut self) {
+        self.rest();
     }
 }
 

@@ -1,6 +1,7 @@
 //! Services on their way to a steady state, told line by line.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use steady_core::{Key, Kind, condition, task};
@@ -29,8 +30,18 @@ pub async fn until_steady(
     within: Duration,
     out: &mut Out,
 ) -> Result<(), Failure> {
-    let mut waiting: Vec<Key> =
-        services.iter().map(|(cluster, name)| Key::new(Kind::Service, cluster, name)).collect();
+    let result = follow(client, services, within, out).await;
+    out.rest();
+    result
+}
+
+async fn follow(
+    client: &Client,
+    services: &[(String, String)],
+    within: Duration,
+    out: &mut Out,
+) -> Result<(), Failure> {
+    let mut waiting: Vec<Key> = services.iter().map(|(cluster, name)| Key::new(Kind::Service, cluster, name)).collect();
     if waiting.is_empty() {
         return Ok(());
     }
@@ -76,7 +87,9 @@ fn tell(world: &World, key: &Key, told: &mut BTreeMap<Key, String>, out: &mut Ou
         return Ok(true);
     }
     if let Some(reason) = rollout_failure(world, service) {
-        return Err(Failure::failed(format!("{key}: its deployment failed: {reason}; `steady describe {key}` tells more")));
+        return Err(Failure::failed(format!(
+            "{key}: its deployment failed: {reason}; `steady describe {key}` tells more"
+        )));
     }
     let line = format!("{key}  {}", counts(service, world));
     if told.get(key) != Some(&line) {
@@ -99,10 +112,11 @@ pub fn is_steady(service: &Object) -> bool {
 /// `1/2 running, 1 pending: what it waits for`.
 pub fn counts(service: &Object, world: &World) -> String {
     let status = status_of(service);
-    let desired = service.as_service().and_then(|s| s.spec.as_ref()).map_or(0, |spec| spec.desired_count());
+    let desired =
+        service.as_service().and_then(|s| s.spec.as_ref()).map_or(0, steady_core::v1::ServiceSpec::desired_count);
     let mut text = format!("{}/{desired} running", status.running_count());
     if status.pending_count() > 0 {
-        text.push_str(&format!(", {} pending", status.pending_count()));
+        let _ = write!(text, ", {} pending", status.pending_count());
     }
     if let Some((reason, _)) = reasons(service, world).into_iter().next() {
         text.push_str(": ");
@@ -143,9 +157,9 @@ fn late(world: &World, waiting: &[Key], within: Duration) -> Failure {
     let mut text = format!("not steady after {}", crate::span::short(within));
     for key in waiting {
         let state = world.view.get(key).map_or_else(|| "not seen".to_owned(), |service| counts(service, world));
-        text.push_str(&format!("\n  {key}  {state}"));
+        let _ = write!(text, "\n  {key}  {state}");
     }
-    text.push_str(&format!("\n`steady describe {}` tells why", waiting[0]));
+    let _ = write!(text, "\n`steady describe {}` tells why", waiting[0]);
     Failure::timed_out(text)
 }
 

@@ -4,9 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use steady_core::{Key, Kind, derived_id, task};
-use steady_proto::v1::{
-    ContainerOverride, KeyValuePair, Object, RunTaskRequest, TaskDefinitionSpec, TaskOverride,
-};
+use steady_proto::v1::{ContainerOverride, KeyValuePair, Object, RunTaskRequest, TaskDefinitionSpec, TaskOverride};
 
 use crate::args::Global;
 use crate::client::Client;
@@ -98,12 +96,11 @@ async fn overrides(client: &Client, args: &Run, definition: &str) -> Result<Opti
     if args.env.is_empty() && args.command.is_empty() {
         return Ok(None);
     }
-    let name = match &args.container {
-        Some(name) => name.clone(),
-        None => {
-            let spec = definition_of(client, definition).await?;
-            essential(&spec).into_iter().next().unwrap_or_default()
-        }
+    let name = if let Some(name) = &args.container {
+        name.clone()
+    } else {
+        let spec = definition_of(client, definition).await?;
+        essential(&spec).into_iter().next().unwrap_or_default()
     };
     let environment =
         args.env.iter().map(|(name, value)| KeyValuePair { name: name.clone(), value: value.clone() }).collect();
@@ -146,7 +143,9 @@ async fn conclude(client: &Client, tasks: &[Object], out: &mut Out) -> Result<()
         let reason = columns::task_reason(object);
         match code {
             Some(code) => out.line(&format!("task/{} exited with {code}", short_id(object.name())))?,
-            None => out::note(&format!("steady: task/{} stopped without an exit code: {reason}", short_id(object.name()))),
+            None => {
+                out::note(&format!("steady: task/{} stopped without an exit code: {reason}", short_id(object.name())));
+            }
         }
         worst = worst.max(code.map_or(FAILED, |code| u8::try_from(code).unwrap_or(FAILED)));
     }

@@ -54,7 +54,8 @@ async fn set(client: &Client, key: &Key, count: i32) -> Result<i32, Failure> {
     let mut tries = 0;
     loop {
         let mut object = client.get(key).await?;
-        let before = object.as_service().and_then(|s| s.spec.as_ref()).map_or(0, |spec| spec.desired_count());
+        let before =
+            object.as_service().and_then(|s| s.spec.as_ref()).map_or(0, steady_core::v1::ServiceSpec::desired_count);
         if before == count {
             return Ok(before);
         }

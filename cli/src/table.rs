@@ -93,9 +93,10 @@ impl Table {
 }
 
 /// One line of text, and never none: what is absent must not shift what a script reads.
-fn tidy(cell: Cell) -> Cell {
+fn tidy(mut cell: Cell) -> Cell {
     let text = if cell.text.is_empty() { "-".to_owned() } else { cell.text.replace(['\n', '\r', '\t'], " ") };
-    Cell { text, ..cell }
+    cell.text = text;
+    cell
 }
 
 #[cfg(test)]

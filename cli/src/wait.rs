@@ -74,12 +74,11 @@ pub async fn run(args: Wait, global: &Global, out: &mut Out) -> Result<(), Failu
         let name = target.name.unwrap_or_default();
         for key in target::resolve(&client, &global.cluster, target.kind, &name).await? {
             let mut why = String::from("the server has not said");
-            match tokio::time::timeout_at(deadline, until(&client, &key, args.goal, &mut why)).await {
-                Ok(reached) => out.line(&format!("{key} {}", reached?))?,
-                Err(_) => {
-                    let span = span::short(within);
-                    return Err(Failure::timed_out(format!("{key} is not {} after {span}: {why}", word(args.goal))));
-                }
+            if let Ok(reached) = tokio::time::timeout_at(deadline, until(&client, &key, args.goal, &mut why)).await {
+                out.line(&format!("{key} {}", reached?))?;
+            } else {
+                let span = span::short(within);
+                return Err(Failure::timed_out(format!("{key} is not {} after {span}: {why}", word(args.goal))));
             }
         }
     }
@@ -202,8 +201,7 @@ mod tests {
     use steady_proto::v1::{Task, TaskStatus};
 
     fn task_that_is(status: Status, reason: &str) -> Object {
-        let status =
-            TaskStatus { last_status: status.into(), stopped_reason: reason.into(), ..Default::default() };
+        let status = TaskStatus { last_status: status.into(), stopped_reason: reason.into(), ..Default::default() };
         Object::new("default", "a", Task { spec: None, status: Some(status) })
     }
 

@@ -167,10 +167,9 @@ mod tests {
     use steady_proto::v1::Cluster;
 
     fn response(phase: Phase, revision: i64, names: &[&str], more: bool) -> WatchResponse {
-        let events = names.iter().map(|name| WatchEvent {
-            object: Some(Object::new("", name, Cluster::default())),
-            deleted: false,
-        });
+        let events = names
+            .iter()
+            .map(|name| WatchEvent { object: Some(Object::new("", name, Cluster::default())), deleted: false });
         WatchResponse { phase: phase.into(), revision, events: events.collect(), more }
     }
 

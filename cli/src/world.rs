@@ -78,10 +78,8 @@ impl World {
     fn replace(&mut self, objects: Vec<Object>) -> Vec<Changed> {
         let there: BTreeSet<Key> = objects.iter().map(Key::of).collect();
         let gone: Vec<Key> = self.view.range(..).map(|(key, _)| key.clone()).filter(|k| !there.contains(k)).collect();
-        let mut changed: Vec<Changed> = gone
-            .iter()
-            .filter_map(|key| Some(Changed { object: self.view.remove(key)?, deleted: true }))
-            .collect();
+        let mut changed: Vec<Changed> =
+            gone.iter().filter_map(|key| Some(Changed { object: self.view.remove(key)?, deleted: true })).collect();
         for object in objects {
             let key = Key::of(&object);
             if self.view.get(&key).is_none_or(|old| old.meta() != object.meta()) {

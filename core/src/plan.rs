@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use steady_proto::v1::{self, Object, ObjectRef};
 
 use crate::{Key, Revision, Timestamp, View, condition, derived_id};
+
+/// How often the message of a quiet condition may change.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// One change of a plan, with what it expects.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,6 +57,8 @@ pub struct Waiting {
     pub reason: &'static str,
     /// A sentence for people.
     pub message: String,
+    /// No event: another object's tells it. Then a message whose numbers change is also written seldom.
+    pub quiet: bool,
 }
 
 /// Something that people should hear of.
@@ -105,7 +111,15 @@ impl Plan {
         for waiting in &self.waiting {
             let Some(mut object) = self.planned(view, &waiting.about) else { continue };
             let Some(conditions) = object.conditions_mut() else { continue };
-            if condition::set_waiting(conditions, waiting.reason, &waiting.message, now) {
+            let told = condition::waiting(conditions).filter(|c| waiting.quiet && c.reason == waiting.reason);
+            let told = told.and_then(|c| c.since.as_ref()).map(Timestamp::from);
+            if told.is_some_and(|at| now.since(at) < QUIET) {
+                continue;
+            }
+            let news = condition::set_waiting(conditions, waiting.reason, &waiting.message, now);
+            if news && waiting.quiet {
+                statuses.insert(waiting.about.clone(), object);
+            } else if news {
                 self.events.push(Event {
                     about: object.reference(),
                     reason: waiting.reason,

@@ -3,7 +3,7 @@
 use prost::Message;
 use steady_core::v1::change::Change as Wire;
 use steady_core::v1::task_last_status::Value as Status;
-use steady_core::v1::{CommitRequest, Expect, Object, ObjectRef, PutSpec, PutStatus, object};
+use steady_core::v1::{CommitRequest, CommitResponse, Expect, Object, ObjectRef, PutSpec, PutStatus, object};
 use steady_core::validate::{self, MAX_OBJECT_BYTES};
 use steady_core::{Key, Kind, KindExt, Revision, v1};
 use steady_proto::fields;
@@ -12,11 +12,12 @@ use super::writes::Writes;
 use super::{Registry, RegistryError, fault};
 
 /// Most changes of one commit: with fence, sequencer and comparisons they fit one etcd transaction.
-pub const MAX_CHANGES: usize = 100;
+pub(super) const MAX_CHANGES: usize = 100;
 
 impl Registry {
     /// Does all of the request's changes, or none.
-    pub async fn commit(&self, request: CommitRequest) -> Result<Revision, RegistryError> {
+    /// What changes nothing is not written, and then the sequencer stays as it is too.
+    pub async fn commit(&self, request: CommitRequest) -> Result<CommitResponse, RegistryError> {
         let count = request.changes.len();
         if count > MAX_CHANGES {
             return Err(RegistryError::Refused(format!("{count} changes in one commit; at most {MAX_CHANGES}")));
@@ -31,7 +32,8 @@ impl Registry {
             one(&mut writes, index, change)?;
         }
         if !writes.changes_something() {
-            return Ok(writes.view().revision());
+            let sequencer_revision = request.sequencer.map_or(0, |s| s.revision);
+            return Ok(CommitResponse { revision: writes.view().revision().0, sequencer_revision });
         }
         if let Some(sequencer) = &request.sequencer {
             writes.bump(&sequencer.name, Revision(sequencer.revision));
@@ -40,7 +42,7 @@ impl Registry {
             writes.fence(Key::new(Kind::Lease, "", &fence.lease), Revision(fence.epoch));
         }
         match self.execute(writes).await? {
-            Ok(revision) => Ok(revision),
+            Ok(revision) => Ok(CommitResponse { revision: revision.0, sequencer_revision: revision.0 }),
             Err((_, failed)) => Err(stale(&request.fence, &failed)),
         }
     }

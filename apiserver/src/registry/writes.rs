@@ -10,7 +10,7 @@ use crate::cache::encode;
 use crate::storage::{Compare, Op, Txn};
 
 /// Changes on top of a view.
-pub struct Writes {
+pub(super) struct Writes {
     view: View,
     now: Timestamp,
     new_uid: NewUid,

@@ -75,7 +75,6 @@ impl Objects for ObjectsService {
     }
 
     async fn commit(&self, request: Request<CommitRequest>) -> Result<Response<CommitResponse>, Status> {
-        let revision = self.registry.commit(request.into_inner()).await.map_err(status::of)?;
-        Ok(Response::new(CommitResponse { revision: revision.0 }))
+        Ok(Response::new(self.registry.commit(request.into_inner()).await.map_err(status::of)?))
     }
 }

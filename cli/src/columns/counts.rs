@@ -83,14 +83,15 @@ pub(super) fn cluster(object: &Object, world: &World) -> Vec<Cell> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use steady_proto::v1::{ContainerInstance, ContainerInstanceSpec, Demand, InstanceResources, Task, TaskSpec, TaskStatus};
+    use steady_proto::v1::{
+        ContainerInstance, ContainerInstanceSpec, Demand, InstanceResources, Task, TaskSpec, TaskStatus,
+    };
 
     #[test]
     fn stopped_tasks_take_nothing_from_their_instance() {
         let registered = InstanceResources { cpu: 2048, memory: 4096, reserved_ports: vec![] };
         let spec = ContainerInstanceSpec { registered_resources: Some(registered), ..Default::default() };
-        let instance =
-            Object::new("default", "node-1", ContainerInstance { spec: Some(spec), ..Default::default() });
+        let instance = Object::new("default", "node-1", ContainerInstance { spec: Some(spec), ..Default::default() });
         let mut world = World::default();
         for (name, status) in [("a", Status::Running), ("b", Status::Stopped)] {
             let spec = TaskSpec {

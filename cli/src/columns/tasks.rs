@@ -58,9 +58,11 @@ pub fn reason(object: &Object) -> String {
 pub fn addresses(object: &Object, world: &World) -> Vec<String> {
     bindings(object, world)
         .into_iter()
-        .map(|(host, port, protocol)| {
-            if protocol == Protocol::Udp { format!("{host}:{port}/udp") } else { format!("{host}:{port}") }
-        })
+        .map(
+            |(host, port, protocol)| {
+                if protocol == Protocol::Udp { format!("{host}:{port}/udp") } else { format!("{host}:{port}") }
+            },
+        )
         .collect()
 }
 
@@ -100,7 +102,9 @@ fn bindings(object: &Object, world: &World) -> Vec<(String, i32, Protocol)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use steady_proto::v1::{Container, ContainerInstance, ContainerInstanceSpec, NetworkBinding, Task, TaskSpec, TaskStatus};
+    use steady_proto::v1::{
+        Container, ContainerInstance, ContainerInstanceSpec, NetworkBinding, Task, TaskSpec, TaskStatus,
+    };
 
     #[test]
     fn a_port_that_listens_everywhere_is_shown_at_the_address_of_its_instance() {
@@ -110,12 +114,9 @@ mod tests {
             host_port: port,
             protocol: protocol.into(),
         };
-        let network_bindings =
-            vec![binding("0.0.0.0", 32768, Protocol::Tcp), binding("127.0.0.1", 53, Protocol::Udp)];
-        let status = TaskStatus {
-            containers: vec![Container { network_bindings, ..Default::default() }],
-            ..Default::default()
-        };
+        let network_bindings = vec![binding("0.0.0.0", 32768, Protocol::Tcp), binding("127.0.0.1", 53, Protocol::Udp)];
+        let status =
+            TaskStatus { containers: vec![Container { network_bindings, ..Default::default() }], ..Default::default() };
         let spec = TaskSpec { container_instance: "node-1".into(), ..Default::default() };
         let object = Object::new("default", "a", Task { spec: Some(spec), status: Some(status) });
         let spec = ContainerInstanceSpec { address: "10.0.0.5".into(), ..Default::default() };

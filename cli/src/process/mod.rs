@@ -1,4 +1,6 @@
 //! The processes of Steady as subcommands: `up`, `apiserver`, `controller`, `agent`.
+// Doc comments of arguments are help texts: no backticks. unused_async: until the processes are wired.
+#![allow(clippy::doc_markdown, clippy::unused_async)]
 
 use std::path::PathBuf;
 

@@ -1,0 +1,81 @@
+//! A service: what is wanted, how far it is, and why it is not steady.
+
+use steady_core::{Kind, service, task};
+use steady_proto::v1::Object;
+use steady_proto::v1::service_state::Value as State;
+
+use super::Page;
+use crate::progress;
+use crate::world::World;
+
+/// Most stopped tasks that are shown, the newest.
+const STOPPED: usize = 5;
+
+pub(super) fn describe(page: &mut Page, object: &Object, world: &World) {
+    let spec = object.as_service().and_then(|s| s.spec.clone()).unwrap_or_default();
+    let status = object.as_service().and_then(|s| s.status.clone()).unwrap_or_default();
+    let state = if status.status() == State::Unspecified { State::Active } else { status.status() };
+    page.state("Status", if object.is_deleting() { "DRAINING" } else { state.as_str_name() });
+    page.field("Task definition", &spec.task_definition);
+    page.field("Scheduling", spec.scheduling_strategy().as_str_name());
+    let bounds = service::bounds(&spec);
+    let settings = spec.deployment_configuration.unwrap_or_default();
+    let (least, most) = (settings.minimum_healthy_percent.unwrap_or(100), settings.maximum_percent.unwrap_or(200));
+    let (floor, ceiling) = (bounds.floor, bounds.ceiling);
+    page.field("Deploys", &format!("with {floor} to {ceiling} tasks ({least}% to {most}%)"));
+    for constraint in &spec.placement_constraints {
+        page.field("Constraint", format!("{} {}", constraint.r#type().as_str_name(), constraint.expression).trim());
+    }
+    for strategy in &spec.placement_strategy {
+        page.field("Strategy", format!("{} {}", strategy.r#type().as_str_name(), strategy.field).trim());
+    }
+    let (running, pending) = (status.running_count(), status.pending_count());
+    page.field("Tasks", &format!("{} desired, {running} running, {pending} pending", spec.desired_count()));
+    let steady = progress::is_steady(object);
+    page.field("Steady", if steady { "yes" } else { "no" });
+    if !steady {
+        why_not(page, object, world);
+    }
+    let of = |kind| world.view.of_service(kind, object.cluster(), object.name());
+    page.table("Deployments", Kind::Deployment, of(Kind::Deployment), world);
+    let live = |o: &&std::sync::Arc<Object>| task::of(o).is_some_and(|task| task.is_live());
+    page.table("Tasks", Kind::Task, of(Kind::Task).filter(live), world);
+    stopped(page, object, world);
+}
+
+fn why_not(page: &mut Page, object: &Object, world: &World) {
+    page.section("Not steady because");
+    let reasons = progress::reasons(object, world);
+    let status = object.as_service().and_then(|s| s.status.clone()).unwrap_or_default();
+    if status.observed_generation != object.meta().generation {
+        page.line("its newest change has not been looked at yet: is a controller running?");
+    } else if reasons.is_empty() {
+        let desired =
+            object.as_service().and_then(|s| s.spec.as_ref()).map_or(0, steady_core::v1::ServiceSpec::desired_count);
+        page.line(&format!("{} of {desired} tasks are running", status.running_count()));
+    }
+    for (message, count) in reasons {
+        let times = if count > 1 { format!(" ({count} times)") } else { String::new() };
+        page.line(&format!("{message}{times}"));
+    }
+}
+
+/// The last tasks that stopped, and why: the cause of most services that are not steady.
+fn stopped(page: &mut Page, object: &Object, world: &World) {
+    let tasks = world.view.of_service(Kind::Task, object.cluster(), object.name());
+    let mut stopped: Vec<_> = tasks.filter(|o| task::of(o).is_some_and(|task| !task.is_live())).collect();
+    if stopped.is_empty() {
+        return;
+    }
+    stopped.sort_by_key(|o| task::of(o).and_then(|task| task.stopped_at()));
+    page.section("Stopped tasks");
+    for object in stopped.iter().rev().take(STOPPED) {
+        let at = task::of(object).and_then(|task| task.stopped_at());
+        let age = at.map_or_else(|| "-".to_owned(), |at| crate::span::short(page.now.since(at)));
+        let (id, reason) = (crate::columns::short_id(object.name()), crate::columns::task_reason(object));
+        page.line(&format!("{age:<6}  {id}  {reason}"));
+    }
+    if stopped.len() > STOPPED {
+        page.line(&format!("({} older ones: steady get tasks --all)", stopped.len() - STOPPED));
+    }
+}

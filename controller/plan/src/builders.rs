@@ -1,0 +1,236 @@
+//! A world for tests: objects by the dozen, and plans carried out as the API would.
+
+use std::sync::Arc;
+
+use steady_core::v1::desired_status::Value as Desired;
+use steady_core::v1::{
+    ContainerDefinition, ContainerInstance, ContainerInstanceSpec, ContainerInstanceStatus, Demand, Deployment,
+    DeploymentSpec, DeploymentStatus, InstanceResources, Lease, Object, Service, ServiceSpec, ServiceStatus, Task,
+    TaskDefinition, TaskDefinitionSpec, TaskSpec, TaskStatus, object,
+};
+use steady_core::{Change, Key, Kind, Plan, Revision, Timestamp, View};
+
+/// A view, and what it takes to change it.
+pub(crate) struct World {
+    pub(crate) view: View,
+    revision: i64,
+}
+
+/// A deployment's spec and status.
+pub(crate) struct Found {
+    pub(crate) spec: DeploymentSpec,
+    pub(crate) status: DeploymentStatus,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        World { view: View::default(), revision: 0 }
+    }
+
+    pub(crate) fn key(service: &str) -> Key {
+        Key::new(Kind::Service, "default", service)
+    }
+
+    pub(crate) fn put(&mut self, mut object: Object) {
+        self.revision += 1;
+        let meta = object.meta_mut();
+        meta.revision = self.revision;
+        if meta.uid.is_empty() {
+            meta.uid = format!("uid-{}", meta.name);
+        }
+        self.view.put(Arc::new(object));
+        self.view.set_revision(Revision(self.revision));
+    }
+
+    pub(crate) fn drop(&mut self, key: &Key) {
+        self.revision += 1;
+        self.view.remove(key);
+        self.view.set_revision(Revision(self.revision));
+    }
+
+    /// A service of definition `NAME:1`, which is there too.
+    pub(crate) fn service(&mut self, name: &str, desired: i32) {
+        for revision in 1..=2 {
+            let spec = TaskDefinitionSpec {
+                family: name.into(),
+                container_definitions: vec![ContainerDefinition { cpu: 100, memory: 100, ..Default::default() }],
+                ..Default::default()
+            };
+            self.put(Object::new("", &format!("{name}:{revision}"), TaskDefinition { spec: Some(spec), status: None }));
+        }
+        let spec = ServiceSpec {
+            task_definition: format!("{name}:1"),
+            desired_count: Some(desired),
+            ..ServiceSpec::default()
+        };
+        let mut object =
+            Object::new("default", name, Service { spec: Some(spec), status: Some(ServiceStatus::default()) });
+        object.meta_mut().generation = 1;
+        self.put(object);
+    }
+
+    pub(crate) fn edit_service(&mut self, name: &str, edit: impl Fn(&mut ServiceSpec)) {
+        let mut object = Object::clone(self.view.get(&Self::key(name)).expect("a service"));
+        if let Some(object::Kind::Service(service)) = &mut object.kind {
+            edit(service.spec.as_mut().expect("a spec"));
+        }
+        object.meta_mut().generation += 1;
+        self.put(object);
+    }
+
+    pub(crate) fn service_status(&self, name: &str) -> ServiceStatus {
+        let object = self.view.get(&Self::key(name)).expect("a service");
+        object.as_service().and_then(|s| s.status.clone()).expect("a status")
+    }
+
+    pub(crate) fn deployment(&self, name: &str) -> Found {
+        let object = self.view.get(&Key::new(Kind::Deployment, "default", name)).expect("a deployment");
+        let Deployment { spec, status } = object.as_deployment().cloned().expect("a deployment");
+        Found { spec: spec.expect("a spec"), status: status.expect("a status") }
+    }
+
+    /// A task of a service.
+    pub(crate) fn task(&mut self, service: &str, deployment: &str, name: &str, edit: impl Fn(&mut TaskStatus)) {
+        let spec = TaskSpec {
+            service: service.into(),
+            deployment: deployment.into(),
+            group: format!("service:{service}"),
+            container_instance: "node".into(),
+            ..TaskSpec::default()
+        };
+        let mut object = task(name, spec, edit);
+        object.meta_mut().owner = Some(self.view.get(&Self::key(service)).expect("a service").reference());
+        self.put(object);
+    }
+
+    /// A standalone task on an instance.
+    pub(crate) fn task_on(&mut self, instance: &str, name: &str, edit: impl Fn(&mut TaskStatus)) {
+        let spec = TaskSpec { container_instance: instance.into(), ..TaskSpec::default() };
+        self.put(task(name, spec, edit));
+    }
+
+    /// A task that waits for a place.
+    pub(crate) fn waiting(&mut self, name: &str, cpu: i32, memory: i32, edit: impl Fn(&mut TaskSpec)) {
+        let demand = Demand { cpu, memory, ports: vec![] };
+        let mut spec = TaskSpec { demand: Some(demand), group: "service:web".into(), ..TaskSpec::default() };
+        edit(&mut spec);
+        self.put(task(name, spec, |_| {}));
+    }
+
+    pub(crate) fn task_status(&self, name: &str) -> TaskStatus {
+        let object = self.view.get(&Key::new(Kind::Task, "default", name)).expect("a task");
+        object.as_task().and_then(|t| t.status.clone()).expect("a status")
+    }
+
+    pub(crate) fn place(&self, name: &str) -> String {
+        let object = self.view.get(&Key::new(Kind::Task, "default", name)).expect("a task");
+        object.as_task().and_then(|t| t.spec.as_ref()).expect("a spec").container_instance.clone()
+    }
+
+    pub(crate) fn has_task(&self, name: &str) -> bool {
+        self.view.get(&Key::new(Kind::Task, "default", name)).is_some()
+    }
+
+    /// Tasks of a service that are wanted: name and deployment.
+    pub(crate) fn wanted(&self, service: &str) -> Vec<(String, String)> {
+        self.view
+            .of_service(Kind::Task, "default", service)
+            .filter_map(|t| steady_core::task::of(t))
+            .filter(|t| t.is_wanted())
+            .map(|t| (t.object.name().to_owned(), t.spec.deployment.clone()))
+            .collect()
+    }
+
+    /// Changes the status of every task that satisfies a condition.
+    pub(crate) fn each_task(&mut self, which: impl Fn(&TaskSpec, &TaskStatus) -> bool, edit: impl Fn(&mut TaskStatus)) {
+        let tasks: Vec<Object> = self.view.of_kind(Kind::Task).map(|t| Object::clone(t)).collect();
+        for mut object in tasks {
+            if let Some(object::Kind::Task(Task { spec: Some(spec), status: Some(status) })) = &mut object.kind
+                && which(spec, status)
+            {
+                edit(status);
+                self.put(object);
+            }
+        }
+    }
+
+    /// A connected instance.
+    pub(crate) fn instance(&mut self, name: &str, cpu: i32, memory: i32) {
+        let spec = ContainerInstanceSpec {
+            registered_resources: Some(InstanceResources { cpu, memory, reserved_ports: vec![] }),
+            ..ContainerInstanceSpec::default()
+        };
+        let status = ContainerInstanceStatus { agent_connected: true, ..ContainerInstanceStatus::default() };
+        self.put(Object::new("default", name, ContainerInstance { spec: Some(spec), status: Some(status) }));
+    }
+
+    pub(crate) fn lease(&mut self, name: &str) {
+        self.put(Object::new("", name, Lease::default()));
+    }
+
+    pub(crate) fn drop_lease(&mut self, name: &str) {
+        self.drop(&Key::new(Kind::Lease, "", name));
+    }
+
+    /// Texts of all events.
+    pub(crate) fn events(&self) -> Vec<String> {
+        self.view
+            .of_kind(Kind::Event)
+            .filter_map(|e| e.as_event()?.spec.as_ref().map(|s| s.message.clone()))
+            .collect()
+    }
+
+    /// Plans and carries out until nothing is left to do.
+    pub(crate) fn settle(&mut self, plan: impl Fn(&View) -> Plan) {
+        for _ in 0..20 {
+            let groups = plan(&self.view).publish(&self.view, None, "test", Timestamp(0));
+            if groups.is_empty() {
+                return;
+            }
+            assert_eq!(groups, plan(&self.view).publish(&self.view, None, "test", Timestamp(0)), "deterministic");
+            groups.into_iter().flatten().for_each(|change| self.carry_out(change));
+        }
+        panic!("the plan is never satisfied: {:#?}", plan(&self.view));
+    }
+
+    fn carry_out(&mut self, change: Change) {
+        match change {
+            Change::Create(object) => {
+                assert!(self.view.get(&Key::of(&object)).is_none(), "{} is there already", Key::of(&object));
+                self.put(object);
+            }
+            // Specs are written with whatever status the object has by then, and the other way round.
+            Change::PutSpec { object, .. } => self.merge(object, true),
+            Change::PutStatus { object, .. } => self.merge(object, false),
+            Change::Remove { key, .. } => self.drop(&key),
+            Change::Check { key, expect } => {
+                // Within one plan only the first change can be compared here: its own writes move revisions on.
+                assert!(self.view.revision_of(&key) >= expect);
+            }
+        }
+    }
+
+    fn merge(&mut self, new: Object, spec: bool) {
+        let mut object = Object::clone(self.view.get(&Key::of(&new)).expect("is there"));
+        macro_rules! take {
+            ($old:expr, $new:expr) => {
+                if spec { $old.spec = $new.spec } else { $old.status = $new.status }
+            };
+        }
+        match (&mut object.kind, new.kind) {
+            (Some(object::Kind::Service(old)), Some(object::Kind::Service(new))) => take!(old, new),
+            (Some(object::Kind::Deployment(old)), Some(object::Kind::Deployment(new))) => take!(old, new),
+            (Some(object::Kind::Task(old)), Some(object::Kind::Task(new))) => take!(old, new),
+            (Some(object::Kind::ContainerInstance(old)), Some(object::Kind::ContainerInstance(new))) => take!(old, new),
+            (Some(object::Kind::Reservation(old)), Some(object::Kind::Reservation(new))) => old.spec = new.spec,
+            _ => panic!("cannot be written"),
+        }
+        self.put(object);
+    }
+}
+
+fn task(name: &str, spec: TaskSpec, edit: impl Fn(&mut TaskStatus)) -> Object {
+    let mut status = TaskStatus { desired_status: Desired::Running.into(), ..TaskStatus::default() };
+    edit(&mut status);
+    Object::new("default", name, Task { spec: Some(spec), status: Some(status) })
+}

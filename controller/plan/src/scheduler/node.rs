@@ -1,0 +1,89 @@
+//! The working copy of an instance that a round places on.
+
+use std::collections::BTreeMap;
+
+use steady_core::resources::Free;
+use steady_core::v1::instance_state::Value as State;
+use steady_core::v1::placement_constraint_type::Value as Constraint;
+use steady_core::v1::{ContainerInstance, Demand, InstanceResources, Object, TaskSpec};
+use steady_core::{Kind, View, task};
+
+use super::refusal::Reason;
+
+/// An instance as it is with what the round has placed on it so far.
+pub(super) struct Node {
+    pub(super) name: String,
+    pub(super) attributes: BTreeMap<String, String>,
+    pub(super) free: Free,
+    /// Tasks of each group on it.
+    pub(super) groups: BTreeMap<String, usize>,
+    /// It takes no task at all.
+    closed: Option<Reason>,
+}
+
+/// The instances of a cluster, in order of their names.
+pub(super) fn nodes(view: &View, cluster: &str) -> Vec<Node> {
+    view.in_cluster(Kind::ContainerInstance, cluster).filter_map(|object| node(view, object)).collect()
+}
+
+fn node(view: &View, object: &Object) -> Option<Node> {
+    let instance = object.as_container_instance()?;
+    let spec = instance.spec.as_ref()?;
+    let none = InstanceResources::default();
+    let mut node = Node {
+        name: object.name().to_owned(),
+        attributes: spec.attributes.iter().map(|a| (a.name.clone(), a.value.clone())).collect(),
+        free: Free::of(spec.registered_resources.as_ref().unwrap_or(&none)),
+        groups: BTreeMap::new(),
+        closed: closed(object, instance),
+    };
+    for task in view.on_instance(object.cluster(), object.name()).filter_map(|t| task::of(t)) {
+        node.take(task.spec);
+    }
+    Some(node)
+}
+
+fn closed(object: &Object, instance: &ContainerInstance) -> Option<Reason> {
+    let connected = instance.status.as_ref().is_some_and(|s| s.agent_connected);
+    let state = instance.spec.as_ref().map(steady_core::v1::ContainerInstanceSpec::status);
+    if object.is_deleting() || state == Some(State::Draining) {
+        Some(Reason::Draining)
+    } else if !connected {
+        Some(Reason::Disconnected)
+    } else {
+        None
+    }
+}
+
+impl Node {
+    /// Places a task on it.
+    pub(super) fn take(&mut self, spec: &TaskSpec) {
+        if let Some(demand) = &spec.demand {
+            self.free.take(demand);
+        }
+        *self.groups.entry(spec.group.clone()).or_default() += 1;
+    }
+
+    /// Why it does not take a task.
+    pub(super) fn refuses(&self, spec: &TaskSpec, demand: &Demand) -> Option<Reason> {
+        if let Some(closed) = self.closed {
+            return Some(closed);
+        }
+        if self.free.memory < i64::from(demand.memory) {
+            return Some(Reason::Memory(self.free.memory));
+        }
+        if self.free.cpu < i64::from(demand.cpu) {
+            return Some(Reason::Cpu(self.free.cpu));
+        }
+        if let Some(port) = self.free.port_conflict(demand) {
+            return Some(Reason::Port(port));
+        }
+        let distinct = spec.placement_constraints.iter().any(|c| c.r#type() == Constraint::DistinctInstance);
+        (distinct && self.group(&spec.group) > 0).then_some(Reason::Distinct)
+    }
+
+    /// How many tasks of a group it has.
+    pub(super) fn group(&self, group: &str) -> usize {
+        self.groups.get(group).copied().unwrap_or(0)
+    }
+}

@@ -1,0 +1,87 @@
+//! Counts of tasks in the status of the service and its deployments, and whether it is at steady state.
+
+use steady_core::v1::rollout_state::Value as Rollout;
+use steady_core::v1::{DeploymentStatus, ServiceStatus, severity};
+use steady_core::{Change, Key, Plan, Revision, service, task};
+
+use super::throttle::{SETTLED, Throttle};
+use super::{Known, with_deployment_status};
+
+/// Running, and on the way there.
+fn tally<'a>(tasks: impl Iterator<Item = &'a task::View<'a>>) -> (i32, i32) {
+    tasks.filter(|t| t.is_wanted()).fold((0, 0), |(running, pending), task| {
+        if task.is_running() { (running + 1, pending) } else { (running, pending + 1) }
+    })
+}
+
+/// Adds the statuses that differ from what the view shows. `started` are deployments that start tasks in this plan,
+/// with the number of the last one: it is written before any of them, so that no number comes twice.
+pub(super) fn counts(known: &Known<'_>, throttle: &Throttle, started: &[(String, i64)], plan: &mut Plan) {
+    let mut first: Vec<Change> = Vec::new();
+    for deployment in &known.deployments {
+        let name = deployment.object.name();
+        let (running, pending) = tally(known.tasks_of(name));
+        let attempts = started.iter().find(|(n, _)| n == name).map_or(deployment.status.attempts, |(_, last)| *last);
+        let status = DeploymentStatus {
+            desired_count: Some(deployment.spec.target_count),
+            running_count: Some(running),
+            pending_count: Some(pending),
+            attempts,
+            ..deployment.status.clone()
+        };
+        if status != *deployment.status {
+            first.push(with_deployment_status(deployment, status));
+        }
+    }
+    let status = service_status(known, throttle);
+    if status.steady && !known.status.steady {
+        plan.events.push(known.event(
+            "SERVICE_STEADY_STATE",
+            "has reached a steady state.".into(),
+            severity::Value::Info,
+        ));
+    }
+    if status != *known.status {
+        first.push(Change::PutStatus {
+            object: service::with_status(known.object, status),
+            expect: Revision(known.object.meta().revision),
+        });
+    } else if !plan.groups.is_empty() {
+        // Whatever is started or stopped is started or stopped for the service as it was looked at.
+        first.push(Change::Check { key: Key::of(known.object), expect: Revision(known.object.meta().revision) });
+    }
+    if !first.is_empty() {
+        plan.groups.insert(0, first);
+    }
+    if let Some(at) = settles_at(known, throttle) {
+        plan.wake(at);
+    }
+}
+
+/// When a task will have run long enough to end the throttle.
+fn settles_at(known: &Known<'_>, throttle: &Throttle) -> Option<steady_core::Timestamp> {
+    throttle.state.as_ref().filter(|s| s.failures > 0)?;
+    let at = known.tasks.iter().filter(|t| t.is_healthy()).filter_map(task::View::started_at).min()? + SETTLED;
+    (at > known.now).then_some(at)
+}
+
+fn service_status(known: &Known<'_>, throttle: &Throttle) -> ServiceStatus {
+    let (running, pending) = tally(known.tasks.iter());
+    let desired = if known.object.is_deleting() { 0 } else { known.spec.desired_count() };
+    let obeyed = known.deployments.last().is_some_and(|d| {
+        d.spec.revision_digest == service::revision_digest(known.spec)
+            && d.spec.target_count == desired
+            && d.status.rollout_state() == Rollout::Completed
+    });
+    let only_one = known.tasks.iter().filter(|t| t.is_live()).count() as i32 == desired;
+    let healthy = known.healthy() == desired;
+    ServiceStatus {
+        running_count: Some(running),
+        pending_count: Some(pending),
+        desired_count: Some(desired),
+        observed_generation: known.object.meta().generation,
+        steady: obeyed && only_one && healthy && !known.object.is_deleting(),
+        throttle: throttle.state.clone(),
+        ..known.status.clone()
+    }
+}

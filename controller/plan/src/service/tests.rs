@@ -1,0 +1,213 @@
+use super::*;
+use crate::builders::World;
+use steady_core::v1::health_status::Value as Health;
+use steady_core::v1::task_last_status::Value as Status;
+
+/// Both controllers of a service, until nothing is left to do.
+fn settle_at(world: &mut World, now: i64) {
+    let key = World::key("web");
+    for _ in 0..5 {
+        world.settle(|view| crate::deployment::plan(view, &key, Timestamp(now)));
+        world.settle(|view| plan(view, &key, Timestamp(now)));
+    }
+}
+
+fn settle(world: &mut World) {
+    settle_at(world, 1_000_000);
+}
+
+/// Agents: everything wanted runs, everything unwanted stops.
+fn agents(world: &mut World) {
+    world.each_task(
+        |_, s| s.desired_status() == desired_status::Value::Running && s.last_status() < Status::Running,
+        |s| {
+            s.set_last_status(Status::Running);
+            s.started_at = Some(Timestamp(500_000).into());
+        },
+    );
+    world.each_task(
+        |_, s| s.desired_status() == desired_status::Value::Stopped && s.last_status() < Status::Stopped,
+        |s| {
+            s.set_last_status(Status::Stopped);
+            s.stopped_at = Some(Timestamp(1_000_000).into());
+        },
+    );
+}
+
+fn converge(world: &mut World) {
+    for _ in 0..20 {
+        settle(world);
+        agents(world);
+    }
+}
+
+fn running(world: &World) -> (i32, i32, bool) {
+    let status = world.service_status("web");
+    (status.running_count(), status.pending_count(), status.steady)
+}
+
+#[test]
+fn a_service_reaches_its_count_and_says_so_once() {
+    let mut world = World::new();
+    world.service("web", 3);
+    settle(&mut world);
+    assert_eq!(running(&world), (0, 3, false));
+    converge(&mut world);
+    assert_eq!(running(&world), (3, 0, true));
+    let steady = world.events().iter().filter(|e| *e == "(service web) has reached a steady state.").count();
+    assert_eq!(steady, 1);
+}
+
+#[test]
+fn scaling_out_and_in_reaches_the_new_count() {
+    let mut world = World::new();
+    world.service("web", 1);
+    converge(&mut world);
+    for count in [5, 2, 0, 3] {
+        world.edit_service("web", |spec| spec.desired_count = Some(count));
+        converge(&mut world);
+        assert_eq!(running(&world), (count, 0, true));
+        assert_eq!(world.wanted("web").len(), count as usize);
+    }
+}
+
+#[test]
+fn a_task_that_died_is_replaced_by_a_new_one() {
+    let mut world = World::new();
+    world.service("web", 2);
+    converge(&mut world);
+    let (dead, _) = world.wanted("web")[0].clone();
+    let key = Key::new(Kind::Task, "default", &dead);
+    let mut object = Object::clone(world.view.get(&key).expect("a task"));
+    if let Some(object::Kind::Task(task)) = &mut object.kind {
+        let status = task.status.as_mut().expect("a status");
+        status.set_last_status(Status::Stopped);
+        status.set_stop_code(StopCode::EssentialContainerExited);
+        status.stopped_at = Some(Timestamp(900_000).into());
+    }
+    world.put(object);
+    converge(&mut world);
+    assert_eq!(running(&world), (2, 0, true));
+    assert!(world.wanted("web").iter().all(|(name, _)| *name != dead));
+}
+
+#[test]
+fn a_new_definition_replaces_every_task_within_floor_and_ceiling() {
+    let mut world = World::new();
+    world.service("web", 4);
+    world.edit_service("web", |spec| {
+        spec.deployment_configuration = Some(steady_core::v1::DeploymentConfiguration {
+            minimum_healthy_percent: Some(50),
+            maximum_percent: Some(125),
+        });
+    });
+    converge(&mut world);
+    world.edit_service("web", |spec| spec.task_definition = "web:2".into());
+    for _ in 0..30 {
+        settle(&mut world);
+        let tasks: Vec<_> = world.view.of_kind(Kind::Task).filter_map(|t| task::of(t)).collect();
+        assert!(tasks.iter().filter(|t| t.is_live()).count() <= 5, "the ceiling holds");
+        assert!(tasks.iter().filter(|t| t.is_healthy()).count() >= 2, "the floor holds");
+        agents(&mut world);
+    }
+    assert_eq!(running(&world), (4, 0, true));
+    assert!(world.wanted("web").iter().all(|(_, deployment)| deployment == "web-2"));
+}
+
+#[test]
+fn a_task_that_fails_its_health_check_goes_once_its_replacement_is_healthy() {
+    let mut world = World::new();
+    world.service("web", 1);
+    converge(&mut world);
+    let (sick, _) = world.wanted("web")[0].clone();
+    world.each_task(|_, _| true, |s| s.set_health_status(Health::Unhealthy));
+    settle(&mut world);
+    assert_eq!(world.wanted("web").len(), 2, "the replacement comes first");
+    assert!(world.wanted("web").iter().any(|(name, _)| *name == sick));
+    world.each_task(
+        |_, s| s.last_status() < Status::Running,
+        |s| {
+            s.set_last_status(Status::Running);
+            s.set_health_status(Health::Healthy);
+        },
+    );
+    converge(&mut world);
+    assert_eq!(world.wanted("web").len(), 1);
+    assert_eq!(world.task_status(&sick).stopped_reason, "Task failed container health checks");
+}
+
+#[test]
+fn tasks_that_fail_at_once_are_started_less_and_less_often() {
+    let mut world = World::new();
+    world.service("web", 1);
+    let mut starts = 0;
+    for second in 1_000..1_060 {
+        settle_at(&mut world, second * 1000);
+        let wanted = world.wanted("web").len();
+        starts += wanted;
+        world.each_task(
+            |_, s| s.last_status() < Status::Stopped,
+            |s| {
+                s.set_last_status(Status::Stopped);
+                s.set_stop_code(StopCode::TaskFailedToStart);
+                s.stopped_reason = "CannotPullContainerError: no such image".into();
+                s.stopped_at = Some(Timestamp(second * 1000 + 1).into());
+            },
+        );
+    }
+    assert!((5..=9).contains(&starts), "{starts} starts in a minute");
+    let condition = world.service_status("web").conditions[0].clone();
+    assert!(condition.message.contains("unable to consistently start tasks"), "{condition:?}");
+    assert!(condition.message.contains("no such image"), "{condition:?}");
+}
+
+#[test]
+fn a_task_that_cannot_be_placed_makes_its_service_say_why() {
+    let mut world = World::new();
+    world.service("web", 1);
+    settle(&mut world);
+    world.each_task(
+        |_, _| true,
+        |s| {
+            let message = "1 instance: insufficient memory";
+            steady_core::condition::set_waiting(&mut s.conditions, "RESOURCE:MEMORY", message, Timestamp(0));
+        },
+    );
+    settle(&mut world);
+    let waiting = world.service_status("web").conditions[0].clone();
+    assert!(waiting.message.ends_with("Reason: 1 instance: insufficient memory"), "{waiting:?}");
+}
+
+#[test]
+fn a_deleted_service_goes_once_its_tasks_are_gone() {
+    let mut world = World::new();
+    world.service("web", 2);
+    converge(&mut world);
+    let mut object = Object::clone(world.view.get(&World::key("web")).expect("a service"));
+    object.meta_mut().deleting = Some(Timestamp(1).into());
+    world.put(object);
+    settle(&mut world);
+    assert_eq!(world.wanted("web").len(), 0);
+    assert!(world.view.get(&World::key("web")).is_some());
+    agents(&mut world);
+    settle(&mut world);
+    assert!(world.view.get(&World::key("web")).is_none());
+    assert_eq!(world.view.of_kind(Kind::Deployment).count(), 0);
+}
+
+#[test]
+fn a_task_id_never_comes_twice() {
+    let mut world = World::new();
+    world.service("web", 1);
+    let mut seen = std::collections::BTreeSet::new();
+    for second in 0..50 {
+        settle_at(&mut world, 10_000_000 * (second + 1));
+        for (name, _) in world.wanted("web") {
+            assert!(seen.insert(name), "each time another");
+        }
+        // The stopped task is forgotten at once, as if retention were over.
+        let keys: Vec<Key> = world.view.of_kind(Kind::Task).map(|t| Key::of(t)).collect();
+        keys.iter().for_each(|key| world.drop(key));
+    }
+    assert_eq!(seen.len(), 50);
+}

@@ -1,0 +1,96 @@
+//! Connections to the API servers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use steady_core::v1::agent_client::AgentClient;
+use steady_core::v1::leases_client::LeasesClient;
+use steady_core::v1::objects_client::ObjectsClient;
+use steady_core::v1::tasks_client::TasksClient;
+use steady_core::v1::{GetRequest, ObjectRef};
+use steady_core::{DEFAULT_CLUSTER, Kind, Revision};
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+
+/// Largest message that is sent or read, bytes.
+const MAX_MESSAGE: usize = 256 * 1024 * 1024;
+
+/// Not an address of an API server.
+#[derive(Debug, thiserror::Error)]
+#[error("`{address}` is no address of an API server: {reason}; expected http://HOST:PORT")]
+pub struct ClientError {
+    address: String,
+    reason: String,
+}
+
+/// API servers, one of them in use. Clones share which.
+#[derive(Clone)]
+pub struct Client {
+    channels: Arc<[Channel]>,
+    current: Arc<AtomicUsize>,
+}
+
+impl Client {
+    /// Addresses are `http://HOST:PORT` or `HOST:PORT`. Connects when first used, and again whenever it must.
+    pub fn new(addresses: &[String]) -> Result<Self, ClientError> {
+        let bad = |address: &str, reason: &str| ClientError { address: address.into(), reason: reason.into() };
+        if addresses.is_empty() {
+            return Err(bad("", "there is none"));
+        }
+        let channels = addresses
+            .iter()
+            .map(|address| {
+                let url = if address.contains("://") { address.clone() } else { format!("http://{address}") };
+                let endpoint = Endpoint::from_shared(url).map_err(|e| bad(address, &e.to_string()))?;
+                Ok(endpoint
+                    .connect_timeout(Duration::from_secs(3))
+                    .http2_keep_alive_interval(Duration::from_secs(5))
+                    .keep_alive_timeout(Duration::from_secs(5))
+                    .keep_alive_while_idle(true)
+                    .tcp_nodelay(true)
+                    .initial_connection_window_size(8 * 1024 * 1024)
+                    .initial_stream_window_size(4 * 1024 * 1024)
+                    .connect_lazy())
+            })
+            .collect::<Result<Vec<_>, ClientError>>()?;
+        Ok(Client { channels: channels.into(), current: Arc::default() })
+    }
+
+    fn channel(&self) -> Channel {
+        let current = self.current.load(Ordering::Relaxed) % self.channels.len();
+        self.channels[current].clone()
+    }
+
+    /// Uses the next address from now on: the one in use does not answer.
+    pub fn rotate(&self) {
+        self.current.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Calls for objects.
+    pub fn objects(&self) -> ObjectsClient<Channel> {
+        ObjectsClient::new(self.channel()).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Calls for leases.
+    pub fn leases(&self) -> LeasesClient<Channel> {
+        LeasesClient::new(self.channel())
+    }
+
+    /// Calls for tasks.
+    pub fn tasks(&self) -> TasksClient<Channel> {
+        TasksClient::new(self.channel())
+    }
+
+    /// Calls of agents.
+    pub fn agent(&self) -> AgentClient<Channel> {
+        AgentClient::new(self.channel()).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
+    }
+
+    /// The store's revision, no older than any write acknowledged before the call.
+    pub async fn revision(&self) -> Result<Revision, Status> {
+        let cluster = ObjectRef { kind: Kind::Cluster.into(), name: DEFAULT_CLUSTER.into(), ..ObjectRef::default() };
+        let answer = self.objects().get(GetRequest { r#ref: Some(cluster) }).await?;
+        Ok(Revision(answer.into_inner().revision))
+    }
+}

@@ -1,0 +1,195 @@
+//! The reflector: keeps a view of the watched kinds as the API server has them.
+//!
+//! Invariants: a view is published only when it is whole (a snapshot is complete, a revision is complete); its
+//! revision never goes back, across reconnections and API servers.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use steady_core::v1::watch_response::Phase;
+use steady_core::v1::{Object, WatchRequest, WatchResponse};
+use steady_core::{Key, Kind, Revision, View};
+use tokio::sync::{broadcast, watch};
+use tonic::{Code, Status};
+
+use crate::Client;
+
+/// Batches of news that a slow controller may be behind; beyond that it plans for everything.
+const PENDING: usize = 4096;
+
+/// What changed in a view.
+#[derive(Debug, Clone)]
+pub enum News {
+    /// These objects; of deleted ones, their last value.
+    Changed(Arc<Vec<Object>>),
+    /// Everything may have: the view was listed anew.
+    Relisted,
+}
+
+/// A view that keeps itself up to date. Clones share it.
+#[derive(Clone)]
+pub struct Reflector {
+    view: watch::Receiver<View>,
+    news: broadcast::Sender<News>,
+    /// Ends the following when the last clone is gone.
+    _following: Arc<Following>,
+}
+
+struct Following(tokio::task::JoinHandle<()>);
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Reflector {
+    /// Follows these kinds, in every cluster.
+    pub fn start(client: Client, kinds: &BTreeSet<Kind>) -> Self {
+        let (publish, view) = watch::channel(View::default());
+        let news = broadcast::Sender::new(PENDING);
+        let mirror = Mirror {
+            client,
+            kinds: kinds.iter().map(|kind| i32::from(*kind)).collect(),
+            view: View::default(),
+            part: None,
+            changed: Vec::new(),
+            publish,
+            news: news.clone(),
+        };
+        let following = Arc::new(Following(tokio::spawn(mirror.follow())));
+        Reflector { view, news, _following: following }
+    }
+
+    /// The newest view.
+    pub fn view(&self) -> View {
+        self.view.borrow().clone()
+    }
+
+    /// Waits for a whole view that is at least this new.
+    pub async fn reach(&self, revision: Revision) -> View {
+        let mut view = self.view.clone();
+        let newer = view.wait_for(|view| view.revision() >= revision && view.revision() > Revision(0)).await;
+        let newer = newer.ok().map(|view| view.clone());
+        match newer {
+            Some(view) => view,
+            // The following only ends with the last clone.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// News from now on.
+    pub fn news(&self) -> broadcast::Receiver<News> {
+        self.news.subscribe()
+    }
+
+    /// Waits until the view satisfies a condition.
+    pub async fn until(&self, condition: impl Fn(&View) -> bool) {
+        let mut view = self.view.clone();
+        if view.wait_for(|view| view.revision() > Revision(0) && condition(view)).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+struct Mirror {
+    client: Client,
+    kinds: Vec<i32>,
+    view: View,
+    /// A snapshot that is not whole yet.
+    part: Option<View>,
+    /// Objects changed since the last view was published.
+    changed: Vec<Object>,
+    publish: watch::Sender<View>,
+    news: broadcast::Sender<News>,
+}
+
+impl Mirror {
+    async fn follow(mut self) {
+        let retries = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(50))
+            .with_max_delay(Duration::from_secs(2))
+            .with_jitter()
+            .without_max_times();
+        let mut delays = retries.build();
+        loop {
+            let before = self.view.revision();
+            let ended = self.watch().await;
+            if self.view.revision() > before {
+                delays = retries.build();
+            }
+            if ended.code() == Code::OutOfRange {
+                // What was missed is not to be had any more: list again.
+                self.view.set_revision(Revision(0));
+            } else {
+                tracing::debug!(%ended, "the watch ended; watching again");
+                self.client.rotate();
+            }
+            tokio::time::sleep(delays.next().unwrap_or_default()).await;
+        }
+    }
+
+    async fn watch(&mut self) -> Status {
+        self.part = None;
+        self.changed.clear();
+        let after_revision = self.view.revision().0;
+        let request = WatchRequest { kinds: self.kinds.clone(), selector: None, after_revision };
+        let mut stream = match self.client.objects().watch(request).await {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => return status,
+        };
+        loop {
+            match stream.message().await {
+                Ok(Some(response)) => self.take(response),
+                Ok(None) => return Status::unavailable("the API server ended the watch"),
+                Err(status) => return status,
+            }
+        }
+    }
+
+    fn take(&mut self, response: WatchResponse) {
+        let revision = Revision(response.revision);
+        match response.phase() {
+            Phase::Init => {
+                let part = self.part.get_or_insert_with(View::default);
+                response.events.into_iter().filter_map(|e| e.object).for_each(|object| part.put(Arc::new(object)));
+            }
+            Phase::InitDone => {
+                let mut whole = self.part.take().unwrap_or_default();
+                whole.set_revision(revision);
+                if revision < self.publish.borrow().revision() {
+                    // An API server that is behind the one before: what is known is newer.
+                    tracing::warn!(%revision, "an API server is behind what is known; asking another");
+                    self.view = self.publish.borrow().clone();
+                    return;
+                }
+                self.view = whole;
+                self.publish.send_replace(self.view.clone());
+                let _ = self.news.send(News::Relisted);
+            }
+            Phase::Changes => {
+                for event in response.events {
+                    let Some(object) = event.object else { continue };
+                    if event.deleted {
+                        self.view.remove(&Key::of(&object));
+                    } else {
+                        self.view.put(Arc::new(object.clone()));
+                    }
+                    self.changed.push(object);
+                }
+                if !response.more {
+                    self.view.set_revision(revision);
+                    self.publish.send_replace(self.view.clone());
+                    let _ = self.news.send(News::Changed(Arc::new(std::mem::take(&mut self.changed))));
+                }
+            }
+            Phase::Bookmark => {
+                self.view.set_revision(revision.max(self.view.revision()));
+                self.publish.send_replace(self.view.clone());
+            }
+            Phase::Unspecified => {}
+        }
+    }
+}

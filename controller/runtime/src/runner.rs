@@ -1,0 +1,176 @@
+//! Runs a controller: the loop around its pure plan.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use steady_core::v1::{Fence, Object};
+use steady_core::{Clock, Key, Kind, Revision, Timestamp, View};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::watch;
+
+use crate::execute::{Failure, Guards, execute};
+use crate::leadership::Leadership;
+use crate::{Client, Controller, News, Queue, Reflector};
+
+/// Passes under way at once, of different keys.
+const CONCURRENCY: usize = 16;
+
+/// What became of one pass.
+enum Outcome {
+    /// Planned, and executed up to this revision.
+    Done { wake_at: Option<Timestamp>, reached: Option<Revision> },
+    /// Look again, not before the view holds this revision.
+    Again { after: Revision, lost: bool },
+}
+
+type Passes = FuturesUnordered<BoxFuture<'static, (Key, Outcome)>>;
+
+/// Runs a controller until `ending` says so: leads when it can, and gives the lease up at the end.
+pub async fn run<C: Controller>(
+    controller: C,
+    client: Client,
+    reflector: Reflector,
+    clock: Arc<dyn Clock>,
+    holder: String,
+    mut ending: watch::Receiver<bool>,
+) {
+    let shared = Arc::new(Shared { controller, client: client.clone(), reflector: reflector.clone(), clock });
+    loop {
+        let mut leadership = tokio::select! {
+            taken = Leadership::take(&client, &reflector, C::NAME, &holder) => taken,
+            _ = ending.wait_for(|ending| *ending) => return,
+        };
+        let ended = tokio::select! {
+            () = lead(&shared, leadership.fence.clone(), leadership.since) => false,
+            () = leadership.lost() => false,
+            _ = ending.wait_for(|ending| *ending) => true,
+        };
+        if ended {
+            leadership.release(&client).await;
+            return;
+        }
+        tracing::warn!(controller = C::NAME, "leadership was lost");
+    }
+}
+
+struct Shared<C> {
+    controller: C,
+    client: Client,
+    reflector: Reflector,
+    clock: Arc<dyn Clock>,
+}
+
+/// Plans and executes until a commit says that the lease is another's.
+async fn lead<C: Controller>(shared: &Arc<Shared<C>>, fence: Fence, since: Revision) {
+    let mut news = shared.reflector.news();
+    let view = shared.reflector.reach(since).await;
+    let mut queue = Queue::default();
+    let mut gates: BTreeMap<Key, Revision> = BTreeMap::new();
+    let mut passes = Passes::new();
+    everything(&shared.controller, &view, &mut queue);
+    loop {
+        while passes.len() < CONCURRENCY
+            && let Some(key) = queue.next(shared.clock.now())
+        {
+            let gate = gates.get(&key).copied().unwrap_or(since);
+            passes.push(Box::pin(pass(Arc::clone(shared), fence.clone(), key, gate)));
+        }
+        let wake = queue.next_at().map(|at| at.since(shared.clock.now()));
+        tokio::select! {
+            heard = news.recv() => match heard {
+                Ok(News::Changed(objects)) => {
+                    let view = shared.reflector.view();
+                    for object in objects.iter() {
+                        shared.controller.keys(object, &view).into_iter().for_each(|key| queue.add(key));
+                    }
+                }
+                Ok(News::Relisted) | Err(RecvError::Lagged(_)) => {
+                    everything(&shared.controller, &shared.reflector.view(), &mut queue);
+                }
+                Err(RecvError::Closed) => return,
+            },
+            Some((key, outcome)) = passes.next() => match outcome {
+                Outcome::Done { wake_at, reached } => {
+                    queue.done(&key);
+                    if let Some(at) = wake_at {
+                        queue.add_at(key.clone(), at);
+                    }
+                    if let Some(reached) = reached {
+                        // What was written may call for more, and the news of it may be under way.
+                        gates.insert(key.clone(), reached);
+                        queue.add(key);
+                    }
+                }
+                Outcome::Again { after, lost } => {
+                    if lost {
+                        return;
+                    }
+                    gates.insert(key.clone(), after);
+                    queue.failed(&key, shared.clock.now(), jitter());
+                }
+            },
+            () = tokio::time::sleep(wake.unwrap_or(Duration::from_secs(3600))), if wake.is_some() => {}
+        }
+    }
+}
+
+/// Queues a key for everything there is.
+fn everything<C: Controller>(controller: &C, view: &View, queue: &mut Queue) {
+    for kind in C::watches() {
+        let objects: Vec<Arc<Object>> = view.of_kind(*kind).cloned().collect();
+        for object in objects {
+            controller.keys(&object, view).into_iter().for_each(|key| queue.add(key));
+        }
+    }
+}
+
+/// One pass over one key.
+async fn pass<C: Controller>(shared: Arc<Shared<C>>, fence: Fence, key: Key, gate: Revision) -> (Key, Outcome) {
+    let view = shared.reflector.reach(gate).await;
+    let now = shared.clock.now();
+    let plan = shared.controller.plan(&view, &key, now);
+    let wake_at = plan.wake_at;
+    let groups = plan.publish(&view, Some(&key), C::NAME, now);
+    if groups.is_empty() {
+        return (key, Outcome::Done { wake_at, reached: None });
+    }
+    let sequencer = C::SEQUENCED.then(|| {
+        let name = format!("{}/{}/{}", C::NAME, key.cluster, key.name);
+        let at = view.revision_of(&Key::new(Kind::Sequencer, "", &name));
+        (name, at)
+    });
+    let changes: usize = groups.iter().map(Vec::len).sum();
+    tracing::debug!(controller = C::NAME, %key, changes, revision = %view.revision(), "committing");
+    let outcome = match execute(&shared.client, groups, Guards { fence, sequencer }).await {
+        Ok(reached) => Outcome::Done { wake_at, reached },
+        Err(failure) => again(&shared.client, C::NAME, &key, &view, failure).await,
+    };
+    (key, outcome)
+}
+
+async fn again(client: &Client, controller: &str, key: &Key, view: &View, failure: Failure) -> Outcome {
+    match failure {
+        Failure::Stale(message) => {
+            tracing::debug!(controller, %key, message, "looking again");
+            Outcome::Again { after: view.revision(), lost: message.contains("no longer held") }
+        }
+        Failure::Refused(status) => {
+            tracing::error!(controller, %key, message = status.message(), "the API refused a plan");
+            Outcome::Again { after: view.revision(), lost: false }
+        }
+        Failure::Unknown(status) => {
+            tracing::warn!(controller, %key, message = status.message(), "the outcome of a commit is unknown");
+            // Whatever became of it, the next look is newer than now.
+            let after = client.revision().await.unwrap_or(view.revision());
+            Outcome::Again { after, lost: false }
+        }
+    }
+}
+
+fn jitter() -> f64 {
+    f64::from(uuid::Uuid::new_v4().as_fields().0) / f64::from(u32::MAX)
+}
