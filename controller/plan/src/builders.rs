@@ -142,13 +142,13 @@ impl World {
     }
 
     /// Changes the status of every task that satisfies a condition.
-    pub(crate) fn each_task(&mut self, which: impl Fn(&TaskSpec, &TaskStatus) -> bool, edit: impl Fn(&mut TaskStatus)) {
+    pub(crate) fn each_task(&mut self, which: impl Fn(&TaskSpec, &TaskStatus) -> bool, edit: impl Fn(&mut TaskSpec, &mut TaskStatus)) {
         let tasks: Vec<Object> = self.view.of_kind(Kind::Task).map(|t| Object::clone(t)).collect();
         for mut object in tasks {
             if let Some(object::Kind::Task(Task { spec: Some(spec), status: Some(status) })) = &mut object.kind
                 && which(spec, status)
             {
-                edit(status);
+                edit(spec, status);
                 self.put(object);
             }
         }

@@ -132,16 +132,16 @@ fn advance(
         return;
     }
     let mut status = deployment.status.clone();
-    let tasks = |d: &Rolling<'_>, count: fn(&task::View<'_>) -> bool| {
+    let tasks = |d: &Rolling<'_>, count: &dyn Fn(&task::View<'_>) -> bool| {
         view.of_service(Kind::Task, object.cluster(), object.name())
             .filter_map(|task| task::of(task))
             .filter(|t| t.is_owned_by(&object.meta().uid) && t.spec.deployment == d.object.name())
-            .filter(count)
+            .filter(|t| count(t))
             .count()
     };
     let role = if primary {
         Role::Primary
-    } else if tasks(deployment, task::View::is_live) > 0 {
+    } else if tasks(deployment, &|t| t.is_live()) > 0 {
         Role::Active
     } else {
         Role::Inactive
@@ -149,8 +149,8 @@ fn advance(
     status.set_role(role);
     let name = deployment.object.name();
     if primary && status.rollout_state() == Rollout::InProgress {
-        let old_gone = all.iter().filter(|d| d.object.name() != name).all(|d| tasks(d, task::View::is_live) == 0);
-        if old_gone && tasks(deployment, task::View::is_healthy) >= spec.desired_count() as usize {
+        let old_gone = all.iter().filter(|d| d.object.name() != name).all(|d| tasks(d, &|t| t.is_live()) == 0);
+        if old_gone && tasks(deployment, &|t| t.is_healthy()) >= spec.desired_count() as usize {
             status.set_rollout_state(Rollout::Completed);
             status.rollout_state_reason = format!("ECS deployment {name} completed.");
             status.completed_at = Some(now.into());

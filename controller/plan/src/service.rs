@@ -126,7 +126,7 @@ fn stop_surplus(known: &Known<'_>, plan: &mut Plan) {
         let target = deployment.spec.target_count;
         // A replacement comes first while there is room for one; after it, or without room, the failing task goes.
         let replaced = known.tasks_of(name).filter(|t| t.is_healthy()).count() as i32 >= target;
-        let full = known.live() >= bounds.ceiling;
+        let full = known.live() >= bounds.ceiling && good < target;
         if replaced || full {
             let most = if replaced { unhealthy.len() } else { 1 };
             for task in unhealthy.iter().take(most) {

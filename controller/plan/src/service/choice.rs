@@ -46,6 +46,13 @@ pub(super) fn leaving<'a, 'b>(known: &'b Known<'a>, deployment: &str, count: usi
     chosen
 }
 
+/// Zone of an instance, empty where it has none.
+fn zone<'a>(known: &Known<'a>, instance: &str) -> &'a str {
+    let key = Key::new(Kind::ContainerInstance, known.object.cluster(), instance);
+    let spec = known.view.get(&key).and_then(|o| o.as_container_instance()?.spec.as_ref());
+    spec.and_then(|s| s.attributes.iter().find(|a| a.name == ZONE)).map_or("", |a| a.value.as_str())
+}
+
 /// The lowest places of a deployment that no task fills.
 pub(super) fn free_slots(known: &Known<'_>, deployment: &str, count: usize) -> Vec<i32> {
     let taken: BTreeSet<i32> = known.tasks_of(deployment).filter(|t| t.is_wanted()).map(|t| t.spec.slot).collect();

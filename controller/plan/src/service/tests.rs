@@ -20,14 +20,15 @@ fn settle(world: &mut World) {
 fn agents(world: &mut World) {
     world.each_task(
         |_, s| s.desired_status() == desired_status::Value::Running && s.last_status() < Status::Running,
-        |s| {
+        |spec, s| {
+            "node".clone_into(&mut spec.container_instance);
             s.set_last_status(Status::Running);
             s.started_at = Some(Timestamp(500_000).into());
         },
     );
     world.each_task(
         |_, s| s.desired_status() == desired_status::Value::Stopped && s.last_status() < Status::Stopped,
-        |s| {
+        |_, s| {
             s.set_last_status(Status::Stopped);
             s.stopped_at = Some(Timestamp(1_000_000).into());
         },
@@ -120,13 +121,13 @@ fn a_task_that_fails_its_health_check_goes_once_its_replacement_is_healthy() {
     world.service("web", 1);
     converge(&mut world);
     let (sick, _) = world.wanted("web")[0].clone();
-    world.each_task(|_, _| true, |s| s.set_health_status(Health::Unhealthy));
+    world.each_task(|_, _| true, |_, s| s.set_health_status(Health::Unhealthy));
     settle(&mut world);
     assert_eq!(world.wanted("web").len(), 2, "the replacement comes first");
     assert!(world.wanted("web").iter().any(|(name, _)| *name == sick));
     world.each_task(
         |_, s| s.last_status() < Status::Running,
-        |s| {
+        |_, s| {
             s.set_last_status(Status::Running);
             s.set_health_status(Health::Healthy);
         },
@@ -147,7 +148,7 @@ fn tasks_that_fail_at_once_are_started_less_and_less_often() {
         starts += wanted;
         world.each_task(
             |_, s| s.last_status() < Status::Stopped,
-            |s| {
+            |_, s| {
                 s.set_last_status(Status::Stopped);
                 s.set_stop_code(StopCode::TaskFailedToStart);
                 s.stopped_reason = "CannotPullContainerError: no such image".into();
@@ -168,7 +169,7 @@ fn a_task_that_cannot_be_placed_makes_its_service_say_why() {
     settle(&mut world);
     world.each_task(
         |_, _| true,
-        |s| {
+        |_, s| {
             let message = "1 instance: insufficient memory";
             steady_core::condition::set_waiting(&mut s.conditions, "RESOURCE:MEMORY", message, Timestamp(0));
         },
