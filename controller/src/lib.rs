@@ -1,1 +1,98 @@
-//! Placeholder.
+//! Steady's controllers. Each module says what its controller watches and which keys a change touches; what is to be
+//! done is decided in [`steady_plan`], and done by [`steady_runtime`]. No controller knows another one.
+
+mod deployment;
+mod instance;
+mod reaper;
+mod scheduler;
+mod service;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use futures::future::{BoxFuture, join_all};
+use steady_core::{Clock, Kind, SystemClock};
+use steady_runtime::{Client, Controller, Reflector, holder, run};
+use tokio::sync::watch;
+
+/// A controller by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Name {
+    /// Rollouts.
+    Deployment,
+    /// Starting and stopping tasks of services.
+    Service,
+    /// Placement.
+    Scheduler,
+    /// Silent agents.
+    Instance,
+    /// Removing what is over.
+    Reaper,
+}
+
+impl Name {
+    /// Every controller.
+    pub const ALL: [Name; 5] = [Name::Deployment, Name::Service, Name::Scheduler, Name::Instance, Name::Reaper];
+
+    /// As `--only` writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Name::Deployment => deployment::Deployments::NAME,
+            Name::Service => service::Services::NAME,
+            Name::Scheduler => scheduler::Scheduler::NAME,
+            Name::Instance => instance::Instances::NAME,
+            Name::Reaper => reaper::Reaper::NAME,
+        }
+    }
+
+    /// The controller of this name; the names there are otherwise.
+    pub fn parse(name: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|n| n.as_str() == name).ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|n| n.as_str()).collect();
+            format!("there is no controller `{name}`; controllers: {}", names.join(", "))
+        })
+    }
+
+    fn watches(self) -> &'static [Kind] {
+        match self {
+            Name::Deployment => deployment::Deployments::watches(),
+            Name::Service => service::Services::watches(),
+            Name::Scheduler => scheduler::Scheduler::watches(),
+            Name::Instance => instance::Instances::watches(),
+            Name::Reaper => reaper::Reaper::watches(),
+        }
+    }
+}
+
+/// Runs controllers until `ending` says so. One view serves all of them.
+pub async fn run_controllers(names: &[Name], client: Client, ending: watch::Receiver<bool>) {
+    let mut kinds: BTreeSet<Kind> = names.iter().flat_map(|name| name.watches()).copied().collect();
+    // Leases say who leads, sequencers guard commits.
+    kinds.extend([Kind::Lease, Kind::Sequencer]);
+    let reflector = Reflector::start(client.clone(), &kinds);
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let holder = holder();
+    let running = names.iter().map(|name| -> BoxFuture<'static, ()> {
+        let (client, reflector, clock) = (client.clone(), reflector.clone(), Arc::clone(&clock));
+        let (holder, ending) = (holder.clone(), ending.clone());
+        match name {
+            Name::Deployment => Box::pin(run(deployment::Deployments, client, reflector, clock, holder, ending)),
+            Name::Service => Box::pin(run(service::Services, client, reflector, clock, holder, ending)),
+            Name::Scheduler => Box::pin(run(scheduler::Scheduler, client, reflector, clock, holder, ending)),
+            Name::Instance => Box::pin(run(instance::Instances, client, reflector, clock, holder, ending)),
+            Name::Reaper => Box::pin(run(reaper::Reaper, client, reflector, clock, holder, ending)),
+        }
+    });
+    join_all(running.map(tokio::spawn)).await;
+}
+
+/// The service that a service, a deployment or a task is of.
+fn service_of(object: &steady_core::v1::Object) -> Option<steady_core::Key> {
+    let name = match object.kind() {
+        Kind::Service => object.name(),
+        Kind::Deployment => &object.as_deployment()?.spec.as_ref()?.service,
+        Kind::Task => &object.as_task()?.spec.as_ref()?.service,
+        _ => return None,
+    };
+    (!name.is_empty()).then(|| steady_core::Key::new(Kind::Service, object.cluster(), name))
+}
