@@ -1,1 +1,90 @@
-//! Placeholder.
+//! Steady's agent: a controller whose world is one machine.
+//!
+//! The [`session`] brings assignments and takes statuses; the [`engine`] brings each task one step further per call,
+//! purely; a [`runtime`] obeys. Nothing that runs depends on the control plane being there: without a session
+//! everything stays as it is, and what happened meanwhile is told afterwards.
+
+mod engine;
+mod identity;
+mod ports;
+mod record;
+pub mod runtime;
+mod session;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use steady_core::v1::ContainerInstanceSpec;
+use steady_core::{Clock, SystemClock};
+use steady_runtime::Client;
+use tokio::sync::{mpsc, watch};
+
+pub use identity::{Identity, IdentityError};
+use engine::Engine;
+use record::Records;
+use runtime::Runtime;
+
+/// What an agent is.
+pub struct Settings {
+    /// Cluster of its instance.
+    pub cluster: String,
+    /// Name of its instance.
+    pub name: String,
+    /// What it registers.
+    pub spec: ContainerInstanceSpec,
+    /// Where it keeps what it must not forget; `None`: nothing survives it (hollow instances).
+    pub directory: Option<PathBuf>,
+}
+
+/// Why an agent ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The registration was refused for good.
+    #[error("the API server refused the registration: {0}")]
+    Refused(String),
+    /// It was led to another store than before.
+    #[error(
+        "the API server belongs to another Steady (store {found}, this agent's is {known}); nothing was stopped. \
+         Point --server to the right one, or start the agent with a fresh --data-dir"
+    )]
+    OtherStore {
+        /// The one that it belongs to.
+        known: String,
+        /// The one that answered.
+        found: String,
+    },
+    /// Its directory or its runtime does not work.
+    #[error("{0}")]
+    Local(String),
+}
+
+/// Runs an agent until `ending` says so. Tasks stay as they are when it ends.
+pub async fn run(
+    settings: Settings,
+    identity: Identity,
+    client: Client,
+    runtime: Arc<dyn Runtime>,
+    mut ending: watch::Receiver<bool>,
+) -> Result<(), AgentError> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let records = Records::open(settings.directory.as_deref()).map_err(|e| AgentError::Local(e.to_string()))?;
+    let (to_engine, inputs) = mpsc::unbounded_channel();
+    let (outgoing, to_session) = watch::channel(engine::Outgoing::default());
+    let place = engine::Place {
+        cluster: settings.cluster.clone(),
+        uid: identity.uid.clone(),
+        address: settings.spec.address.clone(),
+    };
+    let engine = Engine::adopt(place, Arc::clone(&runtime), records, clock, to_engine.clone(), outgoing)
+        .await
+        .map_err(|e| AgentError::Local(e.to_string()))?;
+    let mut engine = tokio::spawn(engine.run(inputs));
+    let session = session::Session { settings, identity, client, runtime, to_engine, to_session };
+    let ended = tokio::select! {
+        error = session.run() => Err(error),
+        _ = &mut engine => Err(AgentError::Local("the task engine failed".into())),
+        _ = ending.wait_for(|ending| *ending) => Ok(()),
+    };
+    engine.abort();
+    ended
+}

@@ -3,9 +3,9 @@
 //! A runtime obeys; it decides nothing. Every container is named by its task and its name in the task, so
 //! doing a thing twice does it once, and whatever an agent that died left behind is found by [`Runtime::list`].
 
-mod docker;
+//mod docker;
 mod hollow;
-mod process;
+//mod process;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,9 +18,9 @@ use steady_core::Timestamp;
 use steady_core::v1::{ContainerDefinition, Volume, network_mode, transport_protocol};
 use tokio::sync::mpsc;
 
-pub use docker::Docker;
+//pub use docker::Docker;
 pub use hollow::{Hollow, HollowBehaviour};
-pub use process::{Process, run_shim};
+//pub use process::{Process, run_shim};
 
 /// Names one container for good.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -65,6 +65,7 @@ impl LogRouter {
         &self,
         instance: &Key,
         request: LogsRequest,
+        containers: Vec<String>,
     ) -> Result<mpsc::Receiver<Result<LogsResponse, Status>>, Status> {
         let agent = self.lock().agents.get(instance).map(|(_, agent)| agent.clone());
         let Some(agent) = agent else {
@@ -74,7 +75,7 @@ impl LogRouter {
         let (reader, output) = mpsc::channel(PENDING);
         let id = self.next();
         self.lock().readers.insert(id, (instance.clone(), reader));
-        let open = SessionResponse { message: Some(Message::LogOpen(LogOpen { id, request: Some(request) })) };
+        let open = SessionResponse { message: Some(Message::LogOpen(LogOpen { id, request: Some(request), containers })) };
         if agent.send(Ok(open)).await.is_err() {
             self.lock().readers.remove(&id);
             return Err(Status::unavailable("the agent's session ended; ask again"));

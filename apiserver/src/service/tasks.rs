@@ -43,8 +43,15 @@ impl Tasks for TasksService {
         if found.spec.container_instance.is_empty() {
             return Err(Status::failed_precondition(format!("{key} has not been placed yet, so it has no output")));
         }
+        let definition = view.get(&Key::new(Kind::TaskDefinition, "", &found.spec.task_definition));
+        let definition = definition.and_then(|d| d.as_task_definition()?.spec.as_ref());
+        let mut known: Vec<String> = found.status.containers.iter().map(|c| c.name.clone()).collect();
+        if known.is_empty() {
+            known = definition.into_iter().flat_map(|d| &d.container_definitions).map(|c| c.name.clone()).collect();
+        }
+        let containers = if request.container.is_empty() { known } else { vec![request.container.clone()] };
         let instance = Key::new(Kind::ContainerInstance, cluster, &found.spec.container_instance);
-        let output = self.logs.read(&instance, request).await?;
+        let output = self.logs.read(&instance, request, containers).await?;
         Ok(Response::new(Box::pin(ReceiverStream::new(output))))
     }
 }

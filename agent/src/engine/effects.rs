@@ -1,0 +1,157 @@
+//! What the engine's actions do, outside of it; each comes back as an input.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use steady_core::v1::HealthCheck;
+use steady_core::v1::health_status::Value as Health;
+use steady_core::{Clock, Timestamp, resources};
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::model::{ContainerState, Phase, TaskState};
+use super::{Input, Place, no_check};
+use crate::runtime::{ContainerId, ContainerSpec, Exit, Port, Runtime, RuntimeError};
+
+/// A container that was started.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    pub(crate) runtime_id: String,
+    pub(crate) digest: Option<String>,
+}
+
+/// All that a runtime needs to know of a container.
+pub(super) fn spec(place: &Place, task: &TaskState, container: &ContainerState, ports: Vec<Port>) -> ContainerSpec {
+    let definition = container.definition.clone();
+    // The task's own size is a hard limit of each of its containers; a container's memory is one of its own.
+    let cpu_limit = resources::parse_cpu(&task.definition.cpu);
+    let memory_limit = match definition.memory {
+        0 => resources::parse_memory(&task.definition.memory),
+        own => Some(own),
+    };
+    ContainerSpec {
+        id: ContainerId { task: task.name().to_owned(), name: definition.name.clone() },
+        cluster: place.cluster.clone(),
+        instance: place.uid.clone(),
+        volumes: task.definition.volumes.clone(),
+        network_mode: task.definition.network_mode(),
+        definition,
+        ports,
+        cpu_limit,
+        memory_limit,
+    }
+}
+
+/// The container runs.
+pub(super) fn runs(container: &mut ContainerState, now: Timestamp) {
+    container.phase = Phase::Running;
+    container.started_at.get_or_insert(now);
+    if let Some(check) = &container.definition.health_check {
+        container.probes.due = Some(now + seconds(check.interval.unwrap_or(30)));
+    }
+}
+
+/// The container has ended.
+pub(super) fn ended(container: &mut ContainerState, exit: Exit) {
+    container.phase = Phase::Stopped;
+    container.probes.due = None;
+    if exit.out_of_memory {
+        "OutOfMemoryError: Container killed due to memory usage".clone_into(&mut container.reason);
+    }
+    container.exit = Some(exit);
+}
+
+/// A health check answered (ECS: `retries` failures one after the other are unhealthy, one success is healthy;
+/// failures in the start period are not counted).
+pub(super) fn probed(container: &mut ContainerState, passed: bool, now: Timestamp) {
+    let Some(check) = container.definition.health_check.clone() else { return };
+    let probes = &mut container.probes;
+    probes.busy = false;
+    if container.phase != Phase::Running || no_check(probes.health) {
+        return;
+    }
+    probes.due = Some(now + seconds(check.interval.unwrap_or(30)));
+    let grace = container.started_at.is_some_and(|at| now.since(at) < seconds(check.start_period.unwrap_or(0)));
+    if passed {
+        probes.health = Health::Healthy;
+        probes.failures = 0;
+    } else if !(grace && probes.health == Health::Unknown) {
+        probes.failures += 1;
+        if probes.failures >= check.retries.unwrap_or(3) {
+            probes.health = Health::Unhealthy;
+        }
+    }
+}
+
+fn seconds(count: i32) -> Duration {
+    Duration::from_secs(u64::from(count.unsigned_abs()))
+}
+
+pub(super) fn launch(runtime: Arc<dyn Runtime>, inputs: UnboundedSender<Input>, spec: ContainerSpec) {
+    tokio::spawn(async move {
+        let result = async {
+            let digest = runtime.pull(&spec.definition.image).await?;
+            runtime.create(&spec).await?;
+            let runtime_id = runtime.start(&spec.id).await?;
+            Ok(Launched { runtime_id, digest })
+        }
+        .await;
+        let _ = inputs.send(Input::Launched { id: spec.id, result });
+    });
+}
+
+pub(super) fn stop(
+    runtime: Arc<dyn Runtime>,
+    inputs: UnboundedSender<Input>,
+    id: ContainerId,
+    grace: Duration,
+    clock: Arc<dyn Clock>,
+) {
+    tokio::spawn(async move {
+        match runtime.stop(&id, grace).await {
+            Ok(()) => {
+                // How it ended is told by the runtime; should that be lost, that it ended is known here.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                let exit = Exit { code: None, out_of_memory: false, at: clock.now() };
+                let _ = inputs.send(Input::Exited(id, exit));
+            }
+            Err(error) => {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                let _ = inputs.send(Input::NotStopped(id, error));
+            }
+        }
+    });
+}
+
+pub(super) fn probe(
+    runtime: Arc<dyn Runtime>,
+    inputs: UnboundedSender<Input>,
+    id: ContainerId,
+    check: HealthCheck,
+) {
+    tokio::spawn(async move {
+        let timeout = seconds(check.timeout.unwrap_or(5));
+        let passed = matches!(runtime.exec(&id, &check.command, timeout).await, Ok(0));
+        let _ = inputs.send(Input::Probed(id, passed));
+    });
+}
+
+pub(super) fn remove(
+    runtime: Arc<dyn Runtime>,
+    inputs: UnboundedSender<Input>,
+    task: String,
+    containers: Vec<ContainerId>,
+) {
+    tokio::spawn(async move {
+        for id in containers {
+            let mut pause = Duration::from_millis(200);
+            loop {
+                let removed: Result<(), RuntimeError> = runtime.remove(&id).await;
+                let Err(error) = removed else { break };
+                tracing::warn!(container = %id, %error, "a container could not be removed; trying again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(60));
+            }
+        }
+        let _ = inputs.send(Input::Removed(task));
+    });
+}

@@ -1,0 +1,516 @@
+//! The task engine: owns every task of the instance and brings each one step further whenever something happened.
+//!
+//! One actor owns all state. What to do is decided by [`step`](step::step), purely; doing it is spawned and comes
+//! back as an input. Invariants: a container is remembered as launched before it is made, so that after a crash it is
+//! never launched again; a task is only stopped because the control plane says so, because a container of its own
+//! ended, or because its absence was verified; a task is forgotten only after its end was stored by the API.
+
+mod effects;
+mod model;
+mod step;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use steady_core::v1::health_status::Value as Health;
+use steady_core::v1::stop_code::Value as StopCode;
+use steady_core::v1::task_last_status::Value as Status;
+use steady_core::v1::{Assignment, TaskReport, TaskStatus, network_mode};
+use steady_core::{Clock, task};
+use tokio::sync::{mpsc, watch};
+
+use crate::ports::Ports;
+use crate::record::{Record, Records};
+use crate::runtime::{ContainerId, Exit, Found, Port, Runtime, RuntimeError, State};
+use model::{Phase, Stop, TaskState};
+use step::{Action, Step, step};
+
+/// How often time-outs are looked at.
+const TICK: Duration = Duration::from_millis(200);
+/// Most tasks whose absence is asked about at once: whatever goes wrong, it never goes wrong for all of them.
+const MAX_ABSENT: usize = 10;
+
+/// Where the engine is.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) cluster: String,
+    pub(crate) uid: String,
+    pub(crate) address: String,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// All tasks of this instance, in a session that just began.
+    Snapshot(Vec<Assignment>),
+    /// Tasks that changed.
+    Changed(Vec<Assignment>),
+    /// Tasks that are verified not to be this instance's.
+    Absent(Vec<String>),
+    /// These statuses are stored, but for those refused for good.
+    Stored { versions: BTreeMap<String, u64>, refused: BTreeMap<String, String> },
+    /// A container was launched, or could not be.
+    Launched { id: ContainerId, result: Result<effects::Launched, RuntimeError> },
+    /// A container ended.
+    Exited(ContainerId, Exit),
+    /// It could not be stopped.
+    NotStopped(ContainerId, RuntimeError),
+    /// A health check answered.
+    Probed(ContainerId, bool),
+    /// A task's containers are removed.
+    Removed(String),
+}
+
+/// What the session has to bring to the control plane.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Outgoing {
+    /// Statuses that are not stored yet, with their versions.
+    pub(crate) reports: Vec<(u64, TaskReport)>,
+    /// Tasks that the control plane did not name: are they gone?
+    pub(crate) unverified: Vec<String>,
+}
+
+/// A task and how much of it is told.
+struct Entry {
+    state: TaskState,
+    record: Record,
+    told: TaskStatus,
+    version: u64,
+    stored: u64,
+    /// Not in the last snapshot.
+    missing: bool,
+    removing: bool,
+}
+
+/// The engine.
+pub(crate) struct Engine {
+    place: Place,
+    runtime: Arc<dyn Runtime>,
+    records: Records,
+    clock: Arc<dyn Clock>,
+    ports: Ports,
+    tasks: BTreeMap<String, Entry>,
+    /// Tasks to look at.
+    touched: BTreeSet<String>,
+    inputs: mpsc::UnboundedSender<Input>,
+    outgoing: watch::Sender<Outgoing>,
+}
+
+impl Engine {
+    /// An engine that knows what is remembered and what runs.
+    pub(crate) async fn adopt(
+        place: Place,
+        runtime: Arc<dyn Runtime>,
+        records: Records,
+        clock: Arc<dyn Clock>,
+        inputs: mpsc::UnboundedSender<Input>,
+        outgoing: watch::Sender<Outgoing>,
+    ) -> Result<Self, RuntimeError> {
+        let mut exits = runtime.exits();
+        let found = runtime.list().await?;
+        let known = records.load().map_err(|e| RuntimeError::Other(e.to_string()))?;
+        let mut engine = Engine {
+            place,
+            runtime,
+            records,
+            clock,
+            ports: Ports::default(),
+            tasks: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            inputs: inputs.clone(),
+            outgoing,
+        };
+        for record in known {
+            let here: Vec<&Found> = found.iter().filter(|f| f.id.task == record.task.name()).collect();
+            engine.remember(record, &here);
+        }
+        engine.take_strays(&found);
+        tokio::spawn(async move {
+            while let Some((id, exit)) = exits.recv().await {
+                if inputs.send(Input::Exited(id, exit)).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(engine)
+    }
+
+    /// A task of a former life: its containers are as they were found; one that was launched and is not there has ended.
+    fn remember(&mut self, record: Record, found: &[&Found]) {
+        let now = self.clock.now();
+        let mut state = TaskState::new(record.task.clone(), record.definition.clone(), now);
+        for container in &mut state.containers {
+            let name = container.definition.name.clone();
+            let there = found.iter().find(|f| f.id.name == name);
+            match there {
+                Some(found) => {
+                    container.runtime_id.clone_from(&found.runtime_id);
+                    container.ports.clone_from(&found.ports);
+                    found.ports.iter().for_each(|port| self.ports.take(port.host, port.udp));
+                    match &found.state {
+                        State::Created => {}
+                        State::Running => effects::runs(container, now),
+                        State::Exited(exit) => {
+                            container.started_at = Some(exit.at);
+                            effects::ended(container, exit.clone());
+                        }
+                    }
+                }
+                None if record.launched.contains(&name) => {
+                    let exit = Exit { code: None, out_of_memory: false, at: now };
+                    container.started_at = Some(now);
+                    effects::ended(container, exit);
+                    "ContainerVanishedError: it was gone when the agent came back".clone_into(&mut container.reason);
+                }
+                None => {}
+            }
+        }
+        if state.containers.iter().all(|c| c.phase >= Phase::Running) {
+            state.started_at = Some(now);
+        }
+        let name = state.name().to_owned();
+        tracing::info!(task = name, containers = found.len(), "adopted");
+        self.insert(state, record);
+        self.touched.insert(name);
+    }
+
+    /// Containers of tasks that nobody remembers: kept until the control plane says that they are gone.
+    fn take_strays(&mut self, found: &[Found]) {
+        for stray in found.iter().filter(|f| !self.tasks.contains_key(&f.id.task)).cloned().collect::<Vec<_>>() {
+            tracing::warn!(container = %stray.id, "a container of a task that is not remembered; asking about it");
+            let now = self.clock.now();
+            let entry = self.tasks.entry(stray.id.task.clone()).or_insert_with(|| {
+                let mut task = steady_core::v1::Object::new(&self.place.cluster, &stray.id.task, steady_core::v1::Task::default());
+                task.meta_mut().uid.clone_from(&stray.id.task);
+                let state = TaskState::new(task.clone(), <_>::default(), now);
+                let record = Record { task, definition: <_>::default(), launched: BTreeSet::new() };
+                Entry::new(state, record)
+            });
+            let mut container = model::ContainerState::new(steady_core::v1::ContainerDefinition {
+                name: stray.id.name.clone(),
+                ..<_>::default()
+            });
+            container.runtime_id.clone_from(&stray.runtime_id);
+            container.ports.clone_from(&stray.ports);
+            match stray.state {
+                State::Exited(exit) => effects::ended(&mut container, exit),
+                State::Running | State::Created => effects::runs(&mut container, now),
+            }
+            entry.state.containers.push(container);
+        }
+    }
+
+    fn insert(&mut self, state: TaskState, record: Record) {
+        self.tasks.insert(state.name().to_owned(), Entry::new(state, record));
+    }
+
+    /// Runs until nobody can send inputs any more.
+    pub(crate) async fn run(mut self, mut inputs: mpsc::UnboundedReceiver<Input>) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                input = inputs.recv() => match input {
+                    Some(input) => {
+                        self.take(input);
+                        // What has piled up is taken together, and told together.
+                        while let Ok(input) = inputs.try_recv() {
+                            self.take(input);
+                        }
+                    }
+                    None => return,
+                },
+                _ = tick.tick() => {
+                    let restless = self.tasks.iter().filter(|(_, e)| e.is_restless()).map(|(name, _)| name.clone());
+                    self.touched.extend(restless);
+                }
+            }
+            self.advance();
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Snapshot(assignments) => self.snapshot(assignments),
+            Input::Changed(assignments) => assignments.into_iter().for_each(|a| self.assign(a)),
+            Input::Absent(names) => self.absent(&names),
+            Input::Stored { versions, refused } => self.stored(&versions, &refused),
+            Input::Launched { id, result } => self.launched(&id, result),
+            Input::Exited(id, exit) => self.exited(&id, exit),
+            Input::NotStopped(id, error) => {
+                tracing::error!(container = %id, %error, "a container could not be stopped; trying again");
+                self.with(&id, |container, _| container.phase = Phase::Running);
+            }
+            Input::Probed(id, passed) => self.with(&id, |container, now| effects::probed(container, passed, now)),
+            Input::Removed(name) => self.removed(&name),
+        }
+    }
+
+    fn with(&mut self, id: &ContainerId, change: impl FnOnce(&mut model::ContainerState, steady_core::Timestamp)) {
+        let now = self.clock.now();
+        if let Some(entry) = self.tasks.get_mut(&id.task)
+            && let Some(container) = entry.state.container_mut(&id.name)
+        {
+            change(container, now);
+            self.touched.insert(id.task.clone());
+        }
+    }
+
+    fn snapshot(&mut self, assignments: Vec<Assignment>) {
+        let named: BTreeSet<String> =
+            assignments.iter().filter_map(|a| a.task.as_ref()).map(|t| t.name().to_owned()).collect();
+        for (name, entry) in &mut self.tasks {
+            entry.missing = !named.contains(name);
+            // What was not stored in the session before is told again.
+            self.touched.insert(name.clone());
+        }
+        assignments.into_iter().for_each(|assignment| self.assign(assignment));
+    }
+
+    fn assign(&mut self, assignment: Assignment) {
+        let Some(object) = assignment.task else { return };
+        let Some(told) = task::of(&object) else { return };
+        let name = object.name().to_owned();
+        self.touched.insert(name.clone());
+        if let Some(entry) = self.tasks.get_mut(&name) {
+            entry.missing = false;
+            entry.state.confirmed = true;
+            entry.state.object = object;
+            return;
+        }
+        if !told.is_live() {
+            return;
+        }
+        let now = self.clock.now();
+        let mut state = TaskState::new(object.clone(), assignment.definition.clone().unwrap_or_default(), now);
+        state.confirmed = true;
+        let ran = told.status.last_status() > Status::Pending;
+        if ran || assignment.definition.is_none() {
+            // It ran here once, and nothing of it is left; or nobody can say what it is. It never starts again.
+            let reason = if ran {
+                "ContainerVanishedError: nothing of the task was left when the agent came back"
+            } else {
+                "TaskFailedToStart: its task definition is gone"
+            };
+            state.stop = Some(Stop { code: StopCode::TaskFailedToStart, reason: reason.into(), since: now });
+            state.containers.iter_mut().for_each(|c| c.phase = Phase::Stopped);
+            state.stopped_at = Some(now);
+        }
+        let record =
+            Record { task: object, definition: assignment.definition.unwrap_or_default(), launched: BTreeSet::new() };
+        self.save(&record);
+        self.insert(state, record);
+    }
+
+    fn save(&self, record: &Record) {
+        if let Err(error) = self.records.save(record) {
+            tracing::error!(task = record.task.name(), %error, "a task could not be remembered");
+        }
+    }
+
+    fn absent(&mut self, names: &[String]) {
+        let now = self.clock.now();
+        for name in names {
+            let Some(entry) = self.tasks.get_mut(name).filter(|e| e.missing) else { continue };
+            tracing::warn!(task = name, "the control plane does not know this task; stopping what is left of it");
+            entry.state.forgotten = true;
+            let reason = "the task is gone".to_owned();
+            entry.state.stop.get_or_insert(Stop { code: StopCode::UserInitiated, reason, since: now });
+            self.touched.insert(name.clone());
+        }
+    }
+
+    fn stored(&mut self, versions: &BTreeMap<String, u64>, refused: &BTreeMap<String, String>) {
+        for (name, version) in versions {
+            let Some(entry) = self.tasks.get_mut(name) else { continue };
+            entry.stored = entry.stored.max(*version);
+            if let Some(reason) = refused.get(name) {
+                tracing::warn!(task = name, reason, "a status was refused; asking whether the task is gone");
+                entry.missing = true;
+            }
+            self.touched.insert(name.clone());
+        }
+    }
+
+    fn launched(&mut self, id: &ContainerId, result: Result<effects::Launched, RuntimeError>) {
+        self.with(id, |container, now| match result {
+            Ok(launched) => {
+                container.runtime_id = launched.runtime_id;
+                container.digest = launched.digest.unwrap_or_default();
+                if container.phase == Phase::Starting {
+                    effects::runs(container, now);
+                }
+            }
+            Err(error) => {
+                container.reason = error.to_string();
+                if container.phase < Phase::Stopped {
+                    container.phase = Phase::Stopped;
+                }
+            }
+        });
+    }
+
+    fn exited(&mut self, id: &ContainerId, exit: Exit) {
+        self.with(id, |container, _| {
+            if container.phase != Phase::Stopped {
+                container.started_at.get_or_insert(exit.at);
+                effects::ended(container, exit);
+            }
+        });
+    }
+
+    fn removed(&mut self, name: &str) {
+        let Some(entry) = self.tasks.remove(name) else { return };
+        for port in entry.state.containers.iter().flat_map(|c| &c.ports) {
+            self.ports.release(port.host, port.udp);
+        }
+        self.records.forget(name);
+    }
+
+    /// Brings every touched task one step further, and tells what changed.
+    fn advance(&mut self) {
+        let touched = std::mem::take(&mut self.touched);
+        if touched.is_empty() {
+            return;
+        }
+        for name in &touched {
+            self.step(name);
+        }
+        let mut outgoing = Outgoing::default();
+        for (name, entry) in &self.tasks {
+            if entry.stored < entry.version && !entry.state.forgotten && !entry.missing {
+                let report = TaskReport { task: name.clone(), status: Some(entry.told.clone()) };
+                outgoing.reports.push((entry.version, report));
+            }
+            if entry.missing && !entry.state.forgotten && outgoing.unverified.len() < MAX_ABSENT {
+                outgoing.unverified.push(name.clone());
+            }
+        }
+        self.outgoing.send_replace(outgoing);
+    }
+
+    fn step(&mut self, name: &str) {
+        let now = self.clock.now();
+        loop {
+            let Some(entry) = self.tasks.get_mut(name) else { return };
+            let state = &mut entry.state;
+            if state.started_at.is_none() && state.containers.iter().all(|c| c.phase >= Phase::Running) {
+                let ran = state.containers.iter().all(|c| c.started_at.is_some());
+                state.started_at = ran.then_some(now);
+            }
+            let Step { stop, actions } = step(state, now);
+            let again = stop.is_some();
+            if let Some(stop) = stop {
+                state.stop = Some(stop);
+            }
+            let skipped = actions.iter().any(|a| matches!(a, Action::Skip(_)));
+            for action in actions {
+                self.act(name, action);
+            }
+            if !again && !skipped {
+                break;
+            }
+        }
+        self.tell(name);
+    }
+
+    /// Notices what is new about a task for the control plane, and removes what is over.
+    fn tell(&mut self, name: &str) {
+        let now = self.clock.now();
+        let Some(entry) = self.tasks.get_mut(name) else { return };
+        if entry.state.is_stopped() && entry.state.stopped_at.is_none() {
+            entry.state.stopped_at = Some(now);
+        }
+        let status = entry.state.status(&self.place.address, now);
+        // What the control plane has said already needs no telling.
+        let worth = status.last_status() > Status::Pending || entry.version > 0;
+        if worth && status != entry.told {
+            entry.told = status;
+            entry.version += 1;
+        }
+        let over = entry.state.is_stopped() && (entry.state.forgotten || entry.stored >= entry.version);
+        if over && !entry.removing {
+            entry.removing = true;
+            let ids = entry.state.containers.iter().map(|c| id(name, &c.definition.name)).collect();
+            effects::remove(Arc::clone(&self.runtime), self.inputs.clone(), name.to_owned(), ids);
+        }
+    }
+
+    fn act(&mut self, name: &str, action: Action) {
+        match action {
+            Action::Launch(container) => self.launch(name, &container),
+            Action::Skip(container) => self.with(&id(name, &container), |c, _| c.phase = Phase::Stopped),
+            Action::Stop(container, grace) => {
+                self.with(&id(name, &container), |c, _| c.phase = Phase::Stopping);
+                effects::stop(Arc::clone(&self.runtime), self.inputs.clone(), id(name, &container), grace, Arc::clone(&self.clock));
+            }
+            Action::Probe(container) => {
+                self.with(&id(name, &container), |c, _| c.probes.busy = true);
+                let check = self.tasks.get(name).and_then(|e| e.state.container(&container));
+                if let Some(check) = check.and_then(|c| c.definition.health_check.clone()) {
+                    effects::probe(Arc::clone(&self.runtime), self.inputs.clone(), id(name, &container), check);
+                }
+            }
+        }
+    }
+
+    fn launch(&mut self, name: &str, container: &str) {
+        let Some(entry) = self.tasks.get_mut(name) else { return };
+        entry.record.launched.insert(container.to_owned());
+        if let Err(error) = self.records.save(&entry.record) {
+            // Without the record it could be launched twice: rather not at all.
+            let error = RuntimeError::Create(format!("the agent cannot remember it: {error}"));
+            return self.launched(&id(name, container), Err(error));
+        }
+        let host = entry.state.definition.network_mode() == network_mode::Value::Host;
+        let Some(state) = entry.state.container_mut(container) else { return };
+        state.phase = Phase::Starting;
+        let mut ports = Vec::new();
+        for mapping in &state.definition.port_mappings {
+            let udp = steady_core::resources::protocol(mapping.protocol()) == steady_core::v1::transport_protocol::Value::Udp;
+            let fixed = if host { mapping.container_port } else { mapping.host_port };
+            let chosen = match u16::try_from(fixed) {
+                Ok(0) | Err(_) => self.ports.find(name, udp),
+                Ok(port) => {
+                    self.ports.take(port, udp);
+                    Some(port)
+                }
+            };
+            let Some(port) = chosen else {
+                let error = RuntimeError::Create("no host port is free on this instance".into());
+                return self.launched(&id(name, container), Err(error));
+            };
+            ports.push(Port { container: u16::try_from(mapping.container_port).unwrap_or(0), host: port, udp });
+        }
+        state.ports.clone_from(&ports);
+        let Some(entry) = self.tasks.get(name) else { return };
+        let Some(state) = entry.state.container(container) else { return };
+        let spec = effects::spec(&self.place, &entry.state, state, ports);
+        effects::launch(Arc::clone(&self.runtime), self.inputs.clone(), spec);
+    }
+}
+
+impl Entry {
+    fn new(state: TaskState, record: Record) -> Self {
+        let told = TaskStatus::default();
+        Entry { state, record, told, version: 0, stored: 0, missing: false, removing: false }
+    }
+
+    /// Time alone can change something about it.
+    fn is_restless(&self) -> bool {
+        !self.removing
+            && (!self.state.wants_to_run()
+                || self.state.started_at.is_none()
+                || self.state.containers.iter().any(|c| c.probes.due.is_some()))
+    }
+}
+
+fn id(task: &str, container: &str) -> ContainerId {
+    ContainerId { task: task.to_owned(), name: container.to_owned() }
+}
+
+/// A container that has no check is as healthy as one can know.
+const fn no_check(health: Health) -> bool {
+    matches!(health, Health::Unspecified)
+}

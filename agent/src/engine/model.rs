@@ -1,0 +1,271 @@
+//! A task as the engine sees it: what is wanted, and what each container is known to do.
+
+use steady_core::v1::container_condition::Value as Condition;
+use steady_core::v1::desired_status::Value as Desired;
+use steady_core::v1::health_status::Value as Health;
+use steady_core::v1::stop_code::Value as StopCode;
+use steady_core::v1::task_last_status::Value as Status;
+use steady_core::v1::{Container, ContainerDefinition, NetworkBinding, Object, TaskDefinitionSpec, TaskStatus};
+use steady_core::{Timestamp, task};
+
+use crate::runtime::{Exit, Port};
+
+/// What a container does. Only ever moves down this list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// Nothing was done for it.
+    New,
+    /// Its image is being had, it is being made and started.
+    Starting,
+    /// Runs.
+    Running,
+    /// Was told to stop.
+    Stopping,
+    /// Has ended, or will never start.
+    Stopped,
+}
+
+/// Health of a container that has a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Probes {
+    /// As it counts now.
+    pub(crate) health: Health,
+    /// Failures one after the other.
+    pub(crate) failures: i32,
+    /// When the next probe is due.
+    pub(crate) due: Option<Timestamp>,
+    /// One is under way.
+    pub(crate) busy: bool,
+}
+
+/// One container.
+#[derive(Debug, Clone)]
+pub(crate) struct ContainerState {
+    pub(crate) definition: ContainerDefinition,
+    pub(crate) phase: Phase,
+    pub(crate) exit: Option<Exit>,
+    /// Why it did not start, or ended in an unusual way.
+    pub(crate) reason: String,
+    pub(crate) runtime_id: String,
+    pub(crate) digest: String,
+    pub(crate) ports: Vec<Port>,
+    pub(crate) started_at: Option<Timestamp>,
+    pub(crate) probes: Probes,
+}
+
+impl ContainerState {
+    pub(crate) fn new(definition: ContainerDefinition) -> Self {
+        let health = if definition.health_check.is_some() { Health::Unknown } else { Health::Unspecified };
+        ContainerState {
+            definition,
+            phase: Phase::New,
+            exit: None,
+            reason: String::new(),
+            runtime_id: String::new(),
+            digest: String::new(),
+            ports: Vec::new(),
+            started_at: None,
+            probes: Probes { health, ..Probes::default() },
+        }
+    }
+
+    pub(crate) fn is_essential(&self) -> bool {
+        self.definition.essential.unwrap_or(true)
+    }
+
+    pub(crate) fn exit_code(&self) -> Option<i32> {
+        self.exit.as_ref().and_then(|exit| exit.code)
+    }
+
+    fn as_message(&self, address: &str) -> Container {
+        let status = match self.phase {
+            Phase::New | Phase::Starting => Status::Pending,
+            Phase::Running | Phase::Stopping => Status::Running,
+            Phase::Stopped => Status::Stopped,
+        };
+        let bindings = self.ports.iter().filter(|_| self.phase >= Phase::Running).map(|port| NetworkBinding {
+            bind_ip: address.to_owned(),
+            container_port: port.container.into(),
+            host_port: port.host.into(),
+            protocol: port.protocol().into(),
+        });
+        Container {
+            name: self.definition.name.clone(),
+            last_status: status.into(),
+            exit_code: self.exit_code(),
+            reason: self.reason.chars().take(1024).collect(),
+            runtime_id: self.runtime_id.clone(),
+            image: self.definition.image.clone(),
+            image_digest: self.digest.clone(),
+            network_bindings: bindings.collect(),
+            health_status: self.probes.health.into(),
+        }
+    }
+}
+
+/// Why a task is to stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stop {
+    pub(crate) code: StopCode,
+    pub(crate) reason: String,
+    pub(crate) since: Timestamp,
+}
+
+/// One task.
+#[derive(Debug, Clone)]
+pub(crate) struct TaskState {
+    pub(crate) object: Object,
+    pub(crate) definition: TaskDefinitionSpec,
+    pub(crate) containers: Vec<ContainerState>,
+    /// Containers may be started: the control plane said so in this session or a former one of this process.
+    pub(crate) confirmed: bool,
+    pub(crate) stop: Option<Stop>,
+    pub(crate) accepted_at: Timestamp,
+    pub(crate) started_at: Option<Timestamp>,
+    pub(crate) stopped_at: Option<Timestamp>,
+    /// It is not to be reported: the control plane does not know it.
+    pub(crate) forgotten: bool,
+}
+
+impl TaskState {
+    /// A task that was just assigned, its overrides applied.
+    pub(crate) fn new(object: Object, definition: TaskDefinitionSpec, now: Timestamp) -> Self {
+        let overrides = task::of(&object).and_then(|t| t.spec.overrides.clone()).unwrap_or_default();
+        let containers = definition.container_definitions.iter().map(|original| {
+            let mut definition = original.clone();
+            for change in overrides.container_overrides.iter().filter(|o| o.name == definition.name) {
+                if !change.command.is_empty() {
+                    definition.command.clone_from(&change.command);
+                }
+                definition.environment.retain(|kept| !change.environment.iter().any(|new| new.name == kept.name));
+                definition.environment.extend(change.environment.iter().cloned());
+            }
+            ContainerState::new(definition)
+        });
+        TaskState {
+            containers: containers.collect(),
+            object,
+            definition,
+            confirmed: false,
+            stop: None,
+            accepted_at: now,
+            started_at: None,
+            stopped_at: None,
+            forgotten: false,
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.object.name()
+    }
+
+    pub(crate) fn wants_to_run(&self) -> bool {
+        self.stop.is_none()
+            && task::of(&self.object).is_some_and(|t| t.status.desired_status() != Desired::Stopped && t.is_live())
+    }
+
+    pub(crate) fn container(&self, name: &str) -> Option<&ContainerState> {
+        self.containers.iter().find(|c| c.definition.name == name)
+    }
+
+    pub(crate) fn container_mut(&mut self, name: &str) -> Option<&mut ContainerState> {
+        self.containers.iter_mut().find(|c| c.definition.name == name)
+    }
+
+    /// Containers that wait for this one: they stop before it.
+    pub(crate) fn dependents<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a ContainerState> {
+        self.containers.iter().filter(move |c| c.definition.depends_on.iter().any(|d| d.container_name == name))
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.containers.iter().all(|c| c.phase == Phase::Stopped)
+    }
+
+    /// Every container runs, or ran and ended as it may.
+    fn is_running(&self) -> bool {
+        self.containers.iter().all(|c| c.phase >= Phase::Running) && self.started_at.is_some()
+    }
+
+    /// What is told to the control plane.
+    pub(crate) fn status(&self, address: &str, now: Timestamp) -> TaskStatus {
+        let long = |since: Timestamp| now.since(since).as_millis() >= 1000;
+        let last = if self.is_stopped() {
+            Status::Stopped
+        } else if self.stop.as_ref().is_some_and(|stop| long(stop.since)) {
+            Status::Stopping
+        } else if self.is_running() {
+            Status::Running
+        } else if self.containers.iter().any(|c| c.phase > Phase::New) && long(self.accepted_at) {
+            Status::Activating
+        } else {
+            Status::Pending
+        };
+        TaskStatus {
+            last_status: last.into(),
+            containers: self.containers.iter().map(|c| c.as_message(address)).collect(),
+            health_status: self.health().into(),
+            stopped_reason: self.stop.as_ref().map(|s| s.reason.clone()).unwrap_or_default(),
+            stop_code: self.stop.as_ref().map_or(0, |s| s.code.into()),
+            started_at: self.started_at.map(Into::into),
+            stopping_at: self.stop.as_ref().map(|s| s.since.into()),
+            stopped_at: self.stopped_at.map(Into::into),
+            ..TaskStatus::default()
+        }
+    }
+
+    /// Health over the essential containers that have a check (ECS).
+    fn health(&self) -> Health {
+        let checked: Vec<Health> = self
+            .containers
+            .iter()
+            .filter(|c| c.is_essential() && c.definition.health_check.is_some())
+            .map(|c| c.probes.health)
+            .collect();
+        if checked.is_empty() {
+            Health::Unspecified
+        } else if checked.contains(&Health::Unhealthy) {
+            Health::Unhealthy
+        } else if checked.iter().all(|health| *health == Health::Healthy) {
+            Health::Healthy
+        } else {
+            Health::Unknown
+        }
+    }
+}
+
+/// Whether a dependency is met, can still be met, or never will be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Met {
+    Yes,
+    NotYet,
+    Never(String),
+}
+
+/// How a dependency on a container stands.
+pub(crate) fn met(on: &ContainerState, condition: Condition, now: Timestamp) -> Met {
+    let name = &on.definition.name;
+    let ran = on.started_at.is_some();
+    let yes = match condition {
+        Condition::Start | Condition::Unspecified => ran,
+        Condition::Complete => on.phase == Phase::Stopped && ran,
+        Condition::Success => on.phase == Phase::Stopped && on.exit_code() == Some(0),
+        Condition::Healthy => on.phase == Phase::Running && on.probes.health == Health::Healthy,
+    };
+    if yes {
+        return Met::Yes;
+    }
+    if on.phase == Phase::Stopped {
+        let how = on.exit_code().map_or_else(|| "did not start".into(), |code| format!("exited with {code}"));
+        return Met::Never(format!("container {name} {how}, and another waits for it ({})", condition.as_str_name()));
+    }
+    let patience = on.definition.start_timeout.filter(|_| condition != Condition::Start);
+    if let (Some(seconds), Some(started)) = (patience, on.started_at)
+        && now.since(started).as_secs() >= u64::from(seconds.unsigned_abs())
+    {
+        return Met::Never(format!(
+            "container {name} was not {} within its startTimeout of {seconds} s",
+            condition.as_str_name()
+        ));
+    }
+    Met::NotYet
+}

@@ -1,0 +1,59 @@
+//! Host ports for mappings that leave them open.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+
+/// Ports that are given out: below the range that the kernel takes for outgoing connections (ECS takes them from
+/// that range; then a connection can be in the way).
+const RANGE: std::ops::Range<u16> = 20_000..32_768;
+
+/// Ports that are in use by this agent's tasks.
+#[derive(Debug, Default)]
+pub(crate) struct Ports {
+    taken: BTreeSet<(u16, bool)>,
+}
+
+impl Ports {
+    /// Marks a port as in use.
+    pub(crate) fn take(&mut self, port: u16, udp: bool) {
+        self.taken.insert((port, udp));
+    }
+
+    /// Gives a port back.
+    pub(crate) fn release(&mut self, port: u16, udp: bool) {
+        self.taken.remove(&(port, udp));
+    }
+
+    /// A port that nobody listens on, looked for from a place that depends on `seed`: two agents on one machine
+    /// rarely look in the same place.
+    pub(crate) fn find(&mut self, seed: &str, udp: bool) -> Option<u16> {
+        let start = seed.bytes().fold(5381_u64, |hash, byte| hash.wrapping_mul(33) ^ u64::from(byte));
+        let count = u64::from(RANGE.end - RANGE.start);
+        let found = (0..count)
+            .map(|i| RANGE.start + ((start + i) % count) as u16)
+            .find(|port| !self.taken.contains(&(*port, udp)) && is_free(*port, udp))?;
+        self.take(found, udp);
+        Some(found)
+    }
+}
+
+fn is_free(port: u16, udp: bool) -> bool {
+    let address = (Ipv4Addr::UNSPECIFIED, port);
+    if udp { UdpSocket::bind(address).is_ok() } else { TcpListener::bind(address).is_ok() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_given_once_and_never_one_that_somebody_listens_on() {
+        let mut ports = Ports::default();
+        let first = ports.find("task", false).expect("a port");
+        let second = ports.find("task", false).expect("a port");
+        assert_ne!(first, second);
+        let held = TcpListener::bind((Ipv4Addr::UNSPECIFIED, second + 1));
+        let third = ports.find("task", false).expect("a port");
+        assert!(held.is_err() || third != second + 1);
+    }
+}

@@ -1,0 +1,80 @@
+//! What an agent remembers of its tasks: enough to go on without the control plane, and never to run a task twice.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use steady_core::v1::{Object, TaskDefinitionSpec};
+
+/// One task as it is remembered.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// The task as it was assigned.
+    pub(crate) task: Object,
+    /// Its definition.
+    pub(crate) definition: TaskDefinitionSpec,
+    /// Containers that were made, or were about to be. One that is not there any more has ended.
+    pub(crate) launched: BTreeSet<String>,
+}
+
+/// Records on disk, a file each; or nowhere.
+#[derive(Debug, Clone)]
+pub(crate) struct Records {
+    directory: Option<PathBuf>,
+}
+
+impl Records {
+    pub(crate) fn open(directory: Option<&Path>) -> io::Result<Self> {
+        let directory = directory.map(|d| d.join("tasks"));
+        if let Some(directory) = &directory {
+            fs::create_dir_all(directory)?;
+        }
+        Ok(Records { directory })
+    }
+
+    fn file(&self, task: &str) -> Option<PathBuf> {
+        Some(self.directory.as_ref()?.join(format!("{task}.json")))
+    }
+
+    /// Every record. One that cannot be read is set aside: its containers are found by their labels.
+    pub(crate) fn load(&self) -> io::Result<Vec<Record>> {
+        let Some(directory) = &self.directory else { return Ok(Vec::new()) };
+        let mut records = Vec::new();
+        for entry in fs::read_dir(directory)? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
+            match fs::read(&path).map_err(|e| e.to_string()).and_then(|b| {
+                serde_json::from_slice::<Record>(&b).map_err(|e| e.to_string())
+            }) {
+                Ok(record) => records.push(record),
+                Err(error) => {
+                    tracing::error!(path = %path.display(), error, "a task's record cannot be read; it is set aside");
+                    fs::rename(&path, path.with_extension("bad"))?;
+                }
+            }
+        }
+        Ok(records)
+    }
+
+    /// Remembers a task.
+    pub(crate) fn save(&self, record: &Record) -> io::Result<()> {
+        let Some(file) = self.file(record.task.name()) else { return Ok(()) };
+        let part = file.with_extension("part");
+        fs::write(&part, serde_json::to_vec(record).map_err(io::Error::other)?)?;
+        fs::rename(&part, &file)
+    }
+
+    /// Forgets a task.
+    pub(crate) fn forget(&self, task: &str) {
+        if let Some(file) = self.file(task)
+            && let Err(error) = fs::remove_file(&file)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %file.display(), %error, "a task's record stays");
+        }
+    }
+}

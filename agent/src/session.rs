@@ -1,0 +1,277 @@
+//! The session with the API server: opened again whenever it ends.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use futures::StreamExt;
+use steady_core::v1::session_request::Message as Up;
+use steady_core::v1::session_response::Message as Down;
+use steady_core::v1::{
+    Heartbeat, LogChunk, LogOpen, LogsResponse, Register, Report, SessionRequest, SessionResponse, VerifyAbsent,
+};
+use steady_runtime::{Client, holder};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
+
+use crate::engine::{Input, Outgoing};
+use crate::identity::Identity;
+use crate::runtime::{ContainerId, LogRequest, Runtime};
+use crate::{AgentError, Settings};
+
+/// Messages that may wait for the API server.
+const PENDING: usize = 256;
+/// Most statuses of one report.
+const MAX_REPORT: usize = 500;
+/// Without a word from the API server for this long the session is over.
+const SILENCE: Duration = Duration::from_secs(15);
+/// Between questions about tasks that the control plane did not name.
+const VERIFY: Duration = Duration::from_secs(5);
+
+/// An agent's side of the session.
+pub(crate) struct Session {
+    pub(crate) settings: Settings,
+    pub(crate) identity: Identity,
+    pub(crate) client: Client,
+    pub(crate) runtime: Arc<dyn Runtime>,
+    pub(crate) to_engine: mpsc::UnboundedSender<Input>,
+    pub(crate) to_session: watch::Receiver<Outgoing>,
+}
+
+enum Ended {
+    Again(Status),
+    Finally(AgentError),
+}
+
+impl From<Status> for Ended {
+    fn from(status: Status) -> Self {
+        Ended::Again(status)
+    }
+}
+
+impl Session {
+    /// Keeps a session open. Ends only when another one would be of no use.
+    pub(crate) async fn run(mut self) -> AgentError {
+        let retries = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(100))
+            .with_max_delay(Duration::from_secs(5))
+            .with_jitter()
+            .without_max_times();
+        let mut delays = retries.build();
+        loop {
+            let opened = tokio::time::Instant::now();
+            match self.open().await {
+                Ended::Finally(error) => return error,
+                Ended::Again(status) => {
+                    let refused = matches!(status.code(), Code::AlreadyExists | Code::InvalidArgument);
+                    if refused || status.code() == Code::FailedPrecondition {
+                        return AgentError::Refused(status.message().to_owned());
+                    }
+                    tracing::debug!(instance = self.settings.name, %status, "the session ended; opening another");
+                }
+            }
+            if opened.elapsed() > Duration::from_secs(10) {
+                delays = retries.build();
+            }
+            self.client.rotate();
+            tokio::time::sleep(delays.next().unwrap_or_default()).await;
+        }
+    }
+
+    async fn open(&mut self) -> Ended {
+        let (sender, receiver) = mpsc::channel(PENDING);
+        let register = Register {
+            cluster: self.settings.cluster.clone(),
+            name: self.settings.name.clone(),
+            uid: self.identity.uid.clone(),
+            spec: Some(self.settings.spec.clone()),
+            holder: holder(),
+        };
+        let first = SessionRequest { message: Some(Up::Register(register)) };
+        if sender.send(first).await.is_err() {
+            return Status::unavailable("the session could not be opened").into();
+        }
+        let mut agent = self.client.agent();
+        match tokio::time::timeout(SILENCE, agent.session(ReceiverStream::new(receiver))).await {
+            Ok(Ok(answer)) => match self.talk(answer.into_inner(), &sender).await {
+                Ok(never) => match never {},
+                Err(ended) => ended,
+            },
+            Ok(Err(status)) => status.into(),
+            Err(_) => Status::deadline_exceeded("no answer to the registration").into(),
+        }
+    }
+
+    async fn talk(
+        &mut self,
+        mut incoming: Streaming<SessionResponse>,
+        sender: &mpsc::Sender<SessionRequest>,
+    ) -> Result<std::convert::Infallible, Ended> {
+        let mut open = Open {
+            sender: sender.clone(),
+            sequence: 0,
+            in_flight: None,
+            verifying: false,
+            logs: BTreeMap::new(),
+        };
+        let mut beat = tokio::time::interval(Duration::from_secs(3));
+        let mut verify = tokio::time::interval(VERIFY);
+        let mut registered = false;
+        loop {
+            tokio::select! {
+                message = tokio::time::timeout(SILENCE, incoming.message()) => {
+                    let message = message.map_err(|_| Status::deadline_exceeded("the API server is silent"))?;
+                    let message = message?.ok_or_else(|| Status::unavailable("the API server ended the session"))?;
+                    match message.message {
+                        Some(Down::Registered(answer)) => {
+                            self.belongs(&answer.store_id)?;
+                            registered = true;
+                            self.to_session.mark_changed();
+                        }
+                        Some(message) => self.obey(&mut open, message).await?,
+                        None => {}
+                    }
+                }
+                changed = self.to_session.changed(), if registered && open.in_flight.is_none() => {
+                    changed.map_err(|_| Status::cancelled("the engine ended"))?;
+                    let outgoing = self.to_session.borrow_and_update().clone();
+                    open.report(outgoing).await?;
+                }
+                _ = beat.tick(), if registered => open.send(Up::Heartbeat(Heartbeat {})).await?,
+                _ = verify.tick(), if registered && !open.verifying => {
+                    let tasks = self.to_session.borrow().unverified.clone();
+                    if !tasks.is_empty() {
+                        open.verifying = true;
+                        open.send(Up::VerifyAbsent(VerifyAbsent { tasks })).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// An agent obeys one store for ever.
+    fn belongs(&mut self, store: &str) -> Result<(), Ended> {
+        if self.identity.store.is_empty() {
+            let joined = self.identity.join(store);
+            return joined.map_err(|e| Ended::Finally(AgentError::Local(e.to_string())));
+        }
+        if self.identity.store == store {
+            return Ok(());
+        }
+        Err(Ended::Finally(AgentError::OtherStore { known: self.identity.store.clone(), found: store.to_owned() }))
+    }
+
+    async fn obey(&mut self, open: &mut Open, message: Down) -> Result<(), Ended> {
+        let input = match message {
+            Down::Assignments(new) if new.snapshot => Input::Snapshot(new.assignments),
+            Down::Assignments(new) => Input::Changed(new.assignments),
+            Down::Absent(absent) => {
+                open.verifying = false;
+                Input::Absent(absent.tasks)
+            }
+            Down::ReportStored(stored) => {
+                let Some((sequence, versions)) = open.in_flight.take() else { return Ok(()) };
+                if sequence != stored.sequence {
+                    open.in_flight = Some((sequence, versions));
+                    return Ok(());
+                }
+                self.to_session.mark_changed();
+                Input::Stored { versions, refused: stored.refused }
+            }
+            Down::LogOpen(request) => {
+                let (runtime, sender) = (Arc::clone(&self.runtime), open.sender.clone());
+                open.logs.retain(|_, reading| !reading.is_finished());
+                open.logs.insert(request.id, tokio::spawn(read_logs(runtime, sender, request)));
+                return Ok(());
+            }
+            Down::LogClose(closed) => {
+                if let Some(reading) = open.logs.remove(&closed.id) {
+                    reading.abort();
+                }
+                return Ok(());
+            }
+            Down::HeartbeatSeen(_) | Down::Registered(_) => return Ok(()),
+        };
+        self.to_engine.send(input).map_err(|_| Ended::Finally(AgentError::Local("the task engine ended".into())))
+    }
+}
+
+/// What belongs to one open session.
+struct Open {
+    sender: mpsc::Sender<SessionRequest>,
+    sequence: i64,
+    /// The report that is not answered yet: the versions it told of each task.
+    in_flight: Option<(i64, BTreeMap<String, u64>)>,
+    verifying: bool,
+    logs: BTreeMap<i64, JoinHandle<()>>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.logs.values().for_each(JoinHandle::abort);
+    }
+}
+
+impl Open {
+    async fn send(&self, message: Up) -> Result<(), Ended> {
+        let message = SessionRequest { message: Some(message) };
+        self.sender.send(message).await.map_err(|_| Status::unavailable("the session ended").into())
+    }
+
+    /// Tells what is not stored yet; one report at a time, so that they are stored in order.
+    async fn report(&mut self, outgoing: Outgoing) -> Result<(), Ended> {
+        if outgoing.reports.is_empty() {
+            return Ok(());
+        }
+        self.sequence += 1;
+        let mut versions = BTreeMap::new();
+        let mut tasks = Vec::new();
+        for (version, report) in outgoing.reports.into_iter().take(MAX_REPORT) {
+            versions.insert(report.task.clone(), version);
+            tasks.push(report);
+        }
+        self.in_flight = Some((self.sequence, versions));
+        self.send(Up::Report(Report { sequence: self.sequence, tasks })).await
+    }
+}
+
+/// Sends the output of a task's containers, one after the other, or all at once when it goes on.
+async fn read_logs(runtime: Arc<dyn Runtime>, sender: mpsc::Sender<SessionRequest>, open: LogOpen) {
+    let asked = open.request.unwrap_or_default();
+    let request = LogRequest { follow: asked.follow, tail: usize::try_from(asked.tail).unwrap_or(0) };
+    let send = |chunk: LogChunk| {
+        let sender = sender.clone();
+        async move { sender.send(SessionRequest { message: Some(Up::LogChunk(chunk)) }).await.is_ok() }
+    };
+    let mut error = String::new();
+    let mut streams = Vec::new();
+    for name in open.containers {
+        let id = ContainerId { task: asked.task.clone(), name: name.clone() };
+        match runtime.logs(&id, request).await {
+            Ok(stream) => streams.push(stream.map(move |piece| (name.clone(), piece)).boxed()),
+            Err(failed) => error = failed.to_string(),
+        }
+    }
+    if streams.is_empty() {
+        let error = if error.is_empty() { "the task has no containers".to_owned() } else { error };
+        send(LogChunk { id: open.id, chunk: None, end: true, error }).await;
+        return;
+    }
+    // Followed output comes as it comes; what is there already, container by container.
+    let mut pieces = if request.follow {
+        futures::stream::select_all(streams).boxed()
+    } else {
+        futures::stream::iter(streams).flatten().boxed()
+    };
+    while let Some((container, piece)) = pieces.next().await {
+        let Ok(piece) = piece else { break };
+        let chunk = LogsResponse { container, data: piece.data.to_vec(), stderr: piece.stderr };
+        if !send(LogChunk { id: open.id, chunk: Some(chunk), end: false, error: String::new() }).await {
+            return;
+        }
+    }
+    send(LogChunk { id: open.id, chunk: None, end: true, error: String::new() }).await;
+}
