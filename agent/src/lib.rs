@@ -13,6 +13,7 @@ mod session;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use steady_core::v1::ContainerInstanceSpec;
 use steady_core::{Clock, SystemClock};
@@ -34,7 +35,12 @@ pub struct Settings {
     pub spec: ContainerInstanceSpec,
     /// Where it keeps what it must not forget; `None`: nothing survives it (hollow instances).
     pub directory: Option<PathBuf>,
+    /// Its tasks stop when it ends; else they go on, and are adopted by the next agent.
+    pub stop_tasks: bool,
 }
+
+/// How long tasks may take to stop when the agent ends: longer than ECS' default of `stopTimeout`.
+const LAST_STOP: Duration = Duration::from_secs(35);
 
 /// Why an agent ended.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +64,7 @@ pub enum AgentError {
     Local(String),
 }
 
-/// Runs an agent until `ending` says so. Tasks stay as they are when it ends.
+/// Runs an agent until `ending` says so.
 pub async fn run(
     settings: Settings,
     identity: Identity,
@@ -79,12 +85,22 @@ pub async fn run(
         .await
         .map_err(|e| AgentError::Local(e.to_string()))?;
     let mut engine = tokio::spawn(engine.run(inputs));
+    let (stop_tasks, stop, mut left) = (settings.stop_tasks, to_engine.clone(), to_session.clone());
     let session = session::Session { settings, identity, client, runtime, to_engine, to_session };
+    let mut session = std::pin::pin!(session.run());
     let ended = tokio::select! {
-        error = session.run() => Err(error),
+        error = &mut session => Err(error),
         _ = &mut engine => Err(AgentError::Local("the task engine failed".into())),
         _ = ending.wait_for(|ending| *ending) => Ok(()),
     };
+    if ended.is_ok() && stop_tasks {
+        let _ = stop.send(engine::Input::StopAll);
+        // The session goes on meanwhile: what stops is told.
+        tokio::select! {
+            _ = &mut session => {}
+            _ = tokio::time::timeout(LAST_STOP, left.wait_for(|outgoing| outgoing.stopping && outgoing.tasks == 0)) => {}
+        }
+    }
     engine.abort();
     ended
 }

@@ -52,10 +52,10 @@ pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let Cli { global, command } = cli;
     let result = match command {
-        Command::Up(args) => Box::pin(process::up(args, &global)).await.map_err(Failure::from),
-        Command::Apiserver(args) => Box::pin(process::apiserver(args, &global)).await.map_err(Failure::from),
-        Command::Controller(args) => Box::pin(process::controller(args, &global)).await.map_err(Failure::from),
-        Command::Agent(args) => Box::pin(process::agent(args, &global)).await.map_err(Failure::from),
+        Command::Up(args) => Box::pin(process::up(args, &global)).await,
+        Command::Apiserver(args) => Box::pin(process::apiserver(args, &global)).await,
+        Command::Controller(args) => Box::pin(process::controller(args, &global)).await,
+        Command::Agent(args) => Box::pin(process::agent(args, &global)).await,
         Command::Hello(args) => hello::run(&args).await.map_err(Failure::from),
         verb => tokio::select! {
             result = Box::pin(verb_of(verb, &global)) => result,

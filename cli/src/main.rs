@@ -2,7 +2,17 @@
 
 use std::process::ExitCode;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    steady::run(std::env::args_os()).await
+fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args_os().collect();
+    // Helpers of the other processes, before anything starts a thread.
+    if let Some(code) = steady::process::hidden(&args) {
+        return code;
+    }
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(steady::run(args)),
+        Err(error) => {
+            eprintln!("steady: cannot start its threads: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

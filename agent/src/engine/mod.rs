@@ -60,6 +60,8 @@ pub(crate) enum Input {
     Probed(ContainerId, bool),
     /// A task's containers are removed.
     Removed(String),
+    /// The agent ends, and its tasks with it.
+    StopAll,
 }
 
 /// What the session has to bring to the control plane.
@@ -69,6 +71,10 @@ pub(crate) struct Outgoing {
     pub(crate) reports: Vec<(u64, TaskReport)>,
     /// Tasks that the control plane did not name: are they gone?
     pub(crate) unverified: Vec<String>,
+    /// Tasks that are not over.
+    pub(crate) tasks: usize,
+    /// All of them are to stop.
+    pub(crate) stopping: bool,
 }
 
 /// A task and how much of it is told.
@@ -93,6 +99,8 @@ pub(crate) struct Engine {
     tasks: BTreeMap<String, Entry>,
     /// Tasks to look at.
     touched: BTreeSet<String>,
+    /// Every task is to stop, and none is accepted.
+    stopping: bool,
     inputs: mpsc::UnboundedSender<Input>,
     outgoing: watch::Sender<Outgoing>,
 }
@@ -118,6 +126,7 @@ impl Engine {
             ports: Ports::default(),
             tasks: BTreeMap::new(),
             touched: BTreeSet::new(),
+            stopping: false,
             inputs: inputs.clone(),
             outgoing,
         };
@@ -244,6 +253,7 @@ impl Engine {
             }
             Input::Probed(id, passed) => self.with(&id, |container, now| effects::probed(container, passed, now)),
             Input::Removed(name) => self.removed(&name),
+            Input::StopAll => self.stop_all(),
         }
     }
 
@@ -279,7 +289,7 @@ impl Engine {
             entry.state.object = object;
             return;
         }
-        if !told.is_live() {
+        if !told.is_live() || self.stopping {
             return;
         }
         let now = self.clock.now();
@@ -301,6 +311,16 @@ impl Engine {
             Record { task: object, definition: assignment.definition.unwrap_or_default(), launched: BTreeSet::new() };
         self.save(&record);
         self.insert(state, record);
+    }
+
+    fn stop_all(&mut self) {
+        self.stopping = true;
+        let since = self.clock.now();
+        for (name, entry) in &mut self.tasks {
+            let reason = "The agent of its container instance was stopped".to_owned();
+            entry.state.stop.get_or_insert(Stop { code: StopCode::TerminationNotice, reason, since });
+            self.touched.insert(name.clone());
+        }
     }
 
     fn save(&self, record: &Record) {
@@ -371,13 +391,14 @@ impl Engine {
     /// Brings every touched task one step further, and tells what changed.
     fn advance(&mut self) {
         let touched = std::mem::take(&mut self.touched);
-        if touched.is_empty() {
+        if touched.is_empty() && !self.stopping {
             return;
         }
         for name in &touched {
             self.step(name);
         }
-        let mut outgoing = Outgoing::default();
+        let mut outgoing =
+            Outgoing { tasks: self.tasks.len(), stopping: self.stopping, ..Outgoing::default() };
         for (name, entry) in &self.tasks {
             if entry.stored < entry.version && !entry.state.forgotten && !entry.missing {
                 let report = TaskReport { task: name.clone(), status: Some(entry.told.clone()) };

@@ -1,13 +1,25 @@
-//! The processes of Steady as subcommands: `up`, `apiserver`, `controller`, `agent`.
-// Doc comments of arguments are help texts: no backticks. unused_async: until the processes are wired.
-#![allow(clippy::doc_markdown, clippy::unused_async)]
+//! The processes of Steady as subcommands: `up`, `apiserver`, `controller`, `agent`; here their arguments.
+// Doc comments of arguments are help texts: no backticks.
+#![allow(clippy::doc_markdown)]
+
+mod agent;
+mod apiserver;
+mod controller;
+mod ending;
+mod hidden;
+mod log;
+mod machine;
+mod up;
+
+pub use agent::agent;
+pub use apiserver::apiserver;
+pub use controller::controller;
+pub use hidden::hidden;
+pub use up::up;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
 use clap::{Args, ValueEnum};
-
-use crate::args::Global;
 
 /// What starts an agent's containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -51,6 +63,9 @@ pub struct Up {
     /// Docker's socket.
     #[arg(long, value_name = "PATH")]
     pub docker_socket: Option<PathBuf>,
+    /// Leave the tasks running at the end; the next `up` adopts them.
+    #[arg(long)]
+    pub keep: bool,
 }
 
 /// Arguments of `steady apiserver`.
@@ -112,24 +127,4 @@ fn attribute(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(format!("`{text}` is no attribute; write KEY=VALUE")),
     }
-}
-
-/// Everything in one process.
-pub async fn up(_args: Up, _global: &Global) -> Result<()> {
-    anyhow::bail!("not wired yet")
-}
-
-/// One API server.
-pub async fn apiserver(_args: Apiserver, _global: &Global) -> Result<()> {
-    anyhow::bail!("not wired yet")
-}
-
-/// Controllers.
-pub async fn controller(_args: Controller, _global: &Global) -> Result<()> {
-    anyhow::bail!("not wired yet")
-}
-
-/// One agent.
-pub async fn agent(_args: Agent, _global: &Global) -> Result<()> {
-    anyhow::bail!("not wired yet")
 }

@@ -1,0 +1,51 @@
+//! `steady agent`: this machine as a container instance.
+
+use futures::future::try_join_all;
+use steady_runtime::Client;
+
+use super::ending::ending;
+use super::machine::{Wanted, address_towards, data_directory, host_name, lock, prepare};
+use super::{Agent, log};
+use crate::args::Global;
+use crate::failure::Failure;
+use crate::out::note;
+
+/// Runs an agent, or several, until it is asked to end. Tasks go on; the next agent adopts them.
+pub async fn agent(args: Agent, global: &Global) -> Result<(), Failure> {
+    log::to_stderr();
+    let ending = ending()?;
+    let servers = global.servers()?;
+    let client = Client::new(&servers).map_err(|e| Failure::usage(e.to_string()))?;
+    let base = args.name.clone().unwrap_or_else(host_name);
+    let directory = data_directory(args.data_dir.clone())?.join("agent");
+    let _lock = lock(&directory)?;
+    let address =
+        args.address.clone().unwrap_or_else(|| address_towards(servers.first().map_or("127.0.0.1:7443", |s| s)));
+    let mut running = Vec::new();
+    for number in 1..=args.instances {
+        let name = if args.instances == 1 { base.clone() } else { format!("{base}-{number}") };
+        let ready = prepare(Wanted {
+            cluster: global.cluster.clone(),
+            directory: directory.join(&name),
+            name,
+            runtime: args.runtime,
+            docker_socket: args.docker_socket.clone(),
+            address: address.clone(),
+            cpu: args.cpu,
+            memory: args.memory,
+            attributes: args.attributes.clone(),
+            share: args.instances,
+            stop_tasks: false,
+        })
+        .await?;
+        if number == 1 {
+            note(&format!("steady agent: {} ({}) at {}", ready.settings.name, ready.runtime.name(), servers.join(", ")));
+        }
+        let (client, ending) = (client.clone(), ending.clone());
+        running.push(async move {
+            let ended = steady_agent::run(ready.settings, ready.identity, client, ready.runtime, ending).await;
+            ended.map_err(|e| Failure::failed(e.to_string()))
+        });
+    }
+    try_join_all(running).await.map(|_| ())
+}

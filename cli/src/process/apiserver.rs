@@ -1,0 +1,75 @@
+//! `steady apiserver`: one API server over an etcd.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::sync::Arc;
+
+use steady_apiserver::bundled::BundledEtcd;
+use steady_apiserver::server::Server;
+use steady_apiserver::storage::{Etcd, EtcdSettings, Storage};
+
+use super::ending::ending;
+use super::hidden::guard_words;
+use super::machine::{data_directory, lock};
+use super::{Apiserver, log};
+use crate::args::Global;
+use crate::failure::Failure;
+use crate::out::note;
+
+/// The store, and the etcd that was started for it.
+pub(super) struct Store {
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) bundled: Option<BundledEtcd>,
+}
+
+impl Store {
+    /// Connects to an etcd that is there, or starts the bundled one on a directory.
+    pub(super) async fn open(endpoints: &[String], directory: &Path) -> Result<Self, Failure> {
+        if !endpoints.is_empty() {
+            let settings = EtcdSettings { endpoints: endpoints.to_vec() };
+            let store = Etcd::connect(&settings).await.map_err(|e| {
+                Failure::failed(format!("etcd at {} does not answer: {e}; check --etcd", endpoints.join(",")))
+            })?;
+            return Ok(Store { storage: Arc::new(store), bundled: None });
+        }
+        let guard = guard_words().map_err(|e| Failure::failed(e.to_string()))?;
+        let (bundled, store) =
+            BundledEtcd::start(directory, &guard).await.map_err(|e| Failure::failed(e.to_string()))?;
+        Ok(Store { storage: Arc::new(store), bundled: Some(bundled) })
+    }
+
+    /// Ends what was started.
+    pub(super) async fn close(self) {
+        drop(self.storage);
+        if let Some(bundled) = self.bundled {
+            bundled.stop().await;
+        }
+    }
+}
+
+/// The address of `--listen`.
+pub(super) fn listen_address(text: &str) -> Result<SocketAddr, Failure> {
+    let found = text.to_socket_addrs().ok().and_then(|mut found| found.next());
+    found.ok_or_else(|| Failure::usage(format!("--listen {text} is no address; write HOST:PORT, as 127.0.0.1:7443")))
+}
+
+/// Runs one API server until it is asked to end.
+pub async fn apiserver(args: Apiserver, _: &Global) -> Result<(), Failure> {
+    log::to_stderr();
+    let mut ending = ending()?;
+    let listen = listen_address(&args.listen)?;
+    let directory = data_directory(args.data_dir)?;
+    let _lock = if args.etcd.is_empty() { Some(lock(&directory)?) } else { None };
+    let store = Store::open(&args.etcd, &directory).await?;
+    let mut server = Server::start(listen, Arc::clone(&store.storage)).await.map_err(|e| Failure::failed(e.to_string()))?;
+    note(&format!("steady apiserver: http://{}", server.address));
+    let ended = tokio::select! {
+        error = server.ended() => Err(Failure::failed(error.to_string())),
+        _ = ending.wait_for(|ending| *ending) => Ok(()),
+    };
+    if ended.is_ok() {
+        server.stop().await;
+    }
+    store.close().await;
+    ended
+}

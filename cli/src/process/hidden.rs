@@ -1,0 +1,37 @@
+//! Subcommands that Steady's own processes use and no person does. They run before any thread is started.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+
+/// Runs a hidden subcommand, if the arguments are of one.
+pub fn hidden(args: &[OsString]) -> Option<ExitCode> {
+    let words: Vec<&str> = args.iter().skip(1).map(|word| word.to_str().unwrap_or_default()).collect();
+    match words.as_slice() {
+        ["__guard", parent, program, ..] => Some(guard(parent, program, args.get(4..).unwrap_or_default())),
+        _ => None,
+    }
+}
+
+/// How [`guard`] is called: to be followed by a program and its arguments.
+pub(super) fn guard_words() -> std::io::Result<Vec<String>> {
+    let program = std::env::current_exe()?;
+    Ok(vec![program.display().to_string(), "__guard".to_owned(), std::process::id().to_string()])
+}
+
+/// Becomes another program that is killed when its parent ends, however that ends.
+fn guard(parent: &str, program: &str, args: &[OsString]) -> ExitCode {
+    if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {
+        eprintln!("steady: {program} cannot be tied to its parent: {error}");
+        return ExitCode::FAILURE;
+    }
+    // The parent may have ended before it could be tied to.
+    if getppid().map(|pid| pid.as_raw_nonzero().to_string()).as_deref() != Some(parent) {
+        return ExitCode::FAILURE;
+    }
+    let error = Command::new(program).args(args).exec();
+    eprintln!("steady: {program}: {error}");
+    ExitCode::FAILURE
+}

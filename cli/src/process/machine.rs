@@ -1,0 +1,149 @@
+//! This machine as a container instance: what it has, and what runs containers on it.
+
+use std::fs::{self, File};
+use std::net::{IpAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FlockOperation, flock};
+use steady_agent::runtime::{Hollow, HollowBehaviour, Runtime};
+use steady_agent::{Identity, Settings};
+use steady_core::v1::{Attribute, ContainerInstanceSpec, HostPortRange, InstanceResources};
+
+use super::RuntimeChoice;
+use crate::failure::Failure;
+
+/// What a hollow instance pretends to have: 64 cores and 256 GiB.
+const HOLLOW: (i32, i32) = (64 * 1024, 256 * 1024);
+
+/// `$XDG_DATA_HOME/steady`, or `~/.local/share/steady`.
+pub(super) fn data_directory(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    if let Some(given) = given {
+        return std::path::absolute(given).map_err(|e| Failure::failed(e.to_string()));
+    }
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let base = set("XDG_DATA_HOME").or_else(|| Some(set("HOME")?.join(".local/share")));
+    base.map(|base| base.join("steady")).ok_or_else(|| Failure::usage("HOME is not set; pass --data-dir DIR"))
+}
+
+/// A directory that no other process uses for as long as the file lives.
+pub(super) fn lock(directory: &Path) -> Result<File, Failure> {
+    let path = directory.join("lock");
+    let failed = |e: std::io::Error| Failure::failed(format!("{}: {e}; choose another --data-dir", path.display()));
+    fs::create_dir_all(directory).map_err(failed)?;
+    let file = File::options().create(true).truncate(false).read(true).write(true).open(&path).map_err(failed)?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let holder = fs::read_to_string(&path).unwrap_or_default();
+        return Err(Failure::failed(format!(
+            "{} is in use by another steady (pid {}); end that one, or choose another --data-dir",
+            directory.display(),
+            holder.trim()
+        )));
+    }
+    fs::write(&path, std::process::id().to_string()).map_err(failed)?;
+    Ok(file)
+}
+
+/// What an agent is to be on this machine.
+pub(super) struct Wanted {
+    pub(super) cluster: String,
+    pub(super) name: String,
+    pub(super) directory: PathBuf,
+    pub(super) runtime: RuntimeChoice,
+    pub(super) docker_socket: Option<PathBuf>,
+    pub(super) address: String,
+    pub(super) cpu: Option<i32>,
+    pub(super) memory: Option<i32>,
+    pub(super) attributes: Vec<(String, String)>,
+    /// Instances that share the machine.
+    pub(super) share: u32,
+    pub(super) stop_tasks: bool,
+}
+
+/// An agent that is ready to run.
+pub(super) struct Ready {
+    pub(super) settings: Settings,
+    pub(super) identity: Identity,
+    pub(super) runtime: Arc<dyn Runtime>,
+}
+
+/// Prepares an agent: its identity, its runtime, what it registers.
+pub(super) async fn prepare(wanted: Wanted) -> Result<Ready, Failure> {
+    let hollow = wanted.runtime == RuntimeChoice::Hollow;
+    let identity = if hollow {
+        Identity::fleeting(&wanted.name)
+    } else {
+        Identity::load(&wanted.directory, &wanted.name)
+    };
+    let identity = identity.map_err(|e| Failure::failed(e.to_string()))?;
+    let runtime = runtime(&wanted, &identity).await?;
+    let (cpu, memory) = if hollow { HOLLOW } else { share(wanted.share) };
+    let mut attributes: Vec<Attribute> = [
+        ("ecs.os-type", "linux"),
+        ("ecs.cpu-architecture", std::env::consts::ARCH),
+        ("ecs.instance-type", runtime.name()),
+    ]
+    .into_iter()
+    .map(|(name, value)| Attribute { name: name.into(), value: value.into() })
+    .collect();
+    let given = wanted.attributes.into_iter().chain(runtime.attributes());
+    attributes.extend(given.map(|(name, value)| Attribute { name, value }));
+    let spec = ContainerInstanceSpec {
+        attributes,
+        registered_resources: Some(InstanceResources {
+            cpu: wanted.cpu.unwrap_or(cpu),
+            memory: wanted.memory.unwrap_or(memory),
+            reserved_ports: vec![HostPortRange { from: 22, to: 22 }, HostPortRange { from: 2375, to: 2376 }],
+        }),
+        address: wanted.address,
+        runtime: runtime.name().to_owned(),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..ContainerInstanceSpec::default()
+    };
+    let settings = Settings {
+        cluster: wanted.cluster,
+        name: identity.name.clone(),
+        spec,
+        directory: (!hollow).then_some(wanted.directory),
+        stop_tasks: wanted.stop_tasks,
+    };
+    Ok(Ready { settings, identity, runtime })
+}
+
+async fn runtime(wanted: &Wanted, identity: &Identity) -> Result<Arc<dyn Runtime>, Failure> {
+    let _ = identity;
+    match wanted.runtime {
+        RuntimeChoice::Hollow => {
+            let seed = wanted.name.bytes().fold(7_u64, |seed, byte| seed.wrapping_mul(31) + u64::from(byte));
+            Ok(Arc::new(Hollow::new(seed, HollowBehaviour::default())))
+        }
+        _ => Err(Failure::failed("not wired yet")),
+    }
+}
+
+/// CPU units and MiB of this machine, divided by those who share it.
+fn share(by: u32) -> (i32, i32) {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as i32;
+    let memory = rustix::system::sysinfo();
+    let bytes = u64::from(memory.totalram as u64).saturating_mul(u64::from(memory.mem_unit.max(1)));
+    let by = i32::try_from(by.max(1)).unwrap_or(1);
+    (cores * 1024 / by, (bytes / 1024 / 1024) as i32 / by)
+}
+
+/// The host's name, as far as it is a name for an instance.
+pub(super) fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name: String =
+        name.trim().chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' }).collect();
+    if name.is_empty() || name == "(none)" { "node".to_owned() } else { name }
+}
+
+/// Address of this machine on the way to a server.
+pub(super) fn address_towards(server: &str) -> String {
+    let host = server.split("://").last().unwrap_or(server);
+    let found = UdpSocket::bind(("0.0.0.0", 0)).and_then(|socket| {
+        socket.connect(host)?;
+        socket.local_addr()
+    });
+    found.map_or_else(|_| IpAddr::from([127, 0, 0, 1]).to_string(), |address| address.ip().to_string())
+}
