@@ -5,7 +5,7 @@
 
 //mod docker;
 mod hollow;
-//mod process;
+mod process;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 //pub use docker::Docker;
 pub use hollow::{Hollow, HollowBehaviour};
-//pub use process::{Process, run_shim};
+pub use process::{Process, run_exec, run_shim};
 
 /// Names one container for good.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -2,17 +2,25 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use steady_agent::runtime::{run_exec, run_shim};
 
 /// Runs a hidden subcommand, if the arguments are of one.
 pub fn hidden(args: &[OsString]) -> Option<ExitCode> {
     let words: Vec<&str> = args.iter().skip(1).map(|word| word.to_str().unwrap_or_default()).collect();
     match words.as_slice() {
+        ["__shim", directory] => Some(code(run_shim(Path::new(directory)))),
+        ["__exec", directory, program] => Some(code(run_exec(Path::new(directory), Path::new(program)))),
         ["__guard", parent, program, ..] => Some(guard(parent, program, args.get(4..).unwrap_or_default())),
         _ => None,
     }
+}
+
+fn code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
 }
 
 /// How [`guard`] is called: to be followed by a program and its arguments.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
-use steady_agent::runtime::{Hollow, HollowBehaviour, Runtime};
+use steady_agent::runtime::{Hollow, HollowBehaviour, Process, Runtime};
 use steady_agent::{Identity, Settings};
 use steady_core::v1::{Attribute, ContainerInstanceSpec, HostPortRange, InstanceResources};
 
@@ -117,8 +117,14 @@ async fn runtime(wanted: &Wanted, identity: &Identity) -> Result<Arc<dyn Runtime
             let seed = wanted.name.bytes().fold(7_u64, |seed, byte| seed.wrapping_mul(31) + u64::from(byte));
             Ok(Arc::new(Hollow::new(seed, HollowBehaviour::default())))
         }
-        _ => Err(Failure::failed("not wired yet")),
+        RuntimeChoice::Process | RuntimeChoice::Auto => process(wanted),
+        RuntimeChoice::Docker => Err(Failure::failed("not wired yet")),
     }
+}
+
+fn process(wanted: &Wanted) -> Result<Arc<dyn Runtime>, Failure> {
+    let program = std::env::current_exe().map_err(|e| Failure::failed(format!("where is this program? {e}")))?;
+    Ok(Arc::new(Process::new(wanted.directory.join("process"), program)))
 }
 
 /// CPU units and MiB of this machine, divided by those who share it.

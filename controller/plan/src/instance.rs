@@ -49,9 +49,11 @@ fn is_connected(view: &View, key: &Key) -> bool {
 
 fn silent(view: &View, object: &Object, status: &mut ContainerInstanceStatus, now: Timestamp, plan: &mut Plan) {
     if status.agent_connected || status.disconnected_at.is_none() {
+        if status.agent_connected {
+            plan.events.push(event(object, "AGENT_DISCONNECTED", "the agent is silent.", severity::Value::Warn));
+        }
         status.agent_connected = false;
         status.disconnected_at = Some(now.into());
-        plan.events.push(event(object, "AGENT_DISCONNECTED", "the agent is silent.", severity::Value::Warn));
     }
     let since = status.disconnected_at.as_ref().map_or(now, Timestamp::from);
     let due = since + LOST_AFTER;

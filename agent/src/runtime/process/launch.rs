@@ -1,0 +1,146 @@
+//! What is to be run, as it is written down before it is.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use steady_core::v1::ContainerDefinition;
+use steady_core::v1::network_mode::Value as NetworkMode;
+
+use super::directory::Directory;
+use crate::runtime::{ContainerSpec, Port, RuntimeError};
+
+/// Where commands are looked for, after the steady program's own directory.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A command and all that it gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Launch {
+    pub(super) argv: Vec<String>,
+    pub(super) env: BTreeMap<String, String>,
+    pub(super) cwd: PathBuf,
+    pub(super) ports: Vec<Port>,
+    /// Directories of the cgroups that it belongs to.
+    pub(super) cgroups: Vec<PathBuf>,
+}
+
+impl Launch {
+    /// The command of a container; why it cannot be run without a container engine otherwise.
+    pub(super) fn of(spec: &ContainerSpec, program: &Path, directory: &Directory) -> Result<Self, RuntimeError> {
+        refuse(spec).map_err(RuntimeError::Create)?;
+        let definition = &spec.definition;
+        let argv: Vec<String> = definition.entry_point.iter().chain(&definition.command).cloned().collect();
+        if argv.is_empty() {
+            let message = "without a container engine the image is not used: give a command".to_owned();
+            return Err(RuntimeError::Create(message));
+        }
+        let cwd = match definition.working_directory.as_str() {
+            "" => directory.work(),
+            path => PathBuf::from(path),
+        };
+        let env = environment(spec, definition, program);
+        Ok(Launch { argv, env, cwd, ports: spec.ports.clone(), cgroups: Vec::new() })
+    }
+
+    /// The file that a command's name means.
+    pub(super) fn resolve(&self, name: &str) -> Option<PathBuf> {
+        if name.contains('/') {
+            return Some(self.cwd.join(name)).filter(|path| path.is_file());
+        }
+        let path = self.env.get("PATH").map_or(PATH, String::as_str);
+        path.split(':').map(|directory| Path::new(directory).join(name)).find(|path| path.is_file())
+    }
+}
+
+fn environment(spec: &ContainerSpec, definition: &ContainerDefinition, program: &Path) -> BTreeMap<String, String> {
+    let own = program.parent().map(|p| p.display().to_string()).unwrap_or_default();
+    let mut env = BTreeMap::from([
+        ("PATH".to_owned(), format!("{own}:{PATH}")),
+        ("HOME".to_owned(), std::env::var("HOME").unwrap_or_else(|_| "/".into())),
+        ("STEADY_TASK".to_owned(), spec.id.task.clone()),
+        ("STEADY_CONTAINER".to_owned(), spec.id.name.clone()),
+    ]);
+    if let Some(first) = spec.ports.first() {
+        env.insert("PORT".to_owned(), first.host.to_string());
+    }
+    for port in &spec.ports {
+        env.insert(format!("PORT_{}", port.container), port.host.to_string());
+    }
+    env.extend(definition.environment.iter().map(|pair| (pair.name.clone(), pair.value.clone())));
+    env
+}
+
+/// What only a container engine can do.
+fn refuse(spec: &ContainerSpec) -> Result<(), String> {
+    let definition = &spec.definition;
+    let needs = |what: &str| Err(format!("{what} needs a container engine; use an instance with runtime docker"));
+    if !definition.user.is_empty() {
+        return needs("user");
+    }
+    if definition.privileged || definition.readonly_root_filesystem {
+        return needs("privileged or readonlyRootFilesystem");
+    }
+    if spec.network_mode == NetworkMode::None {
+        return needs("networkMode none");
+    }
+    for mount in &definition.mount_points {
+        let volume = spec.volumes.iter().find(|v| v.name == mount.source_volume);
+        let source = volume.and_then(|v| v.host.as_ref()).map_or("", |h| &h.source_path);
+        if source != mount.container_path {
+            return needs(&format!("mounting `{}` at {}", mount.source_volume, mount.container_path));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::ContainerId;
+    use steady_core::v1::KeyValuePair;
+
+    fn spec() -> ContainerSpec {
+        ContainerSpec {
+            id: ContainerId { task: "t".into(), name: "web".into() },
+            cluster: "default".into(),
+            instance: "i".into(),
+            definition: ContainerDefinition {
+                command: vec!["serve".into(), "--fast".into()],
+                entry_point: vec!["/bin/app".into()],
+                environment: vec![KeyValuePair { name: "PORT".into(), value: "1".into() }],
+                ..Default::default()
+            },
+            volumes: vec![],
+            network_mode: NetworkMode::Bridge,
+            ports: vec![Port { container: 8080, host: 20_001, udp: false }, Port { container: 9, host: 20_002, udp: true }],
+            cpu_limit: None,
+            memory_limit: None,
+        }
+    }
+
+    fn launch(spec: &ContainerSpec) -> Result<Launch, RuntimeError> {
+        Launch::of(spec, Path::new("/opt/steady/steady"), &Directory::new("/d/t.web".into()))
+    }
+
+    #[test]
+    fn a_command_is_told_its_ports_and_may_be_steady_itself() {
+        let launch = launch(&spec()).expect("can be run");
+        assert_eq!(launch.argv, ["/bin/app", "serve", "--fast"]);
+        assert_eq!(launch.env["PORT_8080"], "20001");
+        assert_eq!(launch.env["PORT_9"], "20002");
+        assert_eq!(launch.env["PORT"], "1", "what the definition says counts");
+        assert!(launch.env["PATH"].starts_with("/opt/steady:/usr/local/sbin"));
+        assert_eq!(launch.cwd, Path::new("/d/t.web/work"));
+    }
+
+    #[test]
+    fn what_only_an_engine_can_do_is_refused_and_said() {
+        let mut privileged = spec();
+        privileged.definition.privileged = true;
+        assert!(launch(&privileged).expect_err("refused").to_string().contains("container engine"));
+        let mut empty = spec();
+        empty.definition.command.clear();
+        empty.definition.entry_point.clear();
+        assert!(launch(&empty).expect_err("refused").to_string().contains("give a command"));
+    }
+}

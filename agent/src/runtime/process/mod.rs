@@ -1,0 +1,244 @@
+//! The process runtime: a container is a plain command of the machine, in a process group and, where the machine
+//! allows it, a cgroup of its own. For machines without a container engine; it isolates nothing else.
+//!
+//! Each command has a [`shim`] for a parent, which outlives the agent: it owns the output, reaps the command and writes
+//! down how it ended. What there is to know is in the container's [`directory`], so an agent that was killed finds
+//! everything again. The image is not used: the command is looked for on the machine, and in the directory of the
+//! steady program itself. Having no network of its own, a command listens on the host port: it is told which by
+//! `PORT` (the first mapping) and `PORT_<containerPort>`.
+
+mod cgroup;
+mod directory;
+mod launch;
+mod output;
+mod shim;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use rustix::process::Signal;
+use tokio::process::Command;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::{ContainerId, ContainerSpec, Exit, Found, LogPiece, LogRequest, Runtime, RuntimeError, State};
+use directory::Directory;
+use launch::Launch;
+
+pub use shim::{run_exec, run_shim};
+
+/// How often a container is looked at while something is waited for.
+const POLL: Duration = Duration::from_millis(100);
+/// How long a start may take.
+const START: Duration = Duration::from_secs(10);
+/// How long a killed process may take to be gone.
+const KILLED: Duration = Duration::from_secs(10);
+
+type Exits = mpsc::UnboundedSender<(ContainerId, Exit)>;
+
+/// Plain commands. Clones share everything.
+#[derive(Clone)]
+pub struct Process {
+    base: PathBuf,
+    /// The steady program: shim and launcher.
+    program: PathBuf,
+    exits: Arc<Mutex<Option<Exits>>>,
+}
+
+impl Process {
+    /// Keeps containers below `base`; `program` is the steady binary, whose hidden subcommands `__shim` and `__exec`
+    /// call [`run_shim`] and [`run_exec`].
+    pub fn new(base: PathBuf, program: PathBuf) -> Self {
+        Process { base, program, exits: Arc::default() }
+    }
+
+    fn directory(&self, id: &ContainerId) -> Directory {
+        Directory::new(self.base.join(id.to_string()))
+    }
+
+    fn tell(&self, id: ContainerId, exit: Exit) {
+        if let Some(exits) = &*self.exits.lock().unwrap_or_else(PoisonError::into_inner) {
+            let _ = exits.send((id, exit));
+        }
+    }
+
+    /// Tells when a container of a former agent ends.
+    fn follow(&self, id: ContainerId) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            let directory = this.directory(&id);
+            loop {
+                match directory.state() {
+                    State::Exited(exit) => return this.tell(id, exit),
+                    State::Created => return,
+                    State::Running => tokio::time::sleep(POLL).await,
+                }
+            }
+        });
+    }
+
+    fn load(&self, id: &ContainerId) -> Result<(Directory, Launch), RuntimeError> {
+        let directory = self.directory(id);
+        let launch = directory.launch().map_err(|_| RuntimeError::NotFound(id.clone()))?;
+        Ok((directory, launch))
+    }
+
+    async fn gone(directory: &Directory, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while directory.state() == State::Running {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        true
+    }
+}
+
+#[async_trait]
+impl Runtime for Process {
+    fn name(&self) -> &'static str {
+        "process"
+    }
+
+    async fn list(&self) -> Result<Vec<Found>, RuntimeError> {
+        let mut found = Vec::new();
+        for (id, directory) in directory::all(&self.base).map_err(|e| RuntimeError::Other(e.to_string()))? {
+            let Ok(launch) = directory.launch() else {
+                tracing::warn!(container = %id, "a container's directory has no launch.json; removing it");
+                let _ = directory.remove();
+                continue;
+            };
+            let state = directory.state();
+            if state == State::Running {
+                self.follow(id.clone());
+            }
+            let runtime_id = directory.pid().map(|pid| pid.pid.to_string()).unwrap_or_default();
+            found.push(Found { id, runtime_id, state, ports: launch.ports });
+        }
+        Ok(found)
+    }
+
+    async fn pull(&self, _: &str) -> Result<Option<String>, RuntimeError> {
+        Ok(None)
+    }
+
+    async fn create(&self, spec: &ContainerSpec) -> Result<String, RuntimeError> {
+        let directory = self.directory(&spec.id);
+        if directory.launch().is_ok() {
+            return Ok(spec.id.to_string());
+        }
+        let mut launch = Launch::of(spec, &self.program, &directory)?;
+        launch.cgroups = cgroup::create(&spec.id, spec.cpu_limit, spec.memory_limit);
+        directory.create(&launch).map_err(|e| RuntimeError::Create(e.to_string()))?;
+        Ok(spec.id.to_string())
+    }
+
+    async fn start(&self, id: &ContainerId) -> Result<String, RuntimeError> {
+        let (directory, _) = self.load(id)?;
+        if directory.state() == State::Created {
+            let mut shim = Command::new(&self.program);
+            shim.arg("__shim").arg(directory.path()).process_group(0);
+            shim.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            let mut child = shim.spawn().map_err(|e| RuntimeError::Start(format!("the shim did not start: {e}")))?;
+            let (this, id) = (self.clone(), id.clone());
+            tokio::spawn(async move {
+                let _ = child.wait().await;
+                if let State::Exited(exit) = this.directory(&id).state() {
+                    this.tell(id, exit);
+                }
+            });
+        }
+        let deadline = Instant::now() + START;
+        loop {
+            if let Some(reason) = directory.failure() {
+                return Err(RuntimeError::Start(reason));
+            }
+            if let Some(pid) = directory.pid() {
+                return Ok(pid.pid.to_string());
+            }
+            if Instant::now() >= deadline {
+                return Err(RuntimeError::Start(format!("{id} did not start within {START:?}")));
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
+        let directory = self.directory(id);
+        if directory.state() != State::Running {
+            return Ok(());
+        }
+        directory.signal(Signal::TERM);
+        if Self::gone(&directory, grace).await {
+            return Ok(());
+        }
+        directory.signal(Signal::KILL);
+        if Self::gone(&directory, KILLED).await {
+            return Ok(());
+        }
+        Err(RuntimeError::Other(format!("{id} is still there {KILLED:?} after SIGKILL")))
+    }
+
+    async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        let directory = self.directory(id);
+        if let Ok(launch) = directory.launch() {
+            if directory.state() == State::Running {
+                self.stop(id, Duration::ZERO).await?;
+            }
+            output::keep(&self.base, id, &directory);
+            cgroup::remove(&launch.cgroups);
+        }
+        directory.remove().map_err(|e| RuntimeError::Other(format!("{}: {e}", directory.path().display())))
+    }
+
+    async fn exec(&self, id: &ContainerId, command: &[String], timeout: Duration) -> Result<i32, RuntimeError> {
+        let (directory, launch) = self.load(id)?;
+        if directory.state() != State::Running {
+            return Err(RuntimeError::NotFound(id.clone()));
+        }
+        let words: Vec<&str> = match command.split_first() {
+            Some((kind, words)) if kind == "CMD" => words.iter().map(String::as_str).collect(),
+            Some((kind, words)) if kind == "CMD-SHELL" => {
+                ["/bin/sh", "-c"].into_iter().chain(words.iter().map(String::as_str)).collect()
+            }
+            _ => command.iter().map(String::as_str).collect(),
+        };
+        let Some((program, args)) = words.split_first() else {
+            return Err(RuntimeError::Other("the command is empty".into()));
+        };
+        let program = launch.resolve(program).ok_or_else(|| RuntimeError::Other(format!("there is no {program}")))?;
+        let mut check = Command::new(program);
+        check.args(args).env_clear().envs(launch.env).current_dir(launch.cwd).kill_on_drop(true);
+        check.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        match tokio::time::timeout(timeout, check.status()).await {
+            Ok(Ok(status)) => Ok(status.code().unwrap_or(-1)),
+            Ok(Err(error)) => Err(RuntimeError::Other(error.to_string())),
+            Err(_) => Err(RuntimeError::Timeout(format!("the check took longer than {timeout:?}"))),
+        }
+    }
+
+    async fn logs(
+        &self,
+        id: &ContainerId,
+        request: LogRequest,
+    ) -> Result<BoxStream<'static, Result<LogPiece, RuntimeError>>, RuntimeError> {
+        output::read(&self.base, id, self.directory(id), request)
+    }
+
+    fn exits(&self) -> mpsc::UnboundedReceiver<(ContainerId, Exit)> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        *self.exits.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        receiver
+    }
+
+    fn attributes(&self) -> BTreeMap<String, String> {
+        let limits = if cgroup::is_usable() { "cgroup" } else { "none" };
+        BTreeMap::from([("steady.process.limits".to_owned(), limits.to_owned())])
+    }
+}

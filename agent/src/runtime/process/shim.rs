@@ -1,0 +1,94 @@
+//! The shim: the parent of one command, which outlives the agent. Runs as a process of its own, on one thread.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Signal, set_parent_process_death_signal, setsid};
+use steady_core::{Clock, SystemClock};
+
+use super::cgroup;
+use super::directory::{Directory, Started};
+use super::launch::Launch;
+use super::output;
+use crate::runtime::Exit;
+
+/// How often the size of the output is looked at.
+const ROTATION: Duration = Duration::from_secs(5);
+
+/// Runs the command of a container's directory and writes down how it ended. Returns the shim's own exit code.
+pub fn run_shim(path: &Path) -> i32 {
+    let directory = Directory::new(path.to_owned());
+    let _ = setsid();
+    // Whoever holds the lock runs it; what ran once never runs again.
+    let Ok(Some(_lock)) = directory.lock() else { return 0 };
+    if directory.pid().is_some() || directory.failure().is_some() {
+        return 0;
+    }
+    match start_and_wait(&directory) {
+        Ok(exit) => i32::from(directory.set_exit(&exit).is_err()),
+        Err(error) => {
+            let _ = directory.set_failure(&error.to_string());
+            let exit = Exit { code: Some(127), out_of_memory: false, at: SystemClock.now() };
+            let _ = directory.set_exit(&exit);
+            1
+        }
+    }
+}
+
+fn start_and_wait(directory: &Directory) -> io::Result<Exit> {
+    let launch = directory.launch()?;
+    let name = launch.argv.first().cloned().unwrap_or_default();
+    let program = launch.resolve(&name).ok_or_else(|| {
+        let path = launch.env.get("PATH").cloned().unwrap_or_default();
+        io::Error::other(format!("there is no executable `{name}` on this machine (PATH {path})"))
+    })?;
+    let open = |stderr| File::options().create(true).append(true).open(directory.log(stderr));
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("__exec").arg(directory.path()).arg(program);
+    command.env_clear().envs(&launch.env).current_dir(&launch.cwd).process_group(0);
+    command.stdin(Stdio::null()).stdout(open(false)?).stderr(open(true)?);
+    let mut child = command.spawn()?;
+    let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+    directory.set_pid(Started::of(pid).unwrap_or(Started { pid, at: 0 }))?;
+    let logs = directory.clone();
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(ROTATION);
+            output::rotate(&logs);
+        }
+    });
+    let status = child.wait()?;
+    // Whatever the command left behind goes with it.
+    directory.signal(Signal::KILL);
+    Ok(ended(status, &launch))
+}
+
+fn ended(status: ExitStatus, launch: &Launch) -> Exit {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    Exit { code, out_of_memory: cgroup::had_no_memory(&launch.cgroups), at: SystemClock.now() }
+}
+
+/// Becomes the command: tied to the shim, and in its cgroups. Only returns when that fails.
+pub fn run_exec(path: &Path, program: &Path) -> i32 {
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
+    let launch = match Directory::new(path.to_owned()).launch() {
+        Ok(launch) => launch,
+        Err(error) => {
+            eprintln!("steady: {}: {error}", path.display());
+            return 126;
+        }
+    };
+    for cgroup in &launch.cgroups {
+        if let Err(error) = fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()) {
+            eprintln!("steady: {}: {error}", cgroup.display());
+            return 126;
+        }
+    }
+    let error = Command::new(program).args(launch.argv.iter().skip(1)).exec();
+    eprintln!("steady: {}: {error}", program.display());
+    126
+}
