@@ -34,8 +34,7 @@ impl Identity {
         let failed = |error| IdentityError { path: file.clone(), error };
         match fs::read(&file) {
             Ok(bytes) => {
-                let mut known: Identity =
-                    serde_json::from_slice(&bytes).map_err(|e| failed(io::Error::other(e)))?;
+                let mut known: Identity = serde_json::from_slice(&bytes).map_err(|e| failed(io::Error::other(e)))?;
                 known.file = Some(file);
                 Ok(known)
             }

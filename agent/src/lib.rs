@@ -20,8 +20,8 @@ use steady_core::{Clock, SystemClock};
 use steady_runtime::Client;
 use tokio::sync::{mpsc, watch};
 
-pub use identity::{Identity, IdentityError};
 use engine::Engine;
+pub use identity::{Identity, IdentityError};
 use record::Records;
 use runtime::Runtime;
 

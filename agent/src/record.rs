@@ -47,9 +47,10 @@ impl Records {
             if path.extension().is_none_or(|e| e != "json") {
                 continue;
             }
-            match fs::read(&path).map_err(|e| e.to_string()).and_then(|b| {
-                serde_json::from_slice::<Record>(&b).map_err(|e| e.to_string())
-            }) {
+            match fs::read(&path)
+                .map_err(|e| e.to_string())
+                .and_then(|b| serde_json::from_slice::<Record>(&b).map_err(|e| e.to_string()))
+            {
                 Ok(record) => records.push(record),
                 Err(error) => {
                     tracing::error!(path = %path.display(), error, "a task's record cannot be read; it is set aside");

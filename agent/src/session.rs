@@ -110,13 +110,8 @@ impl Session {
         mut incoming: Streaming<SessionResponse>,
         sender: &mpsc::Sender<SessionRequest>,
     ) -> Result<std::convert::Infallible, Ended> {
-        let mut open = Open {
-            sender: sender.clone(),
-            sequence: 0,
-            in_flight: None,
-            verifying: false,
-            logs: BTreeMap::new(),
-        };
+        let mut open =
+            Open { sender: sender.clone(), sequence: 0, in_flight: None, verifying: false, logs: BTreeMap::new() };
         let mut beat = tokio::time::interval(Duration::from_secs(3));
         let mut verify = tokio::time::interval(VERIFY);
         let mut registered = false;

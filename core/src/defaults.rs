@@ -3,7 +3,9 @@
 use steady_proto::v1::network_mode::Value as NetworkMode;
 use steady_proto::v1::scheduling_strategy::Value as Scheduling;
 use steady_proto::v1::transport_protocol::Value as Protocol;
-use steady_proto::v1::{ContainerInstanceSpec, DeploymentConfiguration, Object, TaskDefinitionSpec, instance_state, object};
+use steady_proto::v1::{
+    ContainerInstanceSpec, DeploymentConfiguration, Object, TaskDefinitionSpec, instance_state, object,
+};
 use steady_proto::{DEFAULT_CLUSTER, KindExt};
 
 /// Fills in an object that is about to be validated. Filling in twice changes nothing.

@@ -60,12 +60,7 @@ impl Key {
 
     /// A reference to it, whatever its uid.
     pub fn reference(&self) -> ObjectRef {
-        ObjectRef {
-            kind: self.kind.into(),
-            cluster: self.cluster.clone(),
-            name: self.name.clone(),
-            uid: String::new(),
-        }
+        ObjectRef { kind: self.kind.into(), cluster: self.cluster.clone(), name: self.name.clone(), uid: String::new() }
     }
 
     /// As the store spells it: `/steady/v1/services/default/web`.
@@ -81,12 +76,7 @@ impl Key {
         let (Some(kind), Some(cluster), Some(name)) = (parts.next(), parts.next(), parts.next()) else {
             return Err(bad());
         };
-        let kind = Kind::USER
-            .iter()
-            .chain(&[Kind::Sequencer])
-            .copied()
-            .find(|k| k.plural() == kind)
-            .ok_or_else(bad)?;
+        let kind = Kind::USER.iter().chain(&[Kind::Sequencer]).copied().find(|k| k.plural() == kind).ok_or_else(bad)?;
         let cluster = if cluster == Self::NO_CLUSTER { "" } else { cluster };
         Ok(Key { kind, cluster: cluster.to_owned(), name: name.to_owned() })
     }

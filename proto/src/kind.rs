@@ -63,10 +63,7 @@ impl KindExt for Kind {
             _ => None,
         };
         short.or_else(|| {
-            Self::USER
-                .iter()
-                .copied()
-                .find(|kind| name == kind.plural() || name == kind.name().to_ascii_lowercase())
+            Self::USER.iter().copied().find(|kind| name == kind.plural() || name == kind.name().to_ascii_lowercase())
         })
     }
 }

@@ -145,7 +145,9 @@ pub fn parse(file: &str, text: &[u8], cluster: Option<&str>) -> Manifest {
         }
     }
     if manifest.documents.is_empty() && manifest.faults.is_empty() {
-        manifest.faults.push(whole("the file has no document; expected `apiVersion`, `kind`, `metadata`, `spec`".into()));
+        manifest
+            .faults
+            .push(whole("the file has no document; expected `apiVersion`, `kind`, `metadata`, `spec`".into()));
     }
     manifest
 }
@@ -216,7 +218,11 @@ fn document(text: &str, cluster: &str) -> Result<Option<Object>, Fault> {
     match head.api_version.as_deref() {
         Some(API_VERSION) => {}
         Some(other) => {
-            return Err(at_key(text, "apiVersion", format!("apiVersion `{other}` is unknown; expected `{API_VERSION}`")));
+            return Err(at_key(
+                text,
+                "apiVersion",
+                format!("apiVersion `{other}` is unknown; expected `{API_VERSION}`"),
+            ));
         }
         None => return Err(at_key(text, "", format!("`apiVersion` is missing; expected `apiVersion: {API_VERSION}`"))),
     }
@@ -242,7 +248,13 @@ fn document(text: &str, cluster: &str) -> Result<Option<Object>, Fault> {
         cluster.clone_into(&mut meta.cluster);
     }
     // What the API writes; a document that `steady get -o yaml` printed can be applied as it is.
-    let meta = Meta { name: meta.name, cluster: meta.cluster, labels: meta.labels, annotations: meta.annotations, ..Meta::default() };
+    let meta = Meta {
+        name: meta.name,
+        cluster: meta.cluster,
+        labels: meta.labels,
+        annotations: meta.annotations,
+        ..Meta::default()
+    };
     Ok(Some(Object { meta: Some(meta), kind: Some(value) }))
 }
 
@@ -361,7 +373,9 @@ mod tests {
     fn an_alias_bomb_and_text_that_is_no_yaml_are_refused() {
         let mut bomb = String::from("apiVersion: steady/v1\nkind: Service\nmetadata:\n  a: &a [x,x,x,x,x,x,x,x,x]\n");
         for (new, old) in ["b", "c", "d", "e", "f", "g", "h"].iter().zip(["a", "b", "c", "d", "e", "f", "g"]) {
-            bomb.push_str(&format!("  {new}: &{new} [*{old},*{old},*{old},*{old},*{old},*{old},*{old},*{old},*{old}]\n"));
+            bomb.push_str(&format!(
+                "  {new}: &{new} [*{old},*{old},*{old},*{old},*{old},*{old},*{old},*{old},*{old}]\n"
+            ));
         }
         assert!(fault(&bomb).message.contains("refused"), "{}", fault(&bomb));
         assert!(!fault("}{ not yaml").message.is_empty());

@@ -122,12 +122,7 @@ pub(super) fn stop(
     });
 }
 
-pub(super) fn probe(
-    runtime: Arc<dyn Runtime>,
-    inputs: UnboundedSender<Input>,
-    id: ContainerId,
-    check: HealthCheck,
-) {
+pub(super) fn probe(runtime: Arc<dyn Runtime>, inputs: UnboundedSender<Input>, id: ContainerId, check: HealthCheck) {
     tokio::spawn(async move {
         let timeout = seconds(check.timeout.unwrap_or(5));
         let passed = matches!(runtime.exec(&id, &check.command, timeout).await, Ok(0));

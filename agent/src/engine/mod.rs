@@ -190,7 +190,8 @@ impl Engine {
             tracing::warn!(container = %stray.id, "a container of a task that is not remembered; asking about it");
             let now = self.clock.now();
             let entry = self.tasks.entry(stray.id.task.clone()).or_insert_with(|| {
-                let mut task = steady_core::v1::Object::new(&self.place.cluster, &stray.id.task, steady_core::v1::Task::default());
+                let mut task =
+                    steady_core::v1::Object::new(&self.place.cluster, &stray.id.task, steady_core::v1::Task::default());
                 task.meta_mut().uid.clone_from(&stray.id.task);
                 let state = TaskState::new(task.clone(), <_>::default(), now);
                 let record = Record { task, definition: <_>::default(), launched: BTreeSet::new() };
@@ -397,8 +398,7 @@ impl Engine {
         for name in &touched {
             self.step(name);
         }
-        let mut outgoing =
-            Outgoing { tasks: self.tasks.len(), stopping: self.stopping, ..Outgoing::default() };
+        let mut outgoing = Outgoing { tasks: self.tasks.len(), stopping: self.stopping, ..Outgoing::default() };
         for (name, entry) in &self.tasks {
             if entry.stored < entry.version && !entry.state.forgotten && !entry.missing {
                 let report = TaskReport { task: name.clone(), status: Some(entry.told.clone()) };
@@ -464,7 +464,13 @@ impl Engine {
             Action::Skip(container) => self.with(&id(name, &container), |c, _| c.phase = Phase::Stopped),
             Action::Stop(container, grace) => {
                 self.with(&id(name, &container), |c, _| c.phase = Phase::Stopping);
-                effects::stop(Arc::clone(&self.runtime), self.inputs.clone(), id(name, &container), grace, Arc::clone(&self.clock));
+                effects::stop(
+                    Arc::clone(&self.runtime),
+                    self.inputs.clone(),
+                    id(name, &container),
+                    grace,
+                    Arc::clone(&self.clock),
+                );
             }
             Action::Probe(container) => {
                 self.with(&id(name, &container), |c, _| c.probes.busy = true);
@@ -489,7 +495,8 @@ impl Engine {
         state.phase = Phase::Starting;
         let mut ports = Vec::new();
         for mapping in &state.definition.port_mappings {
-            let udp = steady_core::resources::protocol(mapping.protocol()) == steady_core::v1::transport_protocol::Value::Udp;
+            let udp =
+                steady_core::resources::protocol(mapping.protocol()) == steady_core::v1::transport_protocol::Value::Udp;
             let fixed = if host { mapping.container_port } else { mapping.host_port };
             let chosen = match u16::try_from(fixed) {
                 Ok(0) | Err(_) => self.ports.find(name, udp),

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use steady_core::Timestamp;
+use steady_core::task;
 use steady_core::v1::desired_status::Value as Desired;
 use steady_core::v1::stop_code::Value as StopCode;
-use steady_core::task;
 
 use super::model::{Met, Phase, Stop, TaskState, met};
 
@@ -36,14 +36,11 @@ pub(crate) struct Step {
 
 /// The next step of a task.
 pub(crate) fn step(task: &TaskState, now: Timestamp) -> Step {
-    if task.is_stopped() {
-        return Step::default();
-    }
     if let Some(stop) = reason_to_stop(task, now) {
         let actions = stopping(task);
         return Step { stop: Some(stop), actions };
     }
-    if task.stop.is_some() {
+    if task.stop.is_some() || task.is_stopped() {
         return Step { stop: None, actions: stopping(task) };
     }
     let mut actions = Vec::new();
@@ -51,9 +48,7 @@ pub(crate) fn step(task: &TaskState, now: Timestamp) -> Step {
         let name = &container.definition.name;
         match container.phase {
             Phase::New if task.confirmed && ready(task, name, now) => actions.push(Action::Launch(name.clone())),
-            Phase::Running
-                if container.probes.due.is_some_and(|due| due <= now) && !container.probes.busy =>
-            {
+            Phase::Running if container.probes.due.is_some_and(|due| due <= now) && !container.probes.busy => {
                 actions.push(Action::Probe(name.clone()));
             }
             _ => {}
@@ -228,6 +223,15 @@ mod tests {
     }
 
     #[test]
+    fn the_end_of_the_only_container_is_told_with_its_reason() {
+        let mut t = task(&[("web", true, &[])]);
+        set(&mut t, "web", Phase::Stopped, Some(137));
+        let found = step(&t, NOW);
+        assert_eq!(found.stop.map(|s| s.reason).as_deref(), Some("Essential container in task exited"));
+        assert_eq!(found.actions, []);
+    }
+
+    #[test]
     fn the_end_of_a_container_that_is_not_essential_changes_nothing() {
         let mut t = task(&[("web", true, &[]), ("init", false, &[])]);
         set(&mut t, "web", Phase::Running, None);
@@ -244,6 +248,9 @@ mod tests {
         t.containers.push(t.containers[0].clone());
         t.containers[1].phase = Phase::New;
         let stop = step(&t, NOW).stop.expect("stops");
-        assert_eq!((stop.code, stop.reason.as_str()), (StopCode::TaskFailedToStart, "CannotPullContainerError: no such image"));
+        assert_eq!(
+            (stop.code, stop.reason.as_str()),
+            (StopCode::TaskFailedToStart, "CannotPullContainerError: no such image")
+        );
     }
 }

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use steady_core::v1::Object;
 use steady_core::Revision;
+use steady_core::v1::Object;
 
 /// How many changes are kept. A watcher that is further behind lists again.
 const KEPT: usize = 65_536;

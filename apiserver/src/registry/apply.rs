@@ -170,7 +170,8 @@ fn task(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Fault>>
     if let Some(current) = writes.get(&Key::of(wanted)).cloned() {
         let old = current.as_task().and_then(|t| t.spec.clone()).unwrap_or_default();
         let family = |name: &str| name.split(':').next().unwrap_or_default().to_owned();
-        let same = (spec.task_definition == old.task_definition || spec.task_definition == family(&old.task_definition))
+        let same = (spec.task_definition == old.task_definition
+            || spec.task_definition == family(&old.task_definition))
             && spec.overrides == old.overrides
             && (spec.started_by.is_empty() || spec.started_by == old.started_by);
         if same {

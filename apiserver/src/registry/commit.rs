@@ -150,7 +150,9 @@ fn put_spec(writes: &mut Writes, index: usize, put: PutSpec) -> Result<(), Regis
     if let (Some(object::Kind::Task(old)), Some(object::Kind::Task(new))) = (&before.kind, &object.kind) {
         let placed = old.spec.as_ref().map_or("", |s| &s.container_instance);
         if !placed.is_empty() || !only_placement(old, new) {
-            return Err(RegistryError::Refused(format!("{key}: a task's spec is written once, its placement once more")));
+            return Err(RegistryError::Refused(format!(
+                "{key}: a task's spec is written once, its placement once more"
+            )));
         }
     }
     object.meta_mut().generation += 1;

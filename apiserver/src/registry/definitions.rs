@@ -24,10 +24,8 @@ fn revisions(writes: &Writes, family: &str) -> Vec<(i64, Object)> {
         .map(|(key, _)| key.clone());
     let written = writes.written().filter(|k| k.kind == Kind::TaskDefinition && k.name.starts_with(&prefix)).cloned();
     let keys: BTreeSet<Key> = stored.chain(written).collect();
-    let mut found: Vec<(i64, Object)> = keys
-        .iter()
-        .filter_map(|key| Some((split_definition(&key.name)?.1, writes.get(key)?.clone())))
-        .collect();
+    let mut found: Vec<(i64, Object)> =
+        keys.iter().filter_map(|key| Some((split_definition(&key.name)?.1, writes.get(key)?.clone()))).collect();
     found.sort_by_key(|(revision, _)| *revision);
     found
 }

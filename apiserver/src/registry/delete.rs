@@ -56,7 +56,9 @@ fn delete(writes: &mut Writes, key: &Key, mut object: Object) -> Result<Option<O
         Kind::ContainerInstance => instance(writes, key)?,
         Kind::Deployment | Kind::Reservation | Kind::Lease | Kind::Sequencer | Kind::Unspecified => {
             let kind = key.kind.name();
-            return Err(RegistryError::Refused(format!("{kind} objects are Steady's own and go with what they belong to")));
+            return Err(RegistryError::Refused(format!(
+                "{kind} objects are Steady's own and go with what they belong to"
+            )));
         }
         Kind::Task | Kind::TaskDefinition | Kind::Event => {}
     }
@@ -71,10 +73,7 @@ fn is_used(writes: &Writes, name: &str) -> bool {
         .of_kind(Kind::Service)
         .any(|s| s.as_service().and_then(|s| s.spec.as_ref()).is_some_and(|s| s.task_definition == name));
     by_service
-        || view
-            .of_kind(Kind::Task)
-            .filter_map(|t| task::of(t))
-            .any(|t| t.is_live() && t.spec.task_definition == name)
+        || view.of_kind(Kind::Task).filter_map(|t| task::of(t)).any(|t| t.is_live() && t.spec.task_definition == name)
 }
 
 fn cluster(writes: &Writes, key: &Key) -> Result<(), RegistryError> {

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use steady_core::v1::task_last_status::Value as Status;
-use steady_core::v1::{
-    ContainerInstance, Object, Register, Task, TaskReport, TaskStatus, desired_status, object,
-};
+use steady_core::v1::{ContainerInstance, Object, Register, Task, TaskReport, TaskStatus, desired_status, object};
 use steady_core::{DEFAULT_CLUSTER, Key, Kind, Revision, defaults, task, validate};
 
 use super::writes::Writes;
@@ -82,7 +80,8 @@ fn register(writes: &mut Writes, key: &Key, wanted: &Object, uid: &str) -> Resul
              if that machine is gone for good"
         )));
     }
-    if let (Some(object::Kind::ContainerInstance(old)), Some(new)) = (&mut object.kind, wanted.as_container_instance()) {
+    if let (Some(object::Kind::ContainerInstance(old)), Some(new)) = (&mut object.kind, wanted.as_container_instance())
+    {
         let old = old.spec.get_or_insert_default();
         // ACTIVE or DRAINING is the user's to say.
         let status = old.status;

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use steady_core::v1::stop_code::Value as StopCode;
-use steady_core::v1::{Object, RunTaskRequest, StopTaskRequest, Task, TaskSpec, TaskStatus, desired_status, task_last_status};
+use steady_core::v1::{
+    Object, RunTaskRequest, StopTaskRequest, Task, TaskSpec, TaskStatus, desired_status, task_last_status,
+};
 use steady_core::{DEFAULT_CLUSTER, Key, Kind, Revision, derived_id, resources, task, validate};
 
 use super::writes::Writes;

@@ -109,7 +109,8 @@ impl Writes {
 
     /// Whether anything but a sequencer is written.
     pub(super) fn changes_something(&self) -> bool {
-        !self.removed.is_empty() || self.puts.iter().any(|(key, new)| key.kind != Kind::Sequencer && self.differs(key, new))
+        !self.removed.is_empty()
+            || self.puts.iter().any(|(key, new)| key.kind != Kind::Sequencer && self.differs(key, new))
     }
 
     pub(super) fn written(&self) -> impl Iterator<Item = &Key> {

@@ -69,13 +69,15 @@ impl LogRouter {
     ) -> Result<mpsc::Receiver<Result<LogsResponse, Status>>, Status> {
         let agent = self.lock().agents.get(instance).map(|(_, agent)| agent.clone());
         let Some(agent) = agent else {
-            let message = format!("the agent of {instance} is not connected to this API server; try again, or another one");
+            let message =
+                format!("the agent of {instance} is not connected to this API server; try again, or another one");
             return Err(Status::unavailable(message));
         };
         let (reader, output) = mpsc::channel(PENDING);
         let id = self.next();
         self.lock().readers.insert(id, (instance.clone(), reader));
-        let open = SessionResponse { message: Some(Message::LogOpen(LogOpen { id, request: Some(request), containers })) };
+        let open =
+            SessionResponse { message: Some(Message::LogOpen(LogOpen { id, request: Some(request), containers })) };
         if agent.send(Ok(open)).await.is_err() {
             self.lock().readers.remove(&id);
             return Err(Status::unavailable("the agent's session ended; ask again"));

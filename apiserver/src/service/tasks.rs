@@ -3,9 +3,7 @@
 use std::pin::Pin;
 
 use steady_core::v1::tasks_server::Tasks;
-use steady_core::v1::{
-    LogsRequest, LogsResponse, RunTaskRequest, RunTaskResponse, StopTaskRequest, StopTaskResponse,
-};
+use steady_core::v1::{LogsRequest, LogsResponse, RunTaskRequest, RunTaskResponse, StopTaskRequest, StopTaskResponse};
 use steady_core::{DEFAULT_CLUSTER, Key, Kind, task};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};

@@ -7,8 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
-    Client, Compare as EtcdCompare, CompareOp, ConnectOptions, Error, EventType, GetOptions, KeyValue, LeaseKeepAliveStream,
-    LeaseKeeper, PutOptions, SortOrder, SortTarget, Txn as EtcdTxn, TxnOp, TxnOpResponse, WatchOptions, WatchRequestSender, WatchResponse,
+    Client, Compare as EtcdCompare, CompareOp, ConnectOptions, Error, EventType, GetOptions, KeyValue,
+    LeaseKeepAliveStream, LeaseKeeper, PutOptions, SortOrder, SortTarget, Txn as EtcdTxn, TxnOp, TxnOpResponse,
+    WatchOptions, WatchRequestSender, WatchResponse,
 };
 use futures::{StreamExt, stream};
 use steady_core::Revision;
@@ -54,8 +55,7 @@ impl Etcd {
             .with_require_leader(true);
         let connecting = Client::connect(&settings.endpoints, Some(options));
         let client = within("connect", connecting).await?;
-        let store =
-            Etcd { client, watchers: AsyncMutex::default(), leases: Mutex::default() };
+        let store = Etcd { client, watchers: AsyncMutex::default(), leases: Mutex::default() };
         store.revision().await?;
         Ok(store)
     }
@@ -119,11 +119,8 @@ fn revision_of(header: Option<&etcd_client::ResponseHeader>) -> Revision {
 
 fn to_etcd(txn: Txn) -> EtcdTxn {
     // When a comparison fails, the other branch reads what each key is now.
-    let reads: Vec<TxnOp> = txn
-        .compares
-        .iter()
-        .map(|c| TxnOp::get(c.key(), Some(GetOptions::new().with_keys_only())))
-        .collect();
+    let reads: Vec<TxnOp> =
+        txn.compares.iter().map(|c| TxnOp::get(c.key(), Some(GetOptions::new().with_keys_only()))).collect();
     let compares: Vec<EtcdCompare> = txn
         .compares
         .into_iter()
@@ -136,9 +133,7 @@ fn to_etcd(txn: Txn) -> EtcdTxn {
         .ops
         .into_iter()
         .map(|op| match op {
-            Op::Put { key, value, lease } => {
-                TxnOp::put(key, value, lease.map(|l| PutOptions::new().with_lease(l.0)))
-            }
+            Op::Put { key, value, lease } => TxnOp::put(key, value, lease.map(|l| PutOptions::new().with_lease(l.0))),
             Op::Delete { key } => TxnOp::delete(key, None),
         })
         .collect();
@@ -254,10 +249,7 @@ impl Storage for Etcd {
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Changes, StorageError> {
-        let options = WatchOptions::new()
-            .with_prefix()
-            .with_start_revision(after.0 + 1)
-            .with_progress_notify();
+        let options = WatchOptions::new().with_prefix().with_start_revision(after.0 + 1).with_progress_notify();
         let mut client = self.client.watch_client().max_decoding_message_size(MAX_MESSAGE);
         let opened = within("watch", client.watch(prefix, Some(options))).await?;
         let (asking, mut answers) = opened.split();

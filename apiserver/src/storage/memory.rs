@@ -12,7 +12,9 @@ use futures::{StreamExt, stream};
 use steady_core::{Clock, Revision, Timestamp};
 use tokio::sync::watch;
 
-use super::{Batch, Change, Changes, Compare, Entry, LeaseId, Listing, MAX_TXN_OPS, Op, Outcome, Storage, StorageError, Txn};
+use super::{
+    Batch, Change, Changes, Compare, Entry, LeaseId, Listing, MAX_TXN_OPS, Op, Outcome, Storage, StorageError, Txn,
+};
 
 struct Lease {
     ttl: Duration,

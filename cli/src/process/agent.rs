@@ -39,7 +39,12 @@ pub async fn agent(args: Agent, global: &Global) -> Result<(), Failure> {
         })
         .await?;
         if number == 1 {
-            note(&format!("steady agent: {} ({}) at {}", ready.settings.name, ready.runtime.name(), servers.join(", ")));
+            note(&format!(
+                "steady agent: {} ({}) at {}",
+                ready.settings.name,
+                ready.runtime.name(),
+                servers.join(", ")
+            ));
         }
         let (client, ending) = (client.clone(), ending.clone());
         running.push(async move {

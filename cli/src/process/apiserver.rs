@@ -61,7 +61,8 @@ pub async fn apiserver(args: Apiserver, _: &Global) -> Result<(), Failure> {
     let directory = data_directory(args.data_dir)?;
     let _lock = if args.etcd.is_empty() { Some(lock(&directory)?) } else { None };
     let store = Store::open(&args.etcd, &directory).await?;
-    let mut server = Server::start(listen, Arc::clone(&store.storage)).await.map_err(|e| Failure::failed(e.to_string()))?;
+    let mut server =
+        Server::start(listen, Arc::clone(&store.storage)).await.map_err(|e| Failure::failed(e.to_string()))?;
     note(&format!("steady apiserver: http://{}", server.address));
     let ended = tokio::select! {
         error = server.ended() => Err(Failure::failed(error.to_string())),

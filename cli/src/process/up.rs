@@ -84,8 +84,7 @@ async fn start(args: &Up, global: &Global, directory: &Path, out: &mut Out) -> R
         async move { run_controllers(&Name::ALL, api, controllers_end).await }
     });
     let (stop_agents, agents_end) = watch::channel(false);
-    let mut running =
-        Running { stop_controllers, controllers, stop_agents, agents: JoinSet::new(), server, store };
+    let mut running = Running { stop_controllers, controllers, stop_agents, agents: JoinSet::new(), server, store };
     match agents(args, global, directory, &api, &agents_end, &mut running.agents, out).await {
         Ok(()) => Ok(running),
         Err(failure) => {
@@ -147,12 +146,7 @@ fn tick(out: &mut Out, what: &str, text: &str, began: Instant) -> Result<(), Fai
 }
 
 /// Applies the manifests, tells how they come along, and stays.
-async fn work(
-    args: &Up,
-    global: &Global,
-    address: &str,
-    out: &mut Out,
-) -> Result<std::convert::Infallible, Failure> {
+async fn work(args: &Up, global: &Global, address: &str, out: &mut Out) -> Result<std::convert::Infallible, Failure> {
     let client = Client::connect(&[address.to_owned()], Duration::from_secs(30)).await?;
     if args.manifests.is_empty() {
         out.line("  context \"dev\" saved. Next: steady apply -f examples/manifests/hello.yaml")?;

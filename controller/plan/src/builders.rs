@@ -142,7 +142,11 @@ impl World {
     }
 
     /// Changes the status of every task that satisfies a condition.
-    pub(crate) fn each_task(&mut self, which: impl Fn(&TaskSpec, &TaskStatus) -> bool, edit: impl Fn(&mut TaskSpec, &mut TaskStatus)) {
+    pub(crate) fn each_task(
+        &mut self,
+        which: impl Fn(&TaskSpec, &TaskStatus) -> bool,
+        edit: impl Fn(&mut TaskSpec, &mut TaskStatus),
+    ) {
         let tasks: Vec<Object> = self.view.of_kind(Kind::Task).map(|t| Object::clone(t)).collect();
         for mut object in tasks {
             if let Some(object::Kind::Task(Task { spec: Some(spec), status: Some(status) })) = &mut object.kind
@@ -174,10 +178,7 @@ impl World {
 
     /// Texts of all events.
     pub(crate) fn events(&self) -> Vec<String> {
-        self.view
-            .of_kind(Kind::Event)
-            .filter_map(|e| e.as_event()?.spec.as_ref().map(|s| s.message.clone()))
-            .collect()
+        self.view.of_kind(Kind::Event).filter_map(|e| e.as_event()?.spec.as_ref().map(|s| s.message.clone())).collect()
     }
 
     /// Plans and carries out until nothing is left to do.

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use steady_core::v1::deployment_role::Value as Role;
 use steady_core::v1::rollout_state::Value as Rollout;
-use steady_core::v1::{Deployment, DeploymentSpec, DeploymentStatus, Object, ServiceSpec, ServiceStatus, object, severity};
+use steady_core::v1::{
+    Deployment, DeploymentSpec, DeploymentStatus, Object, ServiceSpec, ServiceStatus, object, severity,
+};
 use steady_core::{Change, Event, Key, Kind, Plan, Revision, Timestamp, View, service, task};
 
 /// Deployments of a service that are kept after they are over.
@@ -96,10 +98,7 @@ fn start(plan: &mut Plan, object: &Object, spec: &ServiceSpec, status: ServiceSt
     let status = ServiceStatus { primary_deployment: name, steady: false, ..status };
     plan.groups.push(vec![
         Change::Create(created),
-        Change::PutStatus {
-            object: service::with_status(object, status),
-            expect: Revision(object.meta().revision),
-        },
+        Change::PutStatus { object: service::with_status(object, status), expect: Revision(object.meta().revision) },
     ]);
 }
 
@@ -107,10 +106,7 @@ fn retarget(plan: &mut Plan, deployment: &Rolling<'_>, target: i32) {
     let spec = DeploymentSpec { target_count: target, ..deployment.spec.clone() };
     let changed = Deployment { spec: Some(spec), status: Some(deployment.status.clone()) };
     plan.push(Change::PutSpec {
-        object: Object {
-            meta: deployment.object.meta.clone(),
-            kind: Some(object::Kind::Deployment(changed)),
-        },
+        object: Object { meta: deployment.object.meta.clone(), kind: Some(object::Kind::Deployment(changed)) },
         fields: &["targetCount"],
         expect: Revision(deployment.object.meta().revision),
     });
@@ -224,7 +220,9 @@ mod tests {
         world.service("web", 1);
         world.settle(|view| plan(view, &World::key("web"), Timestamp(0)));
         assert_eq!(world.deployment("web-1").status.rollout_state(), Rollout::InProgress);
-        world.task("web", "web-1", "a", |status| status.set_last_status(steady_core::v1::task_last_status::Value::Running));
+        world.task("web", "web-1", "a", |status| {
+            status.set_last_status(steady_core::v1::task_last_status::Value::Running)
+        });
         world.settle(|view| plan(view, &World::key("web"), Timestamp(0)));
         assert_eq!(world.deployment("web-1").status.rollout_state(), Rollout::Completed);
         assert_eq!(world.events(), ["(service web) (deployment web-1) deployment completed."]);

@@ -85,10 +85,8 @@ fn definitions(view: &View, changes: &mut Vec<Change>) {
         let by_service = view
             .of_kind(Kind::Service)
             .any(|s| s.as_service().and_then(|s| s.spec.as_ref()).is_some_and(|s| s.task_definition == name));
-        let by_task = view
-            .of_kind(Kind::Task)
-            .filter_map(|t| task::of(t))
-            .any(|t| t.is_live() && t.spec.task_definition == name);
+        let by_task =
+            view.of_kind(Kind::Task).filter_map(|t| task::of(t)).any(|t| t.is_live() && t.spec.task_definition == name);
         if !by_service && !by_task {
             changes.push(remove(definition));
         }

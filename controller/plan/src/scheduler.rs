@@ -12,10 +12,10 @@ mod score;
 use std::collections::BTreeMap;
 
 use steady_core::placement::Strategy;
+use steady_core::v1::Object;
 use steady_core::v1::task_last_status::Value as Status;
 use steady_core::v1::{Demand, Reservation, ReservationSpec, Task, TaskSpec, object};
 use steady_core::{Change, Key, Kind, Plan, Revision, Timestamp, View, Waiting, task};
-use steady_core::v1::Object;
 
 use node::{Node, nodes};
 use refusal::Refusals;

@@ -10,8 +10,8 @@ mod throttle;
 
 use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::v1::{
-    DeploymentStatus, Object, ServiceSpec, ServiceStatus, Task, TaskDefinitionSpec, TaskSpec, TaskStatus, desired_status,
-    object, severity, task_last_status,
+    DeploymentStatus, Object, ServiceSpec, ServiceStatus, Task, TaskDefinitionSpec, TaskSpec, TaskStatus,
+    desired_status, object, severity, task_last_status,
 };
 use steady_core::{
     Change, Event, Key, Kind, Plan, Revision, Timestamp, View, Waiting, derived_id, resources, service, task,
@@ -154,12 +154,7 @@ fn stop_surplus(known: &Known<'_>, plan: &mut Plan) {
 }
 
 /// Starts what is missing, newest deployment first, while the ceiling and the throttle allow.
-fn start_missing(
-    known: &Known<'_>,
-    throttle: &throttle::Throttle,
-    plan: &mut Plan,
-    started: &mut Vec<(String, i64)>,
-) {
+fn start_missing(known: &Known<'_>, throttle: &throttle::Throttle, plan: &mut Plan, started: &mut Vec<(String, i64)>) {
     let mut room = service::bounds(known.spec).ceiling - known.live();
     let mut names = Vec::new();
     for deployment in known.deployments.iter().rev() {
@@ -181,7 +176,12 @@ fn start_missing(
                 known.object.name(),
                 key.name
             );
-            plan.waiting.push(Waiting { about: Key::of(known.object), reason: "TaskDefinitionMissing", message, quiet: false });
+            plan.waiting.push(Waiting {
+                about: Key::of(known.object),
+                reason: "TaskDefinitionMissing",
+                message,
+                quiet: false,
+            });
             continue;
         };
         let slots = choice::free_slots(known, name, missing as usize);
@@ -260,7 +260,8 @@ fn explain(known: &Known<'_>, plan: &mut Plan) {
         );
         plan.waiting.push(Waiting { about, reason: "SERVICE_TASK_PLACEMENT_FAILURE", message, quiet: false });
     } else if throttle::is_impaired(known) {
-        let message = format!("(service {name}) is unable to consistently start tasks successfully.{}", throttle::why(known));
+        let message =
+            format!("(service {name}) is unable to consistently start tasks successfully.{}", throttle::why(known));
         plan.waiting.push(Waiting { about, reason: "SERVICE_TASK_START_IMPAIRED", message, quiet: false });
     }
 }

@@ -271,8 +271,7 @@ mod tests {
     }
 
     fn faults(containers: Vec<ContainerDefinition>) -> Vec<String> {
-        let spec =
-            TaskDefinitionSpec { family: "web".into(), container_definitions: containers, ..Default::default() };
+        let spec = TaskDefinitionSpec { family: "web".into(), container_definitions: containers, ..Default::default() };
         let mut faults = Faults::default();
         check(&spec, &mut faults);
         faults.found.iter().map(ToString::to_string).collect()

@@ -112,7 +112,10 @@ mod tests {
             },
             volumes: vec![],
             network_mode: NetworkMode::Bridge,
-            ports: vec![Port { container: 8080, host: 20_001, udp: false }, Port { container: 9, host: 20_002, udp: true }],
+            ports: vec![
+                Port { container: 8080, host: 20_001, udp: false },
+                Port { container: 9, host: 20_002, udp: true },
+            ],
             cpu_limit: None,
             memory_limit: None,
         }
