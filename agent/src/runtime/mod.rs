@@ -3,7 +3,7 @@
 //! A runtime obeys; it decides nothing. Every container is named by its task and its name in the task, so
 //! doing a thing twice does it once, and whatever an agent that died left behind is found by [`Runtime::list`].
 
-//mod docker;
+mod docker;
 mod hollow;
 mod process;
 
@@ -18,7 +18,7 @@ use steady_core::Timestamp;
 use steady_core::v1::{ContainerDefinition, Volume, network_mode, transport_protocol};
 use tokio::sync::mpsc;
 
-//pub use docker::Docker;
+pub use docker::Docker;
 pub use hollow::{Hollow, HollowBehaviour};
 pub use process::{Process, run_exec, run_shim};
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
-use steady_agent::runtime::{Hollow, HollowBehaviour, Process, Runtime};
+use steady_agent::runtime::{Docker, Hollow, HollowBehaviour, Process, Runtime, RuntimeError};
 use steady_agent::{Identity, Settings};
 use steady_core::v1::{Attribute, ContainerInstanceSpec, HostPortRange, InstanceResources};
 
@@ -108,15 +108,29 @@ pub(super) async fn prepare(wanted: Wanted) -> Result<Ready, Failure> {
 }
 
 async fn runtime(wanted: &Wanted, identity: &Identity) -> Result<Arc<dyn Runtime>, Failure> {
-    let _ = identity;
     match wanted.runtime {
         RuntimeChoice::Hollow => {
             let seed = wanted.name.bytes().fold(7_u64, |seed, byte| seed.wrapping_mul(31) + u64::from(byte));
             Ok(Arc::new(Hollow::new(seed, HollowBehaviour::default())))
         }
-        RuntimeChoice::Process | RuntimeChoice::Auto => process(wanted),
-        RuntimeChoice::Docker => Err(Failure::failed("not wired yet")),
+        RuntimeChoice::Process => process(wanted),
+        RuntimeChoice::Docker => docker(wanted, identity).await.map_err(|error| {
+            Failure::failed(format!("{error}; is Docker running? Or pass --docker-socket, or --runtime process"))
+        }),
+        // A choice that was made stays made: tasks of the other runtime would be lost.
+        RuntimeChoice::Auto if wanted.directory.join("process").exists() => process(wanted),
+        RuntimeChoice::Auto => match docker(wanted, identity).await {
+            Ok(docker) => Ok(docker),
+            Err(_) => process(wanted),
+        },
     }
+}
+
+async fn docker(wanted: &Wanted, identity: &Identity) -> Result<Arc<dyn Runtime>, RuntimeError> {
+    let socket = wanted.docker_socket.as_ref().map(|socket| socket.display().to_string());
+    let logs = wanted.directory.join("logs");
+    let docker = Docker::connect(socket.as_deref(), &wanted.cluster, &identity.uid, logs).await?;
+    Ok(Arc::new(docker))
 }
 
 fn process(wanted: &Wanted) -> Result<Arc<dyn Runtime>, Failure> {

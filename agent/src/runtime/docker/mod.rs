@@ -1,0 +1,299 @@
+//! The docker runtime: containers of a Docker Engine, over its socket.
+//!
+//! Every call has a deadline: an engine that hangs must not hang the agent. Containers carry the instance and the
+//! task in their labels, so an agent that was killed finds its own again, and only its own.
+
+mod image;
+mod mapping;
+mod output;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bollard::errors::Error;
+use bollard::models::{ContainerStateStatusEnum, ExecConfig};
+use bollard::query_parameters::{
+    CreateContainerOptions, EventsOptions, ListContainersOptions, RemoveContainerOptions, RemoveVolumeOptions,
+    StopContainerOptions,
+};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use steady_core::{Clock, SystemClock, Timestamp};
+use tokio::sync::mpsc;
+
+use super::{ContainerId, ContainerSpec, Exit, Found, LogPiece, LogRequest, Port, Runtime, RuntimeError, State};
+use mapping::{labels, name, volume_name};
+
+/// Deadlines of the engine's calls (ECS' agent has the same for create and start).
+const CONNECT: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_secs(30);
+const CREATE: Duration = Duration::from_secs(4 * 60);
+const START: Duration = Duration::from_secs(3 * 60);
+const SLACK: Duration = Duration::from_secs(2 * 60);
+/// How often every container is looked at, should an event be lost.
+const RELIST: Duration = Duration::from_secs(10);
+
+/// A Docker Engine. Clones share the connection.
+#[derive(Clone)]
+pub struct Docker {
+    engine: bollard::Docker,
+    cluster: String,
+    instance: String,
+    logs: PathBuf,
+}
+
+impl Docker {
+    /// Connects to the engine of a socket (`/var/run/docker.sock` where none is named). Only containers of this
+    /// cluster and instance are this runtime's; output of removed ones is kept below `logs`.
+    pub async fn connect(
+        socket: Option<&str>,
+        cluster: &str,
+        instance: &str,
+        logs: PathBuf,
+    ) -> Result<Self, RuntimeError> {
+        let socket = socket.unwrap_or("/var/run/docker.sock");
+        let refused = |e: Error| RuntimeError::Other(format!("Docker at {socket}: {e}"));
+        // The timeout of a single call is ours; the client's own only has to be longer.
+        let engine = bollard::Docker::connect_with_unix(socket, 3600, bollard::API_DEFAULT_VERSION).map_err(refused)?;
+        let answered = tokio::time::timeout(CONNECT, engine.negotiate_version()).await;
+        let engine = answered
+            .map_err(|_| RuntimeError::Timeout(format!("Docker at {socket} did not answer within {CONNECT:?}")))?
+            .map_err(refused)?;
+        Ok(Docker { engine, cluster: cluster.to_owned(), instance: instance.to_owned(), logs })
+    }
+
+    fn filters(&self) -> HashMap<String, Vec<String>> {
+        let own =
+            vec![format!("{}={}", labels::CLUSTER, self.cluster), format!("{}={}", labels::INSTANCE, self.instance)];
+        HashMap::from([("label".to_owned(), own)])
+    }
+
+    async fn inspect(&self, id: &ContainerId) -> Result<Option<(String, State)>, RuntimeError> {
+        let name = name(id);
+        let found = within("inspect", LOOK, self.engine.inspect_container(&name, None)).await?;
+        let found = match found {
+            Ok(found) => found,
+            Err(error) if status(&error) == Some(404) => return Ok(None),
+            Err(error) => return Err(RuntimeError::Other(text(&error))),
+        };
+        let state = found.state.unwrap_or_default();
+        let known = match state.status {
+            Some(ContainerStateStatusEnum::CREATED) => State::Created,
+            Some(ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::DEAD) => State::Exited(Exit {
+                code: state.exit_code.and_then(|code| i32::try_from(code).ok()),
+                out_of_memory: state.oom_killed.unwrap_or(false),
+                at: SystemClock.now(),
+            }),
+            _ => State::Running,
+        };
+        Ok(Some((found.id.unwrap_or_default(), known)))
+    }
+
+    /// Tells every container that has ended. Telling it again does no harm.
+    async fn tell_ended(&self, exits: &mpsc::UnboundedSender<(ContainerId, Exit)>) -> Result<(), RuntimeError> {
+        for found in self.list().await? {
+            if let State::Exited(exit) = found.state {
+                let _ = exits.send((found.id, exit));
+            }
+        }
+        Ok(())
+    }
+
+    async fn follow(self, exits: mpsc::UnboundedSender<(ContainerId, Exit)>) {
+        let mut filters = self.filters();
+        filters.insert("type".to_owned(), vec!["container".to_owned()]);
+        filters.insert("event".to_owned(), vec!["die".to_owned()]);
+        while !exits.is_closed() {
+            let options = EventsOptions { filters: Some(filters.clone()), ..EventsOptions::default() };
+            let mut events = std::pin::pin!(self.engine.events(Some(options)));
+            loop {
+                let event = match tokio::time::timeout(RELIST, events.next()).await {
+                    Ok(Some(Ok(event))) => event,
+                    Ok(_) => break,
+                    Err(_) => {
+                        if let Err(error) = self.tell_ended(&exits).await {
+                            tracing::warn!(%error, "containers could not be listed");
+                        }
+                        continue;
+                    }
+                };
+                let attributes = event.actor.and_then(|a| a.attributes).unwrap_or_default();
+                let (Some(task), Some(name)) = (attributes.get(labels::TASK), attributes.get(labels::CONTAINER)) else {
+                    continue;
+                };
+                let id = ContainerId { task: task.clone(), name: name.clone() };
+                // The event has the exit code; only a look says whether memory was the cause.
+                let exit = match self.inspect(&id).await {
+                    Ok(Some((_, State::Exited(exit)))) => exit,
+                    _ => Exit {
+                        code: attributes.get("exitCode").and_then(|code| code.parse().ok()),
+                        out_of_memory: false,
+                        at: event.time.map_or_else(|| SystemClock.now(), |seconds| Timestamp(seconds * 1000)),
+                    },
+                };
+                let _ = exits.send((id, exit));
+            }
+            tracing::warn!("Docker's events ended; following them again");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            let _ = self.tell_ended(&exits).await;
+        }
+    }
+}
+
+/// A call of the engine's with its deadline.
+async fn within<T>(
+    what: &str,
+    limit: Duration,
+    call: impl Future<Output = Result<T, Error>>,
+) -> Result<Result<T, Error>, RuntimeError> {
+    let timeout = |_| RuntimeError::Timeout(format!("Docker did not answer {what} within {limit:?}"));
+    tokio::time::timeout(limit, call).await.map_err(timeout)
+}
+
+/// HTTP status of an engine's answer.
+fn status(error: &Error) -> Option<u16> {
+    match error {
+        Error::DockerResponseServerError { status_code, .. } => Some(*status_code),
+        _ => None,
+    }
+}
+
+/// What the engine says, on one line.
+fn text(error: &Error) -> String {
+    let text = match error {
+        Error::DockerResponseServerError { message, .. } => message.clone(),
+        other => other.to_string(),
+    };
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[async_trait]
+impl Runtime for Docker {
+    fn name(&self) -> &'static str {
+        "docker"
+    }
+
+    async fn list(&self) -> Result<Vec<Found>, RuntimeError> {
+        let options =
+            ListContainersOptions { all: true, filters: Some(self.filters()), ..ListContainersOptions::default() };
+        let listed = within("list", LOOK, self.engine.list_containers(Some(options))).await?;
+        let listed = listed.map_err(|e| RuntimeError::Other(text(&e)))?;
+        let mut found = Vec::new();
+        for container in listed {
+            let labels = container.labels.unwrap_or_default();
+            let (Some(task), Some(name)) = (labels.get(labels::TASK), labels.get(labels::CONTAINER)) else { continue };
+            let id = ContainerId { task: task.clone(), name: name.clone() };
+            let ports: Vec<Port> =
+                labels.get(labels::PORTS).and_then(|ports| serde_json::from_str(ports).ok()).unwrap_or_default();
+            if let Some((runtime_id, state)) = self.inspect(&id).await? {
+                found.push(Found { id, runtime_id, state, ports });
+            }
+        }
+        Ok(found)
+    }
+
+    async fn pull(&self, image: &str) -> Result<Option<String>, RuntimeError> {
+        image::pull(&self.engine, image).await
+    }
+
+    async fn create(&self, spec: &ContainerSpec) -> Result<String, RuntimeError> {
+        let options = CreateContainerOptions { name: Some(name(&spec.id)), platform: String::new() };
+        let body = mapping::container(spec);
+        match within("create", CREATE, self.engine.create_container(Some(options), body)).await? {
+            Ok(made) => Ok(made.id),
+            // It is there already: of a former life, with the same name.
+            Err(error) if status(&error) == Some(409) => match self.inspect(&spec.id).await? {
+                Some((id, _)) => Ok(id),
+                None => Err(RuntimeError::Create(text(&error))),
+            },
+            Err(error) => Err(RuntimeError::Create(text(&error))),
+        }
+    }
+
+    async fn start(&self, id: &ContainerId) -> Result<String, RuntimeError> {
+        let Some((runtime_id, state)) = self.inspect(id).await? else { return Err(RuntimeError::NotFound(id.clone())) };
+        // One that ended is not started again.
+        if state == State::Created {
+            let started = within("start", START, self.engine.start_container(&name(id), None)).await?;
+            started.map_err(|e| RuntimeError::Start(text(&e)))?;
+        }
+        Ok(runtime_id)
+    }
+
+    async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
+        let seconds = i32::try_from(grace.as_secs()).unwrap_or(i32::MAX);
+        let options = StopContainerOptions { signal: None, t: Some(seconds) };
+        match within("stop", grace + SLACK, self.engine.stop_container(&name(id), Some(options))).await? {
+            Ok(()) => Ok(()),
+            Err(error) if matches!(status(&error), Some(304 | 404)) => Ok(()),
+            Err(error) => Err(RuntimeError::Other(text(&error))),
+        }
+    }
+
+    async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        output::keep(&self.engine, &self.logs, id).await;
+        let volumes = match within("inspect", LOOK, self.engine.inspect_container(&name(id), None)).await? {
+            Ok(found) => found.mounts.unwrap_or_default().into_iter().filter_map(|m| m.name).collect(),
+            Err(_) => Vec::new(),
+        };
+        let options = RemoveContainerOptions { v: true, force: true, link: false };
+        match within("remove", SLACK, self.engine.remove_container(&name(id), Some(options))).await? {
+            Ok(()) => {}
+            Err(error) if matches!(status(&error), Some(404 | 409)) => {}
+            Err(error) => return Err(RuntimeError::Other(text(&error))),
+        }
+        // A task's volume goes with the last container that has it; until then the engine keeps it.
+        for volume in volumes.iter().filter(|v| v.starts_with(&volume_name(&id.task, ""))) {
+            let _ =
+                within("remove volume", LOOK, self.engine.remove_volume(volume, None::<RemoveVolumeOptions>)).await?;
+        }
+        Ok(())
+    }
+
+    async fn exec(&self, id: &ContainerId, command: &[String], timeout: Duration) -> Result<i32, RuntimeError> {
+        let cmd: Vec<String> = match command.split_first() {
+            Some((kind, words)) if kind == "CMD" => words.to_vec(),
+            Some((kind, words)) if kind == "CMD-SHELL" => {
+                ["/bin/sh", "-c"].into_iter().map(str::to_owned).chain(words.iter().cloned()).collect()
+            }
+            _ => command.to_vec(),
+        };
+        let other = |e: Error| RuntimeError::Other(text(&e));
+        let config = ExecConfig {
+            cmd: Some(cmd),
+            attach_stdout: Some(true),
+            attach_stderr: Some(true),
+            ..ExecConfig::default()
+        };
+        let made = within("exec", LOOK, self.engine.create_exec(&name(id), config)).await?.map_err(other)?;
+        let run = async {
+            if let bollard::exec::StartExecResults::Attached { mut output, .. } =
+                self.engine.start_exec(&made.id, None).await?
+            {
+                while output.next().await.is_some() {}
+            }
+            self.engine.inspect_exec(&made.id).await
+        };
+        let done = within("a check", timeout, run).await?.map_err(other)?;
+        Ok(done.exit_code.and_then(|code| i32::try_from(code).ok()).unwrap_or(-1))
+    }
+
+    async fn logs(
+        &self,
+        id: &ContainerId,
+        request: LogRequest,
+    ) -> Result<BoxStream<'static, Result<LogPiece, RuntimeError>>, RuntimeError> {
+        if self.inspect(id).await?.is_some() {
+            return Ok(output::read(&self.engine, id, request));
+        }
+        output::kept(&self.logs, id, request).ok_or_else(|| RuntimeError::NotFound(id.clone()))
+    }
+
+    fn exits(&self) -> mpsc::UnboundedReceiver<(ContainerId, Exit)> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        tokio::spawn(self.clone().follow(sender));
+        receiver
+    }
+}
