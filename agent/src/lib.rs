@@ -86,7 +86,7 @@ pub async fn run(
         .map_err(|e| AgentError::Local(e.to_string()))?;
     let mut engine = tokio::spawn(engine.run(inputs));
     let (stop_tasks, stop, mut left) = (settings.stop_tasks, to_engine.clone(), to_session.clone());
-    let session = session::Session { settings, identity, client, runtime, to_engine, to_session };
+    let session = session::Session { settings, identity, client, runtime, to_engine, from_engine: to_session };
     let mut session = std::pin::pin!(session.run());
     let ended = tokio::select! {
         error = &mut session => Err(error),

@@ -38,7 +38,7 @@ pub(crate) struct Session {
     pub(crate) client: Client,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) to_engine: mpsc::UnboundedSender<Input>,
-    pub(crate) to_session: watch::Receiver<Outgoing>,
+    pub(crate) from_engine: watch::Receiver<Outgoing>,
 }
 
 enum Ended {
@@ -124,20 +124,20 @@ impl Session {
                         Some(Down::Registered(answer)) => {
                             self.belongs(&answer.store_id)?;
                             registered = true;
-                            self.to_session.mark_changed();
+                            self.from_engine.mark_changed();
                         }
-                        Some(message) => self.obey(&mut open, message).await?,
+                        Some(message) => self.obey(&mut open, message)?,
                         None => {}
                     }
                 }
-                changed = self.to_session.changed(), if registered && open.in_flight.is_none() => {
+                changed = self.from_engine.changed(), if registered && open.in_flight.is_none() => {
                     changed.map_err(|_| Status::cancelled("the engine ended"))?;
-                    let outgoing = self.to_session.borrow_and_update().clone();
+                    let outgoing = self.from_engine.borrow_and_update().clone();
                     open.report(outgoing).await?;
                 }
                 _ = beat.tick(), if registered => open.send(Up::Heartbeat(Heartbeat {})).await?,
                 _ = verify.tick(), if registered && !open.verifying => {
-                    let tasks = self.to_session.borrow().unverified.clone();
+                    let tasks = self.from_engine.borrow().unverified.clone();
                     if !tasks.is_empty() {
                         open.verifying = true;
                         open.send(Up::VerifyAbsent(VerifyAbsent { tasks })).await?;
@@ -159,7 +159,7 @@ impl Session {
         Err(Ended::Finally(AgentError::OtherStore { known: self.identity.store.clone(), found: store.to_owned() }))
     }
 
-    async fn obey(&mut self, open: &mut Open, message: Down) -> Result<(), Ended> {
+    fn obey(&mut self, open: &mut Open, message: Down) -> Result<(), Ended> {
         let input = match message {
             Down::Assignments(new) if new.snapshot => Input::Snapshot(new.assignments),
             Down::Assignments(new) => Input::Changed(new.assignments),
@@ -173,7 +173,7 @@ impl Session {
                     open.in_flight = Some((sequence, versions));
                     return Ok(());
                 }
-                self.to_session.mark_changed();
+                self.from_engine.mark_changed();
                 Input::Stored { versions, refused: stored.refused }
             }
             Down::LogOpen(request) => {

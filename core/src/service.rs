@@ -22,7 +22,7 @@ pub fn bounds(spec: &ServiceSpec) -> Bounds {
     Bounds { floor: ((desired * least + 99) / 100) as i32, ceiling: (desired * most / 100) as i32 }
 }
 
-/// Digest of the fields whose change starts a deployment (ECS UpdateService).
+/// Digest of the fields whose change starts a deployment (ECS `UpdateService`).
 pub fn revision_digest(spec: &ServiceSpec) -> String {
     derived_id(&[&spec.task_definition, &spec.force_new_deployment.to_string()])
 }

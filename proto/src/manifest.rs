@@ -373,9 +373,8 @@ mod tests {
     fn an_alias_bomb_and_text_that_is_no_yaml_are_refused() {
         let mut bomb = String::from("apiVersion: steady/v1\nkind: Service\nmetadata:\n  a: &a [x,x,x,x,x,x,x,x,x]\n");
         for (new, old) in ["b", "c", "d", "e", "f", "g", "h"].iter().zip(["a", "b", "c", "d", "e", "f", "g"]) {
-            bomb.push_str(&format!(
-                "  {new}: &{new} [*{old},*{old},*{old},*{old},*{old},*{old},*{old},*{old},*{old}]\n"
-            ));
+            let line = format!("  {new}: &{new} [*{old},*{old},*{old},*{old},*{old},*{old},*{old},*{old},*{old}]\n");
+            bomb += &line;
         }
         assert!(fault(&bomb).message.contains("refused"), "{}", fault(&bomb));
         assert!(!fault("}{ not yaml").message.is_empty());

@@ -276,7 +276,9 @@ impl Engine {
             // What was not stored in the session before is told again.
             self.touched.insert(name.clone());
         }
-        assignments.into_iter().for_each(|assignment| self.assign(assignment));
+        for assignment in assignments {
+            self.assign(assignment);
+        }
     }
 
     fn assign(&mut self, assignment: Assignment) {

@@ -123,7 +123,9 @@ mod tests {
 
     const NOW: Timestamp = Timestamp(1_000_000);
 
-    fn task(containers: &[(&str, bool, &[(&str, Condition)])]) -> TaskState {
+    type Container<'a> = (&'a str, bool, &'a [(&'a str, Condition)]);
+
+    fn task(containers: &[Container<'_>]) -> TaskState {
         let definition = TaskDefinitionSpec {
             container_definitions: containers
                 .iter()

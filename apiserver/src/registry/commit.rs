@@ -43,12 +43,12 @@ impl Registry {
         }
         match self.execute(writes).await? {
             Ok(revision) => Ok(CommitResponse { revision: revision.0, sequencer_revision: revision.0 }),
-            Err((_, failed)) => Err(stale(&request.fence, &failed)),
+            Err((_, failed)) => Err(stale(request.fence.as_ref(), &failed)),
         }
     }
 }
 
-fn stale(fence: &Option<v1::Fence>, failed: &[String]) -> RegistryError {
+fn stale(fence: Option<&v1::Fence>, failed: &[String]) -> RegistryError {
     let names: Vec<String> =
         failed.iter().map(|path| Key::parse_path(path).map_or_else(|_| path.clone(), |key| key.to_string())).collect();
     if let Some(fence) = fence

@@ -11,7 +11,7 @@ use steady_core::{DEFAULT_CLUSTER, Key, Kind, Revision, derived_id, resources, t
 use super::writes::Writes;
 use super::{Registry, RegistryError, definitions, fault};
 
-/// Most tasks of one RunTask (ECS).
+/// Most tasks of one `RunTask` (ECS).
 const MAX_COUNT: i32 = 10;
 
 impl Registry {

@@ -5,8 +5,8 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::registry::RegistryError;
 
-/// The status for an error: ABORTED to look again, FAILED_PRECONDITION for what cannot be as things are,
-/// INVALID_ARGUMENT with every fault in its details.
+/// The status for an error: ABORTED to look again, `FAILED_PRECONDITION` for what cannot be as things are,
+/// `INVALID_ARGUMENT` with every fault in its details.
 pub(super) fn of(error: RegistryError) -> Status {
     match error {
         RegistryError::Invalid(faults) => {

@@ -27,7 +27,7 @@ struct Watcher {
     ready: VecDeque<WatchResponse>,
 }
 
-/// The stream of a request. It ends with OUT_OF_RANGE when the watcher fell behind what is kept.
+/// The stream of a request. It ends with `OUT_OF_RANGE` when the watcher fell behind what is kept.
 pub(super) fn stream(cache: Cache, request: WatchRequest) -> impl Stream<Item = Result<WatchResponse, Status>> {
     let mut kinds: Vec<Kind> = request.kinds().collect();
     if kinds.is_empty() {

@@ -142,7 +142,7 @@ fn process(wanted: &Wanted) -> Result<Arc<dyn Runtime>, Failure> {
 fn share(by: u32) -> (i32, i32) {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as i32;
     let memory = rustix::system::sysinfo();
-    let bytes = u64::from(memory.totalram as u64).saturating_mul(u64::from(memory.mem_unit.max(1)));
+    let bytes = (memory.totalram as u64).saturating_mul(u64::from(memory.mem_unit.max(1)));
     let by = i32::try_from(by.max(1)).unwrap_or(1);
     (cores * 1024 / by, (bytes / 1024 / 1024) as i32 / by)
 }

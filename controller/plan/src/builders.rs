@@ -136,7 +136,7 @@ impl World {
         self.view
             .of_service(Kind::Task, "default", service)
             .filter_map(|t| steady_core::task::of(t))
-            .filter(|t| t.is_wanted())
+            .filter(steady_core::task::View::is_wanted)
             .map(|t| (t.object.name().to_owned(), t.spec.deployment.clone()))
             .collect()
     }

@@ -36,7 +36,7 @@ pub(crate) fn of_service<'a>(view: &'a View, service: &Object) -> Vec<Rolling<'a
     let mut found: Vec<Rolling<'a>> = view
         .of_service(Kind::Deployment, service.cluster(), service.name())
         .filter(|object| object.meta().owner.as_ref().is_some_and(|owner| owner.uid == service.meta().uid))
-        .filter_map(|object| rolling(object))
+        .filter_map(rolling)
         .collect();
     found.sort_by_key(|d| d.spec.sequence);
     found
@@ -221,7 +221,7 @@ mod tests {
         world.settle(|view| plan(view, &World::key("web"), Timestamp(0)));
         assert_eq!(world.deployment("web-1").status.rollout_state(), Rollout::InProgress);
         world.task("web", "web-1", "a", |status| {
-            status.set_last_status(steady_core::v1::task_last_status::Value::Running)
+            status.set_last_status(steady_core::v1::task_last_status::Value::Running);
         });
         world.settle(|view| plan(view, &World::key("web"), Timestamp(0)));
         assert_eq!(world.deployment("web-1").status.rollout_state(), Rollout::Completed);

@@ -65,7 +65,7 @@ impl<'a> Known<'a> {
         self.tasks.iter().filter(|t| t.is_healthy()).count() as i32
     }
 
-    fn event(&self, reason: &'static str, message: String, severity: severity::Value) -> Event {
+    fn event(&self, reason: &'static str, message: &str, severity: severity::Value) -> Event {
         let message = format!("(service {}) {message}", self.object.name());
         Event { about: self.object.reference(), reason, message, severity }
     }
@@ -131,7 +131,7 @@ fn stop_surplus(known: &Known<'_>, plan: &mut Plan) {
             let most = if replaced { unhealthy.len() } else { 1 };
             for task in unhealthy.iter().take(most) {
                 plan.push(stop(task, "Task failed container health checks", known.now));
-                stopped.push((*task).object.name().to_owned());
+                stopped.push(task.object.name().to_owned());
             }
         }
         let reason = format!("Scaling activity initiated by (deployment {name})");
@@ -149,7 +149,7 @@ fn stop_surplus(known: &Known<'_>, plan: &mut Plan) {
     }
     if !stopped.is_empty() {
         let message = format!("has stopped {} running tasks: {}.", stopped.len(), listed(&stopped));
-        plan.events.push(known.event("SERVICE_TASKS_STOPPED", message, severity::Value::Info));
+        plan.events.push(known.event("SERVICE_TASKS_STOPPED", &message, severity::Value::Info));
     }
 }
 
@@ -196,7 +196,7 @@ fn start_missing(known: &Known<'_>, throttle: &throttle::Throttle, plan: &mut Pl
     }
     if !names.is_empty() {
         let message = format!("has started {} tasks: {}.", names.len(), listed(&names));
-        plan.events.push(known.event("SERVICE_TASKS_STARTED", message, severity::Value::Info));
+        plan.events.push(known.event("SERVICE_TASKS_STARTED", &message, severity::Value::Info));
     }
 }
 
@@ -250,8 +250,8 @@ fn explain(known: &Known<'_>, plan: &mut Plan) {
     }
     let about = Key::of(known.object);
     let name = known.object.name();
-    let waiting = known.tasks.iter().filter(|t| t.wants_place());
-    let refused = waiting.filter_map(|t| steady_core::condition::waiting(&t.status.conditions)).next();
+    let mut waiting = known.tasks.iter().filter(|t| t.wants_place());
+    let refused = waiting.find_map(|t| steady_core::condition::waiting(&t.status.conditions));
     if let Some(refused) = refused {
         let message = format!(
             "(service {name}) was unable to place a task because no container instance met all of its requirements. \

@@ -1,4 +1,4 @@
-//! Checks of a Service (ECS CreateService, UpdateService).
+//! Checks of a Service (ECS `CreateService`, `UpdateService`).
 
 use steady_proto::v1::ServiceSpec;
 use steady_proto::v1::scheduling_strategy::Value as Scheduling;

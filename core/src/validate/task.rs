@@ -1,4 +1,4 @@
-//! Checks of a Task that is asked for by itself (ECS RunTask).
+//! Checks of a Task that is asked for by itself (ECS `RunTask`).
 
 use steady_proto::v1::TaskSpec;
 

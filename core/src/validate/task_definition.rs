@@ -1,4 +1,4 @@
-//! Checks of a TaskDefinition (ECS RegisterTaskDefinition).
+//! Checks of a `TaskDefinition` (ECS `RegisterTaskDefinition`).
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -71,6 +71,9 @@ async fn digest(engine: &Docker, image: &str) -> Result<Option<Option<String>>, 
 
 /// Makes the image of the running program, unless it is there and of the same program.
 async fn make(engine: &Docker) -> Result<(), RuntimeError> {
+    // Containers that start together need it once.
+    static MAKING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _making = MAKING.lock().await;
     let failed = |e: io::Error| RuntimeError::Pull(format!("{SELF} cannot be made: {e}"));
     let of = identity().map_err(failed)?;
     if let Ok(found) = within("inspect image", LOOK, engine.inspect_image(SELF)).await? {

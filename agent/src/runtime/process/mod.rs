@@ -228,7 +228,7 @@ impl Runtime for Process {
         id: &ContainerId,
         request: LogRequest,
     ) -> Result<BoxStream<'static, Result<LogPiece, RuntimeError>>, RuntimeError> {
-        output::read(&self.base, id, self.directory(id), request)
+        output::read(&self.base, id, &self.directory(id), request)
     }
 
     fn exits(&self) -> mpsc::UnboundedReceiver<(ContainerId, Exit)> {

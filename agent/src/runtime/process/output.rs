@@ -78,7 +78,7 @@ pub(super) fn keep(base: &Path, id: &ContainerId, directory: &Directory) {
 pub(super) fn read(
     base: &Path,
     id: &ContainerId,
-    directory: Directory,
+    directory: &Directory,
     request: LogRequest,
 ) -> Result<BoxStream<'static, Result<LogPiece, RuntimeError>>, RuntimeError> {
     let here = directory.launch().is_ok();

@@ -29,11 +29,11 @@ pub(super) fn nodes(view: &View, cluster: &str) -> Vec<Node> {
 fn node(view: &View, object: &Object) -> Option<Node> {
     let instance = object.as_container_instance()?;
     let spec = instance.spec.as_ref()?;
-    let none = InstanceResources::default();
+    let nothing = InstanceResources::default();
     let mut node = Node {
         name: object.name().to_owned(),
         attributes: spec.attributes.iter().map(|a| (a.name.clone(), a.value.clone())).collect(),
-        free: Free::of(spec.registered_resources.as_ref().unwrap_or(&none)),
+        free: Free::of(spec.registered_resources.as_ref().unwrap_or(&nothing)),
         groups: BTreeMap::new(),
         closed: closed(object, instance),
     };

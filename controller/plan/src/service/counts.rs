@@ -35,11 +35,7 @@ pub(super) fn counts(known: &Known<'_>, throttle: &Throttle, started: &[(String,
     }
     let status = service_status(known, throttle);
     if status.steady && !known.status.steady {
-        plan.events.push(known.event(
-            "SERVICE_STEADY_STATE",
-            "has reached a steady state.".into(),
-            severity::Value::Info,
-        ));
+        plan.events.push(known.event("SERVICE_STEADY_STATE", "has reached a steady state.", severity::Value::Info));
     }
     if status != *known.status {
         first.push(Change::PutStatus {

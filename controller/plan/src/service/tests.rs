@@ -208,7 +208,9 @@ fn a_task_id_never_comes_twice() {
         }
         // The stopped task is forgotten at once, as if retention were over.
         let keys: Vec<Key> = world.view.of_kind(Kind::Task).map(|t| Key::of(t)).collect();
-        keys.iter().for_each(|key| world.drop(key));
+        for key in &keys {
+            world.drop(key);
+        }
     }
     assert_eq!(seen.len(), 50);
 }
