@@ -5,7 +5,9 @@
 //! never launched again; a task is only stopped because the control plane says so, because a container of its own
 //! ended, or because its absence was verified; a task is forgotten only after its end was stored by the API.
 
+mod adoption;
 mod effects;
+mod launch;
 mod model;
 mod step;
 
@@ -16,13 +18,13 @@ use std::time::Duration;
 use steady_core::v1::health_status::Value as Health;
 use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::v1::task_last_status::Value as Status;
-use steady_core::v1::{Assignment, TaskReport, TaskStatus, network_mode};
+use steady_core::v1::{Assignment, TaskReport, TaskStatus};
 use steady_core::{Clock, task};
 use tokio::sync::{mpsc, watch};
 
 use crate::ports::Ports;
 use crate::record::{Record, Records};
-use crate::runtime::{ContainerId, Exit, Found, Port, Runtime, RuntimeError, State};
+use crate::runtime::{ContainerId, Exit, Found, Runtime, RuntimeError};
 use model::{Phase, Stop, TaskState};
 use step::{Action, Step, step};
 
@@ -143,72 +145,6 @@ impl Engine {
             }
         });
         Ok(engine)
-    }
-
-    /// A task of a former life: its containers are as they were found; one that was launched and is not there has ended.
-    fn remember(&mut self, record: Record, found: &[&Found]) {
-        let now = self.clock.now();
-        let mut state = TaskState::new(record.task.clone(), record.definition.clone(), now);
-        for container in &mut state.containers {
-            let name = container.definition.name.clone();
-            let there = found.iter().find(|f| f.id.name == name);
-            match there {
-                Some(found) => {
-                    container.runtime_id.clone_from(&found.runtime_id);
-                    container.ports.clone_from(&found.ports);
-                    found.ports.iter().for_each(|port| self.ports.take(port.host, port.udp));
-                    match &found.state {
-                        State::Created => {}
-                        State::Running => effects::runs(container, now),
-                        State::Exited(exit) => {
-                            container.started_at = Some(exit.at);
-                            effects::ended(container, exit.clone());
-                        }
-                    }
-                }
-                None if record.launched.contains(&name) => {
-                    let exit = Exit { code: None, out_of_memory: false, at: now };
-                    container.started_at = Some(now);
-                    effects::ended(container, exit);
-                    "ContainerVanishedError: it was gone when the agent came back".clone_into(&mut container.reason);
-                }
-                None => {}
-            }
-        }
-        if state.containers.iter().all(|c| c.phase >= Phase::Running) {
-            state.started_at = Some(now);
-        }
-        let name = state.name().to_owned();
-        tracing::info!(task = name, containers = found.len(), "adopted");
-        self.insert(state, record);
-        self.touched.insert(name);
-    }
-
-    /// Containers of tasks that nobody remembers: kept until the control plane says that they are gone.
-    fn take_strays(&mut self, found: &[Found]) {
-        for stray in found.iter().filter(|f| !self.tasks.contains_key(&f.id.task)).cloned().collect::<Vec<_>>() {
-            tracing::warn!(container = %stray.id, "a container of a task that is not remembered; asking about it");
-            let now = self.clock.now();
-            let entry = self.tasks.entry(stray.id.task.clone()).or_insert_with(|| {
-                let mut task =
-                    steady_core::v1::Object::new(&self.place.cluster, &stray.id.task, steady_core::v1::Task::default());
-                task.meta_mut().uid.clone_from(&stray.id.task);
-                let state = TaskState::new(task.clone(), <_>::default(), now);
-                let record = Record { task, definition: <_>::default(), launched: BTreeSet::new() };
-                Entry::new(state, record)
-            });
-            let mut container = model::ContainerState::new(steady_core::v1::ContainerDefinition {
-                name: stray.id.name.clone(),
-                ..<_>::default()
-            });
-            container.runtime_id.clone_from(&stray.runtime_id);
-            container.ports.clone_from(&stray.ports);
-            match stray.state {
-                State::Exited(exit) => effects::ended(&mut container, exit),
-                State::Running | State::Created => effects::runs(&mut container, now),
-            }
-            entry.state.containers.push(container);
-        }
     }
 
     fn insert(&mut self, state: TaskState, record: Record) {
@@ -482,42 +418,6 @@ impl Engine {
                 }
             }
         }
-    }
-
-    fn launch(&mut self, name: &str, container: &str) {
-        let Some(entry) = self.tasks.get_mut(name) else { return };
-        entry.record.launched.insert(container.to_owned());
-        if let Err(error) = self.records.save(&entry.record) {
-            // Without the record it could be launched twice: rather not at all.
-            let error = RuntimeError::Create(format!("the agent cannot remember it: {error}"));
-            return self.launched(&id(name, container), Err(error));
-        }
-        let host = entry.state.definition.network_mode() == network_mode::Value::Host;
-        let Some(state) = entry.state.container_mut(container) else { return };
-        state.phase = Phase::Starting;
-        let mut ports = Vec::new();
-        for mapping in &state.definition.port_mappings {
-            let udp =
-                steady_core::resources::protocol(mapping.protocol()) == steady_core::v1::transport_protocol::Value::Udp;
-            let fixed = if host { mapping.container_port } else { mapping.host_port };
-            let chosen = match u16::try_from(fixed) {
-                Ok(0) | Err(_) => self.ports.find(name, udp),
-                Ok(port) => {
-                    self.ports.take(port, udp);
-                    Some(port)
-                }
-            };
-            let Some(port) = chosen else {
-                let error = RuntimeError::Create("no host port is free on this instance".into());
-                return self.launched(&id(name, container), Err(error));
-            };
-            ports.push(Port { container: u16::try_from(mapping.container_port).unwrap_or(0), host: port, udp });
-        }
-        state.ports.clone_from(&ports);
-        let Some(entry) = self.tasks.get(name) else { return };
-        let Some(state) = entry.state.container(container) else { return };
-        let spec = effects::spec(&self.place, &entry.state, state, ports);
-        effects::launch(Arc::clone(&self.runtime), self.inputs.clone(), spec);
     }
 }
 

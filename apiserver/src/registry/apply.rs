@@ -1,11 +1,11 @@
 //! Apply: what people declare becomes objects, all of a request or none of it.
 
-use steady_core::manifest::nearest;
 use steady_core::validate::{self, Fault};
 use steady_core::{DEFAULT_CLUSTER, Key, Kind, KindExt, defaults, v1};
 use v1::apply_result::Outcome;
 use v1::{ApplyResult, Object, object, service_state};
 
+use super::upsert::{result, upsert};
 use super::writes::Writes;
 use super::{Registry, RegistryError, definitions, fault, run};
 use steady_core::Revision;
@@ -89,36 +89,6 @@ fn decide(writes: &mut Writes, objects: &[Object]) -> Result<Vec<ApplyResult>, R
     Ok(results.into_iter().flatten().collect())
 }
 
-/// Creates the object, or gives the one that is there its spec, labels and annotations.
-pub(super) fn upsert(writes: &mut Writes, wanted: Object) -> ApplyResult {
-    let key = Key::of(&wanted);
-    let Some(old) = writes.get(&key).cloned() else {
-        let created = writes.create(wanted);
-        return result(Outcome::Created, created, None);
-    };
-    let mut new = old.clone();
-    let meta = new.meta_mut();
-    meta.labels.clone_from(&wanted.meta().labels);
-    meta.annotations.clone_from(&wanted.meta().annotations);
-    let mut respecified = false;
-    if let (Some(object::Kind::Service(new)), Some(object::Kind::Service(wanted))) = (&mut new.kind, wanted.kind) {
-        respecified = new.spec != wanted.spec;
-        new.spec = wanted.spec;
-    }
-    if new == old {
-        return result(Outcome::Unchanged, old.clone(), Some(old));
-    }
-    if respecified {
-        new.meta_mut().generation += 1;
-    }
-    writes.put(new.clone());
-    result(Outcome::Configured, new, Some(old))
-}
-
-pub(super) fn result(outcome: Outcome, object: Object, previous: Option<Object>) -> ApplyResult {
-    ApplyResult { outcome: outcome.into(), object: Some(object), previous }
-}
-
 /// The cluster has to be there.
 fn cluster_fault(writes: &Writes, cluster: &str) -> Option<Fault> {
     let key = Key::new(Kind::Cluster, "", cluster);
@@ -188,12 +158,4 @@ fn task(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Fault>>
     object.meta_mut().annotations.clone_from(&wanted.meta().annotations);
     let created = writes.create(object);
     Ok(result(Outcome::Created, created, None))
-}
-
-/// What to say of a name that is not there.
-pub(super) fn unknown(what: &str, name: &str, known: &[&str]) -> String {
-    match nearest(name, known) {
-        Some(near) => format!("there is no {what} `{name}`; did you mean `{near}`?"),
-        None => format!("there is no {what} `{name}`; apply it first, or in the same manifest"),
-    }
 }

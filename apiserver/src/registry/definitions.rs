@@ -9,8 +9,8 @@ use v1::apply_result::Outcome;
 use v1::task_definition_state::Value as State;
 use v1::{ApplyResult, Object, TaskDefinition, TaskDefinitionSpec, TaskDefinitionStatus, object};
 
-use super::apply::{result, unknown, upsert};
 use super::fault;
+use super::upsert::{result, unknown, upsert};
 use super::writes::Writes;
 
 /// Revisions of a family that are there, in order. Includes what these writes register.

@@ -10,6 +10,7 @@ mod delete;
 mod instances;
 mod leases;
 mod run;
+mod upsert;
 mod writes;
 
 use std::sync::Arc;

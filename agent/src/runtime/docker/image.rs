@@ -121,7 +121,7 @@ fn archive() -> io::Result<Bytes> {
     for library in &loaded {
         // Where it is, and where it is looked for on a system with separate /lib and /usr/lib.
         let path = library.strip_prefix("/").unwrap_or(library);
-        let other = path.strip_prefix("usr").map(Path::to_owned).unwrap_or_else(|_| Path::new("usr").join(path));
+        let other = path.strip_prefix("usr").map_or_else(|_| Path::new("usr").join(path), Path::to_owned);
         for target in [path, &other] {
             add(&mut tar, library, &target.display().to_string(), 0o755)?;
         }

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use steady_core::v1::ContainerDefinition;
 use steady_core::v1::network_mode::Value as NetworkMode;
 
-use super::directory::Directory;
 use crate::runtime::{ContainerSpec, Port, RuntimeError};
 
 /// Where commands are looked for, after the steady program's own directory.
@@ -26,7 +25,7 @@ pub(super) struct Launch {
 
 impl Launch {
     /// The command of a container; why it cannot be run without a container engine otherwise.
-    pub(super) fn of(spec: &ContainerSpec, program: &Path, directory: &Directory) -> Result<Self, RuntimeError> {
+    pub(super) fn of(spec: &ContainerSpec, program: &Path, work: PathBuf) -> Result<Self, RuntimeError> {
         refuse(spec).map_err(RuntimeError::Create)?;
         let definition = &spec.definition;
         let argv: Vec<String> = definition.entry_point.iter().chain(&definition.command).cloned().collect();
@@ -35,7 +34,7 @@ impl Launch {
             return Err(RuntimeError::Create(message));
         }
         let cwd = match definition.working_directory.as_str() {
-            "" => directory.work(),
+            "" => work,
             path => PathBuf::from(path),
         };
         let env = environment(spec, definition, program);
@@ -122,7 +121,7 @@ mod tests {
     }
 
     fn launch(spec: &ContainerSpec) -> Result<Launch, RuntimeError> {
-        Launch::of(spec, Path::new("/opt/steady/steady"), &Directory::new("/d/t.web".into()))
+        Launch::of(spec, Path::new("/opt/steady/steady"), PathBuf::from("/d/t.web/work"))
     }
 
     #[test]

@@ -133,7 +133,7 @@ impl Runtime for Process {
         if directory.launch().is_ok() {
             return Ok(spec.id.to_string());
         }
-        let mut launch = Launch::of(spec, &self.program, &directory)?;
+        let mut launch = Launch::of(spec, &self.program, directory.work())?;
         launch.cgroups = cgroup::create(&spec.id, spec.cpu_limit, spec.memory_limit);
         directory.create(&launch).map_err(|e| RuntimeError::Create(e.to_string()))?;
         Ok(spec.id.to_string())

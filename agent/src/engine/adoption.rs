@@ -1,0 +1,75 @@
+//! What an agent of a former life left behind.
+
+use std::collections::BTreeSet;
+
+use steady_core::v1::{ContainerDefinition, Object, Task};
+
+use super::model::{ContainerState, Phase, TaskState};
+use super::{Engine, Entry, effects};
+use crate::record::Record;
+use crate::runtime::{Exit, Found, State};
+
+impl Engine {
+    /// A task of a former life: its containers are as they were found; one that was launched and is not there has ended.
+    pub(super) fn remember(&mut self, record: Record, found: &[&Found]) {
+        let now = self.clock.now();
+        let mut state = TaskState::new(record.task.clone(), record.definition.clone(), now);
+        for container in &mut state.containers {
+            let name = container.definition.name.clone();
+            let there = found.iter().find(|f| f.id.name == name);
+            match there {
+                Some(found) => {
+                    container.runtime_id.clone_from(&found.runtime_id);
+                    container.ports.clone_from(&found.ports);
+                    found.ports.iter().for_each(|port| self.ports.take(port.host, port.udp));
+                    match &found.state {
+                        State::Created => {}
+                        State::Running => effects::runs(container, now),
+                        State::Exited(exit) => {
+                            container.started_at = Some(exit.at);
+                            effects::ended(container, exit.clone());
+                        }
+                    }
+                }
+                None if record.launched.contains(&name) => {
+                    let exit = Exit { code: None, out_of_memory: false, at: now };
+                    container.started_at = Some(now);
+                    effects::ended(container, exit);
+                    "ContainerVanishedError: it was gone when the agent came back".clone_into(&mut container.reason);
+                }
+                None => {}
+            }
+        }
+        if state.containers.iter().all(|c| c.phase >= Phase::Running) {
+            state.started_at = Some(now);
+        }
+        let name = state.name().to_owned();
+        tracing::info!(task = name, containers = found.len(), "adopted");
+        self.insert(state, record);
+        self.touched.insert(name);
+    }
+
+    /// Containers of tasks that nobody remembers: kept until the control plane says that they are gone.
+    pub(super) fn take_strays(&mut self, found: &[Found]) {
+        for stray in found.iter().filter(|f| !self.tasks.contains_key(&f.id.task)).cloned().collect::<Vec<_>>() {
+            tracing::warn!(container = %stray.id, "a container of a task that is not remembered; asking about it");
+            let now = self.clock.now();
+            let entry = self.tasks.entry(stray.id.task.clone()).or_insert_with(|| {
+                let mut task = Object::new(&self.place.cluster, &stray.id.task, Task::default());
+                task.meta_mut().uid.clone_from(&stray.id.task);
+                let state = TaskState::new(task.clone(), <_>::default(), now);
+                let record = Record { task, definition: <_>::default(), launched: BTreeSet::new() };
+                Entry::new(state, record)
+            });
+            let mut container =
+                ContainerState::new(ContainerDefinition { name: stray.id.name.clone(), ..<_>::default() });
+            container.runtime_id.clone_from(&stray.runtime_id);
+            container.ports.clone_from(&stray.ports);
+            match stray.state {
+                State::Exited(exit) => effects::ended(&mut container, exit),
+                State::Running | State::Created => effects::runs(&mut container, now),
+            }
+            entry.state.containers.push(container);
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Launching a container: remembered first, its host ports chosen, then done.
+
+use std::sync::Arc;
+
+use steady_core::resources;
+use steady_core::v1::{network_mode, transport_protocol};
+
+use super::model::Phase;
+use super::{Engine, effects, id};
+use crate::runtime::{Port, RuntimeError};
+
+impl Engine {
+    pub(super) fn launch(&mut self, name: &str, container: &str) {
+        let Some(entry) = self.tasks.get_mut(name) else { return };
+        entry.record.launched.insert(container.to_owned());
+        if let Err(error) = self.records.save(&entry.record) {
+            // Without the record it could be launched twice: rather not at all.
+            let error = RuntimeError::Create(format!("the agent cannot remember it: {error}"));
+            return self.launched(&id(name, container), Err(error));
+        }
+        let host = entry.state.definition.network_mode() == network_mode::Value::Host;
+        let Some(state) = entry.state.container_mut(container) else { return };
+        state.phase = Phase::Starting;
+        let mut ports = Vec::new();
+        for mapping in &state.definition.port_mappings {
+            let udp = resources::protocol(mapping.protocol()) == transport_protocol::Value::Udp;
+            let fixed = if host { mapping.container_port } else { mapping.host_port };
+            let chosen = match u16::try_from(fixed) {
+                Ok(0) | Err(_) => self.ports.find(name, udp),
+                Ok(port) => {
+                    self.ports.take(port, udp);
+                    Some(port)
+                }
+            };
+            let Some(port) = chosen else {
+                let error = RuntimeError::Create("no host port is free on this instance".into());
+                return self.launched(&id(name, container), Err(error));
+            };
+            ports.push(Port { container: u16::try_from(mapping.container_port).unwrap_or(0), host: port, udp });
+        }
+        state.ports.clone_from(&ports);
+        let Some(entry) = self.tasks.get(name) else { return };
+        let Some(state) = entry.state.container(container) else { return };
+        let spec = effects::spec(&self.place, &entry.state, state, ports);
+        effects::launch(Arc::clone(&self.runtime), self.inputs.clone(), spec);
+    }
+}
