@@ -111,12 +111,13 @@ impl Plan {
         for waiting in &self.waiting {
             let Some(mut object) = self.planned(view, &waiting.about) else { continue };
             let Some(conditions) = object.conditions_mut() else { continue };
-            let told = condition::waiting(conditions).filter(|c| waiting.quiet && c.reason == waiting.reason);
+            let told =
+                condition::waiting_for(conditions, source).filter(|c| waiting.quiet && c.reason == waiting.reason);
             let told = told.and_then(|c| c.since.as_ref()).map(Timestamp::from);
             if told.is_some_and(|at| now.since(at) < QUIET) {
                 continue;
             }
-            let news = condition::set_waiting(conditions, waiting.reason, &waiting.message, now);
+            let news = condition::set_waiting(conditions, source, waiting.reason, &waiting.message, now);
             if news && waiting.quiet {
                 statuses.insert(waiting.about.clone(), object);
             } else if news {
@@ -132,7 +133,7 @@ impl Plan {
         if let Some(subject) = subject.filter(|s| !self.waiting.iter().any(|w| w.about == **s))
             && let Some(mut object) = self.planned(view, subject)
             && !object.conditions().is_empty()
-            && object.conditions_mut().is_some_and(condition::clear_waiting)
+            && object.conditions_mut().is_some_and(|conditions| condition::clear_waiting(conditions, source))
         {
             statuses.insert(subject.clone(), object);
         }

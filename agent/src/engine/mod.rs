@@ -299,6 +299,10 @@ impl Engine {
                 container.digest = launched.digest.unwrap_or_default();
                 if container.phase == Phase::Starting {
                     effects::runs(container, now);
+                    // It may have ended before its start was known here.
+                    if let Some(exit) = container.exit.take() {
+                        effects::ended(container, exit);
+                    }
                 }
             }
             Err(error) => {
@@ -312,7 +316,9 @@ impl Engine {
 
     fn exited(&mut self, id: &ContainerId, exit: Exit) {
         self.with(id, |container, _| {
-            if container.phase != Phase::Stopped {
+            if container.phase == Phase::Starting {
+                container.exit = Some(exit);
+            } else if container.phase != Phase::Stopped {
                 container.started_at.get_or_insert(exit.at);
                 effects::ended(container, exit);
             }

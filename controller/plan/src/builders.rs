@@ -194,6 +194,13 @@ impl World {
         panic!("the plan is never satisfied: {:#?}", plan(&self.view));
     }
 
+    /// Carries out a group of changes.
+    pub(crate) fn carry_out_all(&mut self, group: Vec<Change>) {
+        for change in group {
+            self.carry_out(change);
+        }
+    }
+
     fn carry_out(&mut self, change: Change) {
         match change {
             Change::Create(object) => {

@@ -42,10 +42,8 @@ pub fn run_shim(path: &Path) -> i32 {
 fn start_and_wait(directory: &Directory) -> io::Result<Exit> {
     let launch = directory.launch()?;
     let name = launch.argv.first().cloned().unwrap_or_default();
-    let program = launch.resolve(&name).ok_or_else(|| {
-        let path = launch.env.get("PATH").cloned().unwrap_or_default();
-        io::Error::other(format!("there is no executable `{name}` on this machine (PATH {path})"))
-    })?;
+    let missing = || io::Error::other(format!("there is no executable `{name}` on this machine"));
+    let program = launch.resolve(&name).ok_or_else(missing)?;
     let open = |stderr| File::options().create(true).append(true).open(directory.log(stderr));
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("__exec").arg(directory.path()).arg(program);

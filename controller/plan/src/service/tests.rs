@@ -171,12 +171,41 @@ fn a_task_that_cannot_be_placed_makes_its_service_say_why() {
         |_, _| true,
         |_, s| {
             let message = "1 instance: insufficient memory";
-            steady_core::condition::set_waiting(&mut s.conditions, "RESOURCE:MEMORY", message, Timestamp(0));
+            steady_core::condition::set_waiting(
+                &mut s.conditions,
+                "scheduler",
+                "RESOURCE:MEMORY",
+                message,
+                Timestamp(0),
+            );
         },
     );
     settle(&mut world);
     let waiting = world.service_status("web").conditions[0].clone();
     assert!(waiting.message.ends_with("Reason: 1 instance: insufficient memory"), "{waiting:?}");
+}
+
+#[test]
+fn what_one_controller_says_of_a_service_is_not_taken_back_by_another() {
+    let mut world = World::new();
+    world.service("web", 1);
+    settle(&mut world);
+    world.each_task(
+        |_, _| true,
+        |_, s| {
+            steady_core::condition::set_waiting(&mut s.conditions, "scheduler", "X", "no room", Timestamp(0));
+        },
+    );
+    let key = World::key("web");
+    let publish = |view: &View, plan: Plan, source| plan.publish(view, Some(&key), source, Timestamp(0));
+    for group in publish(&world.view, plan(&world.view, &key, Timestamp(0)), "service") {
+        world.carry_out_all(group);
+    }
+    assert_eq!(world.service_status("web").conditions.len(), 1);
+    let other = publish(&world.view, crate::deployment::plan(&world.view, &key, Timestamp(0)), "deployment");
+    assert_eq!(other, Vec::<Vec<Change>>::new());
+    let own = publish(&world.view, plan(&world.view, &key, Timestamp(0)), "service");
+    assert_eq!(own, Vec::<Vec<Change>>::new(), "and it is said once");
 }
 
 #[test]

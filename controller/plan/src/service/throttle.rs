@@ -98,12 +98,14 @@ pub(super) fn why(known: &Known<'_>) -> String {
     let Some(last) = last else { return String::new() };
     let exits = last.status.containers.iter().filter_map(|c| {
         let code = c.exit_code.map(|code| format!(" exited with {code}"));
-        let reason = (!c.reason.is_empty()).then(|| format!(": {}", c.reason));
+        let told = c.reason.is_empty() || c.reason == last.status.stopped_reason;
+        let reason = (!told).then(|| format!(": {}", c.reason));
         (code.is_some() || reason.is_some())
             .then(|| format!("{}{}{}", c.name, code.unwrap_or_default(), reason.unwrap_or_default()))
     });
     let exits: Vec<String> = exits.collect();
-    format!(" Last failure: {} ({}).", last.status.stopped_reason, exits.join("; "))
+    let exits = if exits.is_empty() { String::new() } else { format!(" ({})", exits.join("; ")) };
+    format!(" Last failure: {}{exits}.", last.status.stopped_reason)
 }
 
 #[cfg(test)]
