@@ -82,10 +82,12 @@ fn environment(spec: &ContainerSpec) -> Vec<String> {
 
 fn host(spec: &ContainerSpec, bridged: bool) -> HostConfig {
     let definition = &spec.definition;
-    let bindings = spec.ports.iter().map(|port| {
+    // One port of a container may have several of the host.
+    let mut bindings: HashMap<String, Option<Vec<PortBinding>>> = HashMap::new();
+    for port in &spec.ports {
         let binding = PortBinding { host_ip: None, host_port: Some(port.host.to_string()) };
-        (port_key(*port), Some(vec![binding]))
-    });
+        bindings.entry(port_key(*port)).or_default().get_or_insert_default().push(binding);
+    }
     let binds = definition.mount_points.iter().map(|mount| {
         let volume = spec.volumes.iter().find(|v| v.name == mount.source_volume);
         let source = match volume.and_then(|v| v.host.as_ref()).map_or("", |h| &h.source_path) {
@@ -114,7 +116,7 @@ fn host(spec: &ContainerSpec, bridged: bool) -> HostConfig {
         memory_reservation: (reservation > 0).then(|| i64::from(reservation) * MIB),
         binds: some(binds.collect()),
         network_mode: Some(mode.to_owned()),
-        port_bindings: bridged.then(|| bindings.collect()),
+        port_bindings: bridged.then_some(bindings),
         privileged: Some(definition.privileged),
         readonly_rootfs: Some(definition.readonly_root_filesystem),
         dns: some(definition.dns_servers.clone()),

@@ -108,11 +108,15 @@ impl Docker {
         while !exits.is_closed() {
             let options = EventsOptions { filters: Some(filters.clone()), ..EventsOptions::default() };
             let mut events = std::pin::pin!(self.engine.events(Some(options)));
+            let mut relist = tokio::time::interval(RELIST);
             loop {
-                let event = match tokio::time::timeout(RELIST, events.next()).await {
-                    Ok(Some(Ok(event))) => event,
-                    Ok(_) => break,
-                    Err(_) => {
+                let event = tokio::select! {
+                    event = events.next() => match event {
+                        Some(Ok(event)) => event,
+                        _ => break,
+                    },
+                    // The first one is at once, after the events are followed: none is missed in between.
+                    _ = relist.tick() => {
                         if let Err(error) = self.tell_ended(&exits).await {
                             tracing::warn!(%error, "containers could not be listed");
                         }
@@ -137,7 +141,6 @@ impl Docker {
             }
             tracing::warn!("Docker's events ended; following them again");
             tokio::time::sleep(Duration::from_secs(1)).await;
-            let _ = self.tell_ended(&exits).await;
         }
     }
 }

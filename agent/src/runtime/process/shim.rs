@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Signal, set_parent_process_death_signal, setsid};
+use rustix::process::{Signal, getppid, set_parent_process_death_signal, setsid};
 use steady_core::{Clock, SystemClock};
 
 use super::cgroup;
@@ -72,7 +72,12 @@ fn ended(status: ExitStatus, launch: &Launch) -> Exit {
 
 /// Becomes the command: tied to the shim, and in its cgroups. Only returns when that fails.
 pub fn run_exec(path: &Path, program: &Path) -> i32 {
+    let shim = getppid();
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
+    // The shim may have ended before it could be tied to: then somebody else is the parent by now.
+    if getppid() != shim {
+        return 126;
+    }
     let launch = match Directory::new(path.to_owned()).launch() {
         Ok(launch) => launch,
         Err(error) => {
