@@ -29,13 +29,33 @@ pub struct Hello {
     /// Port to listen on, on every address.
     #[arg(long, env = "PORT", default_value_t = 8080, hide_env_values = true)]
     pub port: u16,
+    /// Serve nothing: ask the one that listens on this port whether it is well. For health checks.
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// Asks a server on this machine for /health.
+async fn check(port: u16) -> anyhow::Result<()> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
+    let mut answer = String::new();
+    stream.take(MAX_HEAD).read_to_string(&mut answer).await?;
+    anyhow::ensure!(
+        answer.starts_with("HTTP/1.1 200"),
+        "port {port} answers {}",
+        answer.lines().next().unwrap_or("nothing")
+    );
+    Ok(())
 }
 
 /// Serves until SIGTERM or Ctrl-C; requests that are being answered are finished.
 ///
 /// # Errors
-/// When the port cannot be listened on.
+/// When the port cannot be listened on, or what listens there is not well.
 pub async fn run(args: &Hello) -> anyhow::Result<()> {
+    if args.check {
+        return check(args.port).await;
+    }
     let listener = TcpListener::bind(("0.0.0.0", args.port))
         .await
         .map_err(|error| anyhow::anyhow!("cannot listen on port {}: {error}", args.port))?;

@@ -1,1 +1,193 @@
-//! Placeholder.
+//! The kit: real processes of Steady for tests, each with its own port, directory and context.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The binary `steady`, built by the same profile as the tests.
+pub fn steady_binary() -> PathBuf {
+    let mut directory = std::env::current_exe().unwrap();
+    directory.pop();
+    if directory.ends_with("deps") {
+        directory.pop();
+    }
+    let binary = directory.join("steady");
+    assert!(binary.exists(), "{} is not there: run `cargo build -p steady` first", binary.display());
+    binary
+}
+
+/// The repository.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// A port that is free now.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Looks again and again until there is something to see.
+pub fn eventually<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < patience, "not within {patience:?}: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A process that is killed with the test.
+pub struct Running {
+    child: Child,
+}
+
+impl Running {
+    pub fn start(mut command: Command, log: &Path) -> Self {
+        let output = std::fs::File::options().create(true).append(true).open(log).unwrap();
+        command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
+        Running { child: command.spawn().unwrap() }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let _ = kill_process(Pid::from_child(&self.child), signal);
+    }
+
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub fn wait(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A place for one test: a directory, an API address, and the processes that belong to it.
+pub struct Place {
+    pub directory: TempDir,
+    pub address: String,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Place {
+    pub fn new() -> Self {
+        Place { directory: tempfile::tempdir().unwrap(), address: format!("127.0.0.1:{}", free_port()) }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A command of the binary's, pointed at this place.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(steady_binary());
+        command.args(args).current_dir(root());
+        command.env("STEADY_SERVER", &self.address).env("XDG_CONFIG_HOME", self.path("config"));
+        command
+    }
+
+    /// `steady up` on this place's data directory.
+    pub fn up(&self, args: &[&str]) -> Running {
+        let data = self.path("data").display().to_string();
+        let mut all = vec!["up", "--data-dir", &data, "--listen", &self.address];
+        all.extend(args);
+        let running = Running::start(self.command(&all), &self.path("up.log"));
+        eventually("the API answers", Duration::from_secs(60), || std::net::TcpStream::connect(&self.address).ok());
+        running
+    }
+
+    pub fn steady(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// A command that has to succeed; its standard output.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.steady(args);
+        assert!(output.status.success(), "steady {args:?}: {}\n{}", text(&output), self.story());
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    pub fn json(&self, args: &[&str]) -> Value {
+        let mut all = args.to_vec();
+        all.extend(["-o", "json"]);
+        serde_json::from_str(&self.ok(&all)).unwrap()
+    }
+
+    pub fn wait_steady(&self, service: &str) {
+        self.ok(&["wait", service, "--for", "steady", "--timeout", "60s"]);
+    }
+
+    /// Tasks that are RUNNING.
+    pub fn running(&self) -> Vec<Value> {
+        let listed = self.json(&["get", "tasks"]);
+        let items = listed["items"].as_array().cloned().unwrap_or_default();
+        items.into_iter().filter(|t| t["status"]["lastStatus"] == "RUNNING").collect()
+    }
+
+    /// What happened here, for a test that failed.
+    pub fn story(&self) -> String {
+        let tasks = text(&self.steady(&["get", "tasks", "--all", "-o", "wide"]));
+        let events = text(&self.steady(&["events"]));
+        let up = std::fs::read_to_string(self.path("up.log")).unwrap_or_default();
+        format!("--- tasks\n{tasks}\n--- events\n{events}\n--- up\n{up}")
+    }
+}
+
+/// Both outputs of a command.
+pub fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Ids of tasks, sorted.
+pub fn ids(tasks: &[Value]) -> Vec<String> {
+    let mut ids: Vec<String> = tasks.iter().map(|t| t["metadata"]["name"].as_str().unwrap().to_owned()).collect();
+    ids.sort();
+    ids
+}
+
+/// Process ids of tasks of the process runtime.
+pub fn pids(tasks: &[Value]) -> Vec<i32> {
+    let mut pids: Vec<i32> =
+        tasks.iter().filter_map(|t| t["status"]["containers"][0]["runtimeId"].as_str()?.parse().ok()).collect();
+    pids.sort_unstable();
+    pids
+}
+
+/// Whether a process is there and not a zombie.
+pub fn is_alive(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+/// A GET of `/`, as text.
+pub fn http_get(address: &str) -> Option<String> {
+    use std::io::{Read as _, Write as _};
+    let mut stream = std::net::TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}

@@ -88,6 +88,12 @@ async fn within<T>(what: &str, call: impl Future<Output = Result<T, Error>>) -> 
 }
 
 fn explain(error: &Error) -> StorageError {
+    // The client's words for a first answer that says the lease is over.
+    if let Error::LeaseKeepAliveError(message) = error
+        && message.contains("not found")
+    {
+        return StorageError::LeaseGone;
+    }
     let Error::GRpcStatus(status) = error else { return StorageError::Unavailable(error.to_string()) };
     let message = status.message();
     if message.contains("requested lease not found") {

@@ -1,0 +1,48 @@
+//! The store's conformance suite on real etcd: Debian's, and the bundled one.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use steady_apiserver::bundled::BundledEtcd;
+use steady_apiserver::storage::{Etcd, EtcdSettings, conformance};
+use steady_tests::{Place, Running, free_port, steady_binary};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn debians_etcd_conforms() {
+    let place = Place::new();
+    let (client, peer) = (free_port(), free_port());
+    let (client, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
+    let mut command = Command::new("etcd");
+    command.arg("--data-dir").arg(place.path("etcd"));
+    command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
+    command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
+    command.args(["--initial-cluster", &format!("default={peer}")]);
+    let _etcd = Running::start(command, &place.path("etcd.log"));
+    let settings = EtcdSettings { endpoints: vec![client] };
+    let mut store = Etcd::connect(&settings).await;
+    for _ in 0..100 {
+        if store.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        store = Etcd::connect(&settings).await;
+    }
+    let store = Arc::new(store.expect("etcd answers: is the package etcd-server installed?"));
+    conformance::run(|| Arc::clone(&store)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bundled_etcd_conforms_and_keeps_what_was_written() {
+    let place = Place::new();
+    let guard: Vec<String> =
+        [steady_binary().display().to_string(), "__guard".into(), std::process::id().to_string()].to_vec();
+    let (etcd, store) = BundledEtcd::start(&place.path("data"), &guard).await.unwrap();
+    let store = Arc::new(store);
+    conformance::run(|| Arc::clone(&store)).await;
+    let before = steady_apiserver::storage::Storage::revision(&*store).await.unwrap();
+    etcd.stop().await;
+    let (etcd, store) = BundledEtcd::start(&place.path("data"), &guard).await.unwrap();
+    assert_eq!(steady_apiserver::storage::Storage::revision(&store).await.unwrap(), before);
+    etcd.stop().await;
+}
