@@ -1,4 +1,5 @@
 //! Manifests against a real API server: the examples, and ten that are wrong.
+#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;

@@ -1,4 +1,5 @@
 //! The API's promises to controllers: one stream in revision order, all or nothing, fences that hold.
+#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
 //! Every process by itself over Debian's etcd; each is killed or frozen in turn, and nothing is lost or doubled.
+#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::process::Command;
 use std::time::Duration;

@@ -1,4 +1,5 @@
 //! `steady up` as a new user meets it, on plain processes.
+#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::time::Duration;
 
