@@ -39,7 +39,7 @@ impl Identity {
                 Ok(known)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let mut fresh = Self::fleeting(name)?;
+                let mut fresh = Self::new(name)?;
                 fresh.file = Some(file);
                 fresh.save()?;
                 Ok(fresh)
@@ -48,8 +48,8 @@ impl Identity {
         }
     }
 
-    /// One that is forgotten with the process.
-    pub fn fleeting(name: &str) -> Result<Self, IdentityError> {
+    /// One that nobody had before.
+    fn new(name: &str) -> Result<Self, IdentityError> {
         let failed = |error| IdentityError { path: "/proc/sys/kernel/random/uuid".into(), error };
         let uid = fs::read_to_string("/proc/sys/kernel/random/uuid").map_err(failed)?;
         Ok(Identity { uid: uid.trim().replace('-', ""), name: name.to_owned(), store: String::new(), file: None })

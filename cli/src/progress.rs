@@ -179,7 +179,7 @@ mod tests {
         let spec = TaskSpec { service: "web".into(), ..Default::default() };
         let mut object = Object::new("default", name, Task { spec: Some(spec), status: None });
         if let Some(conditions) = object.conditions_mut() {
-            condition::set_waiting(conditions, "Unplaced", why, Timestamp(0));
+            condition::set_waiting(conditions, "scheduler", "Unplaced", why, Timestamp(0));
         }
         object
     }

@@ -1,5 +1,5 @@
 //! Steady's controllers. Each module says what its controller watches and which keys a change touches; what is to be
-//! done is decided in [`steady_plan`], and done by [`steady_runtime`]. No controller knows another one.
+//! done is decided in [`steady_plan`], and done by [`steady_runtime`]. No controller module knows another one.
 
 mod deployment;
 mod instance;

@@ -242,7 +242,8 @@ impl Engine {
             } else {
                 "TaskFailedToStart: its task definition is gone"
             };
-            state.stop = Some(Stop { code: StopCode::TaskFailedToStart, reason: reason.into(), since: now });
+            let code = if ran { StopCode::InfrastructureHealth } else { StopCode::TaskFailedToStart };
+            state.stop = Some(Stop { code, reason: reason.into(), since: now });
             state.containers.iter_mut().for_each(|c| c.phase = Phase::Stopped);
             state.stopped_at = Some(now);
         }

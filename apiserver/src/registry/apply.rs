@@ -90,8 +90,11 @@ fn decide(writes: &mut Writes, objects: &[Object]) -> Result<Vec<ApplyResult>, R
 }
 
 /// The cluster has to be there.
-fn cluster_fault(writes: &Writes, cluster: &str) -> Option<Fault> {
+fn cluster_fault(writes: &mut Writes, cluster: &str) -> Option<Fault> {
     let key = Key::new(Kind::Cluster, "", cluster);
+    if cluster != DEFAULT_CLUSTER {
+        writes.compare(&key);
+    }
     if cluster == DEFAULT_CLUSTER || writes.get(&key).is_some_and(|c| !c.is_deleting()) {
         return None;
     }

@@ -123,7 +123,8 @@ fn merge(known: &TaskStatus, told: &TaskStatus) -> TaskStatus {
         health_status: told.health_status,
         pull_started_at: told.pull_started_at,
         pull_stopped_at: told.pull_stopped_at,
-        started_at: told.started_at.or(known.started_at),
+        // An agent that adopted the task does not know when it started.
+        started_at: known.started_at.or(told.started_at),
         stopping_at: known.stopping_at.or(told.stopping_at),
         stopped_at: told.stopped_at,
         stopped_reason: known.stopped_reason.clone(),

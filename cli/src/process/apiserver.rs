@@ -38,6 +38,14 @@ impl Store {
         Ok(Store { storage: Arc::new(store), bundled: Some(bundled) })
     }
 
+    /// Waits until the etcd that was started ends by itself, which is always an error.
+    pub(super) async fn ended(&mut self) -> Failure {
+        match &mut self.bundled {
+            Some(bundled) => Failure::failed(bundled.ended().await.to_string()),
+            None => std::future::pending().await,
+        }
+    }
+
     /// Ends what was started.
     pub(super) async fn close(self) {
         drop(self.storage);
@@ -60,12 +68,13 @@ pub async fn apiserver(args: Apiserver, _: &Global) -> Result<(), Failure> {
     let listen = listen_address(&args.listen)?;
     let directory = data_directory(args.data_dir)?;
     let _lock = if args.etcd.is_empty() { Some(lock(&directory)?) } else { None };
-    let store = Store::open(&args.etcd, &directory).await?;
+    let mut store = Store::open(&args.etcd, &directory).await?;
     let mut server =
         Server::start(listen, Arc::clone(&store.storage)).await.map_err(|e| Failure::failed(e.to_string()))?;
     note(&format!("steady apiserver: http://{}", server.address));
     let ended = tokio::select! {
         error = server.ended() => Err(Failure::failed(error.to_string())),
+        failure = store.ended() => Err(failure),
         _ = ending.wait_for(|ending| *ending) => Ok(()),
     };
     if ended.is_ok() {

@@ -70,9 +70,7 @@ pub(super) struct Ready {
 /// Prepares an agent: its identity, its runtime, what it registers.
 pub(super) async fn prepare(wanted: Wanted) -> Result<Ready, Failure> {
     let hollow = wanted.runtime == RuntimeChoice::Hollow;
-    let identity =
-        if hollow { Identity::fleeting(&wanted.name) } else { Identity::load(&wanted.directory, &wanted.name) };
-    let identity = identity.map_err(|e| Failure::failed(e.to_string()))?;
+    let identity = Identity::load(&wanted.directory, &wanted.name).map_err(|e| Failure::failed(e.to_string()))?;
     let runtime = runtime(&wanted, &identity).await?;
     let (cpu, memory) = if hollow { HOLLOW } else { share(wanted.share) };
     let mut attributes: Vec<Attribute> = [

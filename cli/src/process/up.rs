@@ -45,6 +45,7 @@ pub async fn up(args: Up, global: &Global) -> Result<(), Failure> {
     let ended = tokio::select! {
         _ = ending.wait_for(|ending| *ending) => Ok(()),
         error = running.server.ended() => Err(Failure::failed(error.to_string())),
+        failure = running.store.ended() => Err(failure),
         Some(Ok(Err(error))) = running.agents.join_next() => Err(error),
         worked = work(&args, global, &address, &mut out) => match worked {
             Ok(never) => match never {},

@@ -8,6 +8,8 @@ mod choice;
 mod counts;
 mod throttle;
 
+use std::time::Duration;
+
 use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::v1::{
     DeploymentStatus, Object, ServiceSpec, ServiceStatus, Task, TaskDefinitionSpec, TaskSpec, TaskStatus,
@@ -55,6 +57,12 @@ impl<'a> Known<'a> {
     /// Tasks of a deployment.
     fn tasks_of(&self, deployment: &str) -> impl Iterator<Item = &task::View<'a>> {
         self.tasks.iter().filter(move |t| t.spec.deployment == deployment)
+    }
+
+    /// Its health checks fail, and are counted: its grace period is over.
+    fn is_failing(&self, task: &task::View<'_>) -> bool {
+        let grace = Duration::from_secs(u64::from(self.spec.health_check_grace_period_seconds().unsigned_abs()));
+        task.is_unhealthy() && task.started_at().is_none_or(|at| self.now.since(at) >= grace)
     }
 
     fn live(&self) -> i32 {
@@ -121,7 +129,7 @@ fn stop_surplus(known: &Known<'_>, plan: &mut Plan) {
     for deployment in &known.deployments {
         let name = deployment.object.name();
         let wanted: Vec<&task::View<'_>> = known.tasks_of(name).filter(|t| t.is_wanted()).collect();
-        let unhealthy: Vec<&task::View<'_>> = wanted.iter().copied().filter(|t| t.is_unhealthy()).collect();
+        let unhealthy: Vec<&task::View<'_>> = wanted.iter().copied().filter(|t| known.is_failing(t)).collect();
         let good = (wanted.len() - unhealthy.len()) as i32;
         let target = deployment.spec.target_count;
         // A replacement comes first while there is room for one; after it, or without room, the failing task goes.
@@ -159,7 +167,7 @@ fn start_missing(known: &Known<'_>, throttle: &throttle::Throttle, plan: &mut Pl
     let mut names = Vec::new();
     for deployment in known.deployments.iter().rev() {
         let name = deployment.object.name();
-        let good = known.tasks_of(name).filter(|t| t.is_wanted() && !t.is_unhealthy()).count() as i32;
+        let good = known.tasks_of(name).filter(|t| t.is_wanted() && !known.is_failing(t)).count() as i32;
         let missing = (deployment.spec.target_count - good).min(room);
         if missing <= 0 {
             continue;

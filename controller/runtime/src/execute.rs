@@ -31,13 +31,13 @@ pub(crate) struct Guards {
     pub(crate) sequencer: Option<(String, Revision)>,
 }
 
-/// Commits the groups in order. Returns the revision of the last one, if anything was committed.
+/// Commits the groups in order. `reached` is the revision of the last one, also when a later one fails.
 pub(crate) async fn execute(
     client: &Client,
     groups: Vec<Vec<Change>>,
     mut guards: Guards,
-) -> Result<Option<Revision>, Failure> {
-    let mut reached = None;
+    reached: &mut Option<Revision>,
+) -> Result<(), Failure> {
     for changes in pack(groups) {
         let sequencer = guards.sequencer.as_ref();
         let request = CommitRequest {
@@ -46,12 +46,12 @@ pub(crate) async fn execute(
             sequencer: sequencer.map(|(name, at)| SequencerExpect { name: name.clone(), revision: at.0 }),
         };
         let answer = commit(client, request).await?;
-        reached = Some(Revision(answer.revision));
+        *reached = Some(Revision(answer.revision));
         if let Some((_, at)) = &mut guards.sequencer {
             *at = Revision(answer.sequencer_revision);
         }
     }
-    Ok(reached)
+    Ok(())
 }
 
 async fn commit(client: &Client, request: CommitRequest) -> Result<v1::CommitResponse, Failure> {

@@ -19,6 +19,9 @@ use crate::{Client, Controller, News, Queue, Reflector};
 /// Passes under way at once, of different keys.
 const CONCURRENCY: usize = 16;
 
+/// Between tries to reach an API server.
+const UNREACHABLE: Duration = Duration::from_millis(500);
+
 /// What became of one pass.
 enum Outcome {
     /// Planned, and executed up to this revision.
@@ -145,27 +148,38 @@ async fn pass<C: Controller>(shared: Arc<Shared<C>>, fence: Fence, key: Key, gat
     });
     let changes: usize = groups.iter().map(Vec::len).sum();
     tracing::debug!(controller = C::NAME, %key, changes, revision = %view.revision(), "committing");
-    let outcome = match execute(&shared.client, groups, Guards { fence, sequencer }).await {
-        Ok(reached) => Outcome::Done { wake_at, reached },
-        Err(failure) => again(&shared.client, C::NAME, &key, &view, failure).await,
+    let mut reached = None;
+    let outcome = match execute(&shared.client, groups, Guards { fence, sequencer }, &mut reached).await {
+        Ok(()) => Outcome::Done { wake_at, reached },
+        Err(failure) => {
+            // The next look is no older than what was written before it failed.
+            let seen = view.revision().max(reached.unwrap_or_default());
+            again(&shared.client, C::NAME, &key, seen, failure).await
+        }
     };
     (key, outcome)
 }
 
-async fn again(client: &Client, controller: &str, key: &Key, view: &View, failure: Failure) -> Outcome {
+async fn again(client: &Client, controller: &str, key: &Key, seen: Revision, failure: Failure) -> Outcome {
     match failure {
         Failure::Stale(message) => {
             tracing::debug!(controller, %key, message, "looking again");
-            Outcome::Again { after: view.revision(), lost: message.contains("no longer held") }
+            Outcome::Again { after: seen, lost: message.contains("no longer held") }
         }
         Failure::Refused(status) => {
             tracing::error!(controller, %key, message = status.message(), "the API refused a plan");
-            Outcome::Again { after: view.revision(), lost: false }
+            Outcome::Again { after: seen, lost: false }
         }
         Failure::Unknown(status) => {
             tracing::warn!(controller, %key, message = status.message(), "the outcome of a commit is unknown");
             // Whatever became of it, the next look is newer than now.
-            let after = client.revision().await.unwrap_or(view.revision());
+            let after = loop {
+                client.rotate();
+                match client.revision().await {
+                    Ok(revision) => break revision,
+                    Err(_) => tokio::time::sleep(UNREACHABLE).await,
+                }
+            };
             Outcome::Again { after, lost: false }
         }
     }

@@ -20,7 +20,7 @@ pub(super) fn leaving<'a, 'b>(known: &'b Known<'a>, deployment: &str, count: usi
         *in_zone.entry(zones.entry(instance).or_insert_with(|| zone(known, instance))).or_default() += 1;
     }
     let mut buckets: BTreeMap<&str, Vec<&task::View<'a>>> = BTreeMap::new();
-    for task in known.tasks_of(deployment).filter(|t| t.is_wanted() && !t.is_unhealthy()) {
+    for task in known.tasks_of(deployment).filter(|t| t.is_wanted() && !known.is_failing(t)) {
         buckets.entry(task.spec.container_instance.as_str()).or_default().push(task);
     }
     let readiness = |t: &task::View<'_>| (!t.is_running(), !t.is_healthy());

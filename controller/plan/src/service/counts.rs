@@ -1,5 +1,7 @@
 //! Counts of tasks in the status of the service and its deployments, and whether it is at steady state.
 
+use std::time::Duration;
+
 use steady_core::v1::rollout_state::Value as Rollout;
 use steady_core::v1::{DeploymentStatus, ServiceStatus, severity};
 use steady_core::{Change, Key, Plan, Revision, service, task};
@@ -51,6 +53,11 @@ pub(super) fn counts(known: &Known<'_>, throttle: &Throttle, started: &[(String,
     }
     if let Some(at) = settles_at(known, throttle) {
         plan.wake(at);
+    }
+    // A task whose checks fail is looked at again when its grace period is over.
+    for task in known.tasks.iter().filter(|t| t.is_unhealthy() && !known.is_failing(t)) {
+        let grace = Duration::from_secs(u64::from(known.spec.health_check_grace_period_seconds().unsigned_abs()));
+        plan.wake(task.started_at().unwrap_or(known.now) + grace);
     }
 }
 

@@ -138,6 +138,19 @@ fn a_task_that_fails_its_health_check_goes_once_its_replacement_is_healthy() {
 }
 
 #[test]
+fn failing_checks_are_not_counted_in_the_grace_period() {
+    let mut world = World::new();
+    world.service("web", 1);
+    world.edit_service("web", |spec| spec.health_check_grace_period_seconds = Some(600));
+    converge(&mut world);
+    world.each_task(|_, _| true, |_, s| s.set_health_status(Health::Unhealthy));
+    settle_at(&mut world, 1_099_000);
+    assert_eq!(world.wanted("web").len(), 1, "it started at 500 s, and 600 s are not over");
+    settle_at(&mut world, 1_100_000);
+    assert_eq!(world.wanted("web").len(), 2, "now its replacement comes");
+}
+
+#[test]
 fn tasks_that_fail_at_once_are_started_less_and_less_often() {
     let mut world = World::new();
     world.service("web", 1);
