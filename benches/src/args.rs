@@ -1,0 +1,106 @@
+//! The command line: which benchmark, how large, how often.
+// Doc comments of arguments are help texts: no backticks.
+#![allow(clippy::doc_markdown)]
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+
+use crate::workspace::Workspace;
+use crate::{converge, idle, one, startup};
+
+/// A row of the scorecard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Benchmark {
+    /// P3: a service of many tasks, from apply to all RUNNING and from scale 0 to all STOPPED
+    Converge,
+    /// P6: one task, from RunTask to RUNNING
+    One,
+    /// P14: what a cluster at rest costs
+    Idle,
+    /// P15: from `steady up` to an API that answers, and to an answer of the example's tasks
+    Startup,
+    /// Says which benchmarks there are
+    List,
+}
+
+/// Measures Steady beside its yardsticks, in the same run.
+#[derive(Debug, Parser)]
+#[command(name = "steady-benches", version)]
+pub(crate) struct Args {
+    /// Which benchmark.
+    #[arg(value_enum)]
+    name: Benchmark,
+    /// One JSON object a line instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Repetitions, in alternation with the yardstick [default: converge 3, one 1, idle 1, startup 5].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
+    /// Tasks: of the service (converge and idle, 1000), or calls of RunTask per round (one, 100).
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=5000))]
+    tasks: Option<u32>,
+    /// Hollow container instances.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    instances: u32,
+    /// The program to measure [default: the one of this workspace, built first].
+    #[arg(long, value_name = "PATH")]
+    steady: Option<PathBuf>,
+    /// Where data goes: the disk that is measured [default: beside this program].
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+/// How large a run is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scale {
+    /// Repetitions.
+    pub(crate) rounds: u32,
+    /// Tasks, or calls.
+    pub(crate) tasks: u32,
+    /// Hollow container instances.
+    pub(crate) instances: u32,
+}
+
+impl Args {
+    /// Measures, and prints what was found.
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let scale = |rounds, tasks| Scale {
+            rounds: self.rounds.unwrap_or(rounds),
+            tasks: self.tasks.unwrap_or(tasks),
+            instances: self.instances,
+        };
+        if self.name == Benchmark::List {
+            return list(self.json);
+        }
+        let workspace = Workspace::open(self.steady.clone(), self.dir.clone())?;
+        let measured = match self.name {
+            Benchmark::Converge => converge::run(&workspace, scale(3, 1000)).await,
+            Benchmark::One => one::run(&workspace, scale(1, 100)).await,
+            Benchmark::Idle => idle::run(&workspace, scale(1, 1000)).await,
+            Benchmark::Startup | Benchmark::List => startup::run(&workspace, scale(5, 0)).await,
+        };
+        match measured {
+            Ok(report) => report.print(self.json),
+            Err(error) => {
+                let kept = workspace.keep();
+                Err(error.context(format!("data and logs are kept in {}", kept.display())))
+            }
+        }
+    }
+}
+
+fn list(json: bool) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    let mut out = std::io::stdout().lock();
+    for name in Benchmark::value_variants().iter().filter_map(Benchmark::to_possible_value) {
+        let help = name.get_help().map(ToString::to_string).unwrap_or_default();
+        if json {
+            let line = serde_json::json!({"benchmark": name.get_name(), "help": help});
+            writeln!(out, "{line}")?;
+        } else {
+            writeln!(out, "{:<10} {help}", name.get_name())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! The Steady that is measured: `steady up` as a process of its own.
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use steady_core::Kind;
+use steady_core::v1::ListRequest;
+use steady_runtime::Client;
+use tokio::process::{Child, Command};
+
+/// Longest wait for a process to answer, or to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks at something that is about to be there.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// A running `steady up`. Killed when dropped.
+pub(crate) struct Subject {
+    /// Asks its API.
+    pub(crate) client: Client,
+    /// Its process.
+    pub(crate) pid: u32,
+    /// When it was started.
+    pub(crate) began: Instant,
+    child: Child,
+    directory: PathBuf,
+}
+
+impl Subject {
+    /// Starts it with these further arguments; everything it writes goes under the directory.
+    pub(crate) fn spawn(steady: &Path, directory: &Path, args: &[&str]) -> anyhow::Result<Self> {
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let listen = format!("127.0.0.1:{port}");
+        let output = File::create(directory.join("output"))?;
+        let mut command = Command::new(steady);
+        command.arg("up").arg("--data-dir").arg(directory.join("data")).args(["--listen", &listen]).args(args);
+        command.env("XDG_CONFIG_HOME", directory.join("config")).env_remove("STEADY_SERVER");
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).kill_on_drop(true);
+        // In its own group: Ctrl-C ends this program, and what it measures with it.
+        command.process_group(0);
+        let client = Client::new(&[format!("http://{listen}")])?;
+        let began = Instant::now();
+        let child = command.spawn().with_context(|| steady.display().to_string())?;
+        let pid = child.id().context("steady ended at once")?;
+        Ok(Subject { client, pid, began, child, directory: directory.to_owned() })
+    }
+
+    /// Waits until its API answers; how long that took since its start.
+    pub(crate) async fn answers(&mut self) -> anyhow::Result<Duration> {
+        loop {
+            let request = ListRequest { kind: Kind::Cluster.into(), limit: 1, ..ListRequest::default() };
+            if self.client.objects().list(request).await.is_ok() {
+                return Ok(self.began.elapsed());
+            }
+            if let Some(status) = self.child.try_wait()? {
+                bail!("steady ended ({status}): {}", self.last_words());
+            }
+            if self.began.elapsed() > PATIENCE {
+                bail!("steady's API did not answer for {PATIENCE:?}: {}", self.last_words());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Waits until this many container instances are connected.
+    pub(crate) async fn instances(&self, count: u32) -> anyhow::Result<()> {
+        let began = Instant::now();
+        loop {
+            let request = ListRequest { kind: Kind::ContainerInstance.into(), ..ListRequest::default() };
+            let found = self.client.objects().list(request).await?.into_inner().items;
+            let connected = |object: &&steady_core::v1::Object| {
+                let status = object.as_container_instance().and_then(|instance| instance.status.as_ref());
+                status.is_some_and(|status| status.agent_connected)
+            };
+            let connected = found.iter().filter(connected).count();
+            if connected >= count as usize {
+                return Ok(());
+            }
+            if began.elapsed() > PATIENCE {
+                bail!("{connected} of {count} container instances are connected after {PATIENCE:?}");
+            }
+            tokio::time::sleep(LOOK * 10).await;
+        }
+    }
+
+    fn last_words(&self) -> String {
+        let text = std::fs::read_to_string(self.directory.join("output")).unwrap_or_default();
+        text.lines().rev().take(3).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join(" / ")
+    }
+
+    /// Ends it as Ctrl-C would, and waits until it has ended; how long that took.
+    pub(crate) async fn stop(mut self) -> anyhow::Result<Duration> {
+        let began = Instant::now();
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw).context("no process id")?;
+        kill_process(pid, Signal::TERM)?;
+        match tokio::time::timeout(PATIENCE, self.child.wait()).await {
+            Ok(status) => status.map(|_| began.elapsed()).context("steady's end was not seen"),
+            Err(_) => bail!("steady did not end within {PATIENCE:?}: {}", self.last_words()),
+        }
+    }
+}
