@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use futures::future::{BoxFuture, join_all};
 use steady_core::{Clock, Kind, SystemClock};
-use steady_runtime::{Client, Controller, Reflector, holder, run};
+use steady_runtime::{Client, Controller, Reflector, run};
 use tokio::sync::watch;
 
 /// A controller by its name.
@@ -64,14 +64,14 @@ impl Name {
     }
 }
 
-/// Runs controllers until `ending` says so. One view serves all of them.
-pub async fn run_controllers(names: &[Name], client: Client, ending: watch::Receiver<bool>) {
+/// Runs controllers until `ending` says so. One view serves all of them. `holder` is who leads: unique to a process,
+/// or to something that only one process at a time can be.
+pub async fn run_controllers(names: &[Name], client: Client, holder: String, ending: watch::Receiver<bool>) {
     let mut kinds: BTreeSet<Kind> = names.iter().flat_map(|name| name.watches()).copied().collect();
     // Leases say who leads, sequencers guard commits.
     kinds.extend([Kind::Lease, Kind::Sequencer]);
     let reflector = Reflector::start(client.clone(), &kinds);
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let holder = holder();
     let running = names.iter().map(|name| -> BoxFuture<'static, ()> {
         let (client, reflector, clock) = (client.clone(), reflector.clone(), Arc::clone(&clock));
         let (holder, ending) = (holder.clone(), ending.clone());

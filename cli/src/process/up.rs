@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use steady_agent::Identity;
 use steady_apiserver::server::Server;
 use steady_controller::{Name, run_controllers};
 use steady_runtime::Client as Api;
@@ -80,9 +81,11 @@ async fn start(args: &Up, global: &Global, directory: &Path, out: &mut Out) -> R
     tick(out, "api", &address, began)?;
     let api = Api::new(&[address]).map_err(|e| Failure::failed(e.to_string()))?;
     let (stop_controllers, controllers_end) = watch::channel(false);
+    // Only one `up` at a time has the directory: what one before it led, this one leads at once.
+    let leader = Identity::load(directory, "up").map_err(|e| Failure::failed(e.to_string()))?.uid;
     let controllers = tokio::spawn({
         let api = api.clone();
-        async move { run_controllers(&Name::ALL, api, controllers_end).await }
+        async move { run_controllers(&Name::ALL, api, leader, controllers_end).await }
     });
     let (stop_agents, agents_end) = watch::channel(false);
     let mut running = Running { stop_controllers, controllers, stop_agents, agents: JoinSet::new(), server, store };
