@@ -26,7 +26,9 @@ impl Registry {
     ) -> Result<(Vec<ApplyResult>, Revision), RegistryError> {
         if objects.is_empty() || objects.len() > MAX_OBJECTS {
             let count = objects.len();
-            return Err(RegistryError::Refused(format!("{count} objects in one request; expected 1 to {MAX_OBJECTS}")));
+            return Err(RegistryError::Refused(format!(
+                "{count} objects in one request; expected 1 to {MAX_OBJECTS}: apply the files one after the other"
+            )));
         }
         let mut objects = objects;
         objects.iter_mut().for_each(defaults::fill);
