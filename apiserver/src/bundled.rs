@@ -110,10 +110,11 @@ impl BundledEtcd {
         BundledError::Ended { status, log: self.log.clone() }
     }
 
-    /// Stops it and waits until it has ended.
+    /// Stops it and waits until it has ended. What was acknowledged is on disk, so it is not waited for long: etcd would
+    /// wait for clients that still watch.
     pub async fn stop(mut self) {
         let _ = kill_process(self.pid, Signal::TERM);
-        if tokio::time::timeout(Duration::from_secs(10), self.ended()).await.is_err() {
+        if tokio::time::timeout(Duration::from_secs(1), self.ended()).await.is_err() {
             let _ = kill_process(self.pid, Signal::KILL);
             self.ended().await;
         }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use steady_core::v1::desired_status::Value as Desired;
 use steady_core::v1::{
-    ContainerDefinition, ContainerInstance, ContainerInstanceSpec, ContainerInstanceStatus, Demand, Deployment,
-    DeploymentSpec, DeploymentStatus, InstanceResources, Lease, Object, Service, ServiceSpec, ServiceStatus, Task,
-    TaskDefinition, TaskDefinitionSpec, TaskSpec, TaskStatus, object,
+    Attribute, ContainerDefinition, ContainerInstance, ContainerInstanceSpec, ContainerInstanceStatus, Demand,
+    Deployment, DeploymentSpec, DeploymentStatus, InstanceResources, Lease, Object, Service, ServiceSpec,
+    ServiceStatus, Task, TaskDefinition, TaskDefinitionSpec, TaskSpec, TaskStatus, object,
 };
 use steady_core::{Change, Key, Kind, Plan, Revision, Timestamp, View};
 
@@ -166,6 +166,17 @@ impl World {
         };
         let status = ContainerInstanceStatus { agent_connected: true, ..ContainerInstanceStatus::default() };
         self.put(Object::new("default", name, ContainerInstance { spec: Some(spec), status: Some(status) }));
+    }
+
+    /// Gives an instance an attribute.
+    pub(crate) fn attribute(&mut self, instance: &str, name: &str, value: &str) {
+        let key = Key::new(Kind::ContainerInstance, "default", instance);
+        let mut object = Object::clone(self.view.get(&key).expect("an instance"));
+        if let Some(object::Kind::ContainerInstance(instance)) = &mut object.kind {
+            let attribute = Attribute { name: name.into(), value: value.into() };
+            instance.spec.as_mut().expect("a spec").attributes.push(attribute);
+        }
+        self.put(object);
     }
 
     pub(crate) fn lease(&mut self, name: &str) {

@@ -96,7 +96,8 @@ fn best(nodes: &[Node], task: &task::View<'_>) -> Result<usize, Refusals> {
         }
     });
     let candidates: Vec<usize> = fits.map(|(place, _)| place).collect();
-    let score = |place: &usize| score::Score::of(nodes, &candidates, *place, task, &chain);
+    let crowds = score::Crowds::of(nodes, &candidates, &task.spec.group, &chain);
+    let score = |place: &usize| score::Score::of(&nodes[*place], task, &chain, &crowds);
     candidates.iter().min_by_key(|place| score(place)).copied().ok_or(refusals)
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use steady_core::{Key, Timestamp};
 
 /// First pause after a failure, and the longest.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(30));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(2), Duration::from_secs(30));
 
 /// Keys that wait to be planned. Time is an argument; nothing here waits.
 #[derive(Debug, Default)]

@@ -17,6 +17,8 @@ pub(super) struct Node {
     pub(super) free: Free,
     /// Tasks of each group on it.
     pub(super) groups: BTreeMap<String, usize>,
+    /// All tasks on it.
+    pub(super) tasks: usize,
     /// It takes no task at all.
     closed: Option<Reason>,
 }
@@ -35,6 +37,7 @@ fn node(view: &View, object: &Object) -> Option<Node> {
         attributes: spec.attributes.iter().map(|a| (a.name.clone(), a.value.clone())).collect(),
         free: Free::of(spec.registered_resources.as_ref().unwrap_or(&nothing)),
         groups: BTreeMap::new(),
+        tasks: 0,
         closed: closed(object, instance),
     };
     for task in view.on_instance(object.cluster(), object.name()).filter_map(|t| task::of(t)) {
@@ -62,6 +65,7 @@ impl Node {
             self.free.take(demand);
         }
         *self.groups.entry(spec.group.clone()).or_default() += 1;
+        self.tasks += 1;
     }
 
     /// Why it does not take a task.

@@ -34,6 +34,22 @@ fn tasks_are_spread_over_instances_by_default() {
 }
 
 #[test]
+fn tasks_are_spread_over_the_values_of_an_attribute() {
+    let mut world = World::new();
+    for (name, rack) in [("a", "1"), ("b", "1"), ("c", "2")] {
+        world.instance(name, 1000, 1000);
+        world.attribute(name, "rack", rack);
+    }
+    for i in 0..4 {
+        world.waiting(&format!("t{i}"), 10, 10, |spec| {
+            spec.placement_strategy = strategy(Type::Spread, "attribute:rack");
+        });
+    }
+    round(&mut world);
+    assert_eq!(places(&world, 4).iter().filter(|p| *p == "c").count(), 2);
+}
+
+#[test]
 fn binpack_fills_the_fullest_instance_first() {
     let mut world = World::new();
     world.instance("a", 1000, 1000);
