@@ -16,9 +16,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use steady_core::v1::ContainerInstanceSpec;
-use steady_core::{Clock, SystemClock};
+use steady_core::Clock;
 use steady_runtime::Client;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use engine::Engine;
 pub use identity::{Identity, IdentityError};
@@ -35,6 +36,8 @@ pub struct Settings {
     pub spec: ContainerInstanceSpec,
     /// Where it keeps what it must not forget; `None`: nothing survives it (hollow instances).
     pub directory: Option<PathBuf>,
+    /// Who this very process is, among all that ever were this agent.
+    pub holder: String,
     /// Its tasks stop when it ends; else they go on, and are adopted by the next agent.
     pub stop_tasks: bool,
 }
@@ -70,9 +73,9 @@ pub async fn run(
     identity: Identity,
     client: Client,
     runtime: Arc<dyn Runtime>,
+    clock: Arc<dyn Clock>,
     mut ending: watch::Receiver<bool>,
 ) -> Result<(), AgentError> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let records = Records::open(settings.directory.as_deref()).map_err(|e| AgentError::Local(e.to_string()))?;
     let (to_engine, inputs) = mpsc::unbounded_channel();
     let (outgoing, to_session) = watch::channel(engine::Outgoing::default());
@@ -84,23 +87,26 @@ pub async fn run(
     let engine = Engine::adopt(place, Arc::clone(&runtime), records, clock, to_engine.clone(), outgoing)
         .await
         .map_err(|e| AgentError::Local(e.to_string()))?;
-    let mut engine = tokio::spawn(engine.run(inputs));
+    // The engine ends with this future: whoever drops it has stopped the agent.
+    let mut running = JoinSet::new();
+    running.spawn(engine.run(inputs));
     let (stop_tasks, stop, mut left) = (settings.stop_tasks, to_engine.clone(), to_session.clone());
     let session = session::Session { settings, identity, client, runtime, to_engine, from_engine: to_session };
     let mut session = std::pin::pin!(session.run());
     let ended = tokio::select! {
+        biased;
         error = &mut session => Err(error),
-        _ = &mut engine => Err(AgentError::Local("the task engine failed".into())),
+        _ = running.join_next() => Err(AgentError::Local("the task engine failed".into())),
         _ = ending.wait_for(|ending| *ending) => Ok(()),
     };
     if ended.is_ok() && stop_tasks {
         let _ = stop.send(engine::Input::StopAll);
         // The session goes on meanwhile: what stops is told.
         tokio::select! {
+            biased;
             _ = &mut session => {}
             _ = tokio::time::timeout(LAST_STOP, left.wait_for(|outgoing| outgoing.stopping && outgoing.tasks == 0)) => {}
         }
     }
-    engine.abort();
     ended
 }

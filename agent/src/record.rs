@@ -58,6 +58,7 @@ impl Records {
                 }
             }
         }
+        records.sort_by(|a, b| a.task.name().cmp(b.task.name()));
         Ok(records)
     }
 

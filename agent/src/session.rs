@@ -11,7 +11,7 @@ use steady_core::v1::session_response::Message as Down;
 use steady_core::v1::{
     Heartbeat, LogChunk, LogOpen, LogsResponse, Register, Report, SessionRequest, SessionResponse, VerifyAbsent,
 };
-use steady_runtime::{Client, holder};
+use steady_runtime::Client;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -88,7 +88,7 @@ impl Session {
             name: self.settings.name.clone(),
             uid: self.identity.uid.clone(),
             spec: Some(self.settings.spec.clone()),
-            holder: holder(),
+            holder: self.settings.holder.clone(),
         };
         let first = SessionRequest { message: Some(Up::Register(register)) };
         if sender.send(first).await.is_err() {
@@ -117,6 +117,7 @@ impl Session {
         let mut registered = false;
         loop {
             tokio::select! {
+                biased;
                 message = tokio::time::timeout(SILENCE, incoming.message()) => {
                     let message = message.map_err(|_| Status::deadline_exceeded("the API server is silent"))?;
                     let message = message?.ok_or_else(|| Status::unavailable("the API server ended the session"))?;

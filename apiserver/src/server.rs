@@ -12,6 +12,7 @@ use steady_core::{Clock, Revision, SystemClock, v1};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
+use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
 
 use crate::cache::{self, Cache, FeedError};
@@ -57,28 +58,11 @@ pub struct Server {
 impl Server {
     /// Starts serving the store at an address; returns once requests are answered.
     pub async fn start(listen: SocketAddr, store: Arc<dyn Storage>) -> Result<Self, ServerError> {
-        let new_uid: NewUid = Arc::new(|| uuid::Uuid::new_v4().simple().to_string());
-        Self::start_with(listen, store, Arc::new(SystemClock), new_uid).await
-    }
-
-    /// The same with a clock and a source of uids of one's own.
-    pub async fn start_with(
-        listen: SocketAddr,
-        store: Arc<dyn Storage>,
-        clock: Arc<dyn Clock>,
-        new_uid: NewUid,
-    ) -> Result<Self, ServerError> {
         let failed = |e| ServerError::Listen(listen, e);
         let listener = TcpListener::bind(listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let cache = Cache::default();
-        let registry = Registry::new(Arc::clone(&store), cache.clone(), clock, new_uid);
-        let feed = tokio::spawn(cache::run(cache.clone(), store));
-        if !cache.reach(Revision(1), Duration::from_secs(30)).await {
-            feed.abort();
-            return Err(RegistryError::Unavailable("the store did not answer for 30 s; is etcd well?".into()).into());
-        }
-        registry.bootstrap().await?;
+        let new_uid: NewUid = Arc::new(|| uuid::Uuid::new_v4().simple().to_string());
+        let (registry, feed) = open(store, Arc::new(SystemClock), new_uid).await?;
         let (stop, stopped) = oneshot::channel();
         let ending = watch::Sender::new(false);
         let serving = tokio::spawn(serve(listener, registry.clone(), feed, stopped, ending.subscribe()));
@@ -105,20 +89,26 @@ impl Server {
     }
 }
 
-async fn serve(
-    listener: TcpListener,
-    registry: Registry,
-    mut feed: JoinHandle<FeedError>,
-    stopped: oneshot::Receiver<()>,
-    mut ending: watch::Receiver<bool>,
-) -> Result<(), ServerError> {
+/// The rules over a store, and what keeps their cache up to date. Returns once the cache holds the store.
+pub async fn open(
+    store: Arc<dyn Storage>,
+    clock: Arc<dyn Clock>,
+    new_uid: NewUid,
+) -> Result<(Registry, JoinHandle<FeedError>), ServerError> {
+    let cache = Cache::default();
+    let registry = Registry::new(Arc::clone(&store), cache.clone(), clock, new_uid);
+    let feed = tokio::spawn(cache::run(cache.clone(), store));
+    if !cache.reach(Revision(1), Duration::from_secs(30)).await {
+        feed.abort();
+        return Err(RegistryError::Unavailable("the store did not answer for 30 s; is etcd well?".into()).into());
+    }
+    registry.bootstrap().await?;
+    Ok((registry, feed))
+}
+
+/// Steady's own services, as they are reached by a call.
+pub fn routes(registry: Registry) -> Routes {
     let logs = LogRouter::default();
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1();
     let objects = ObjectsServer::new(ObjectsService { registry: registry.clone() })
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_RESPONSE);
@@ -126,20 +116,32 @@ async fn serve(
     let agent = AgentServer::new(AgentService { registry: registry.clone(), logs })
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_RESPONSE);
-    let leases = LeasesServer::new(LeasesService { registry });
-    let mut router = tonic::transport::Server::builder()
+    Routes::new(objects).add_service(tasks).add_service(agent).add_service(LeasesServer::new(LeasesService { registry }))
+}
+
+async fn serve(
+    listener: TcpListener,
+    registry: Registry,
+    mut feed: JoinHandle<FeedError>,
+    stopped: oneshot::Receiver<()>,
+    mut ending: watch::Receiver<bool>,
+) -> Result<(), ServerError> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1();
+    let mut routes = routes(registry).add_service(health_service);
+    match reflection {
+        Ok(service) => routes = routes.add_service(service),
+        Err(error) => tracing::error!(%error, "reflection is off"),
+    }
+    let router = tonic::transport::Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .add_service(health_service)
-        .add_service(objects)
-        .add_service(tasks)
-        .add_service(agent)
-        .add_service(leases);
-    match reflection {
-        Ok(service) => router = router.add_service(service),
-        Err(error) => tracing::error!(%error, "reflection is off"),
-    }
+        .add_routes(routes);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let serving = router.serve_with_incoming_shutdown(incoming, async {
         let _ = stopped.await;

@@ -10,10 +10,11 @@ mod service;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use futures::future::{BoxFuture, join_all};
-use steady_core::{Clock, Kind, SystemClock};
+use futures::future::BoxFuture;
+use steady_core::{Clock, Kind};
 use steady_runtime::{Client, Controller, Reflector, run};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 /// A controller by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,12 +67,17 @@ impl Name {
 
 /// Runs controllers until `ending` says so. One view serves all of them. `holder` is who leads: unique to a process,
 /// or to something that only one process at a time can be.
-pub async fn run_controllers(names: &[Name], client: Client, holder: String, ending: watch::Receiver<bool>) {
+pub async fn run_controllers(
+    names: &[Name],
+    client: Client,
+    clock: Arc<dyn Clock>,
+    holder: String,
+    ending: watch::Receiver<bool>,
+) {
     let mut kinds: BTreeSet<Kind> = names.iter().flat_map(|name| name.watches()).copied().collect();
     // Leases say who leads, sequencers guard commits.
     kinds.extend([Kind::Lease, Kind::Sequencer]);
     let reflector = Reflector::start(client.clone(), &kinds);
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let running = names.iter().map(|name| -> BoxFuture<'static, ()> {
         let (client, reflector, clock) = (client.clone(), reflector.clone(), Arc::clone(&clock));
         let (holder, ending) = (holder.clone(), ending.clone());
@@ -83,7 +89,8 @@ pub async fn run_controllers(names: &[Name], client: Client, holder: String, end
             Name::Reaper => Box::pin(run(reaper::Reaper, client, reflector, clock, holder, ending)),
         }
     });
-    join_all(running.map(tokio::spawn)).await;
+    // They end with this future: whoever drops it has stopped them.
+    running.collect::<JoinSet<()>>().join_all().await;
 }
 
 /// The service that a service, a deployment or a task is of.

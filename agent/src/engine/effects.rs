@@ -9,7 +9,7 @@ use steady_core::{Clock, Timestamp, resources};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::model::{ContainerState, Phase, TaskState};
-use super::{Input, Place, no_check};
+use super::{Input, Place};
 use crate::runtime::{ContainerId, ContainerSpec, Exit, Port, Runtime, RuntimeError};
 
 /// A container that was started.
@@ -66,7 +66,7 @@ pub(super) fn probed(container: &mut ContainerState, passed: bool, now: Timestam
     let Some(check) = container.definition.health_check.clone() else { return };
     let probes = &mut container.probes;
     probes.busy = false;
-    if container.phase != Phase::Running || no_check(probes.health) {
+    if container.phase != Phase::Running || probes.health == Health::Unspecified {
         return;
     }
     probes.due = Some(now + seconds(check.interval.unwrap_or(30)));

@@ -26,7 +26,7 @@ impl Engine {
             let udp = resources::protocol(mapping.protocol()) == transport_protocol::Value::Udp;
             let fixed = if host { mapping.container_port } else { mapping.host_port };
             let chosen = match u16::try_from(fixed) {
-                Ok(0) | Err(_) => self.ports.find(name, udp),
+                Ok(0) | Err(_) => self.ports.find(name, udp, |port, udp| self.runtime.is_port_free(port, udp)),
                 Ok(port) => {
                     self.ports.take(port, udp);
                     Some(port)

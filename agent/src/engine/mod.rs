@@ -15,7 +15,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use steady_core::v1::health_status::Value as Health;
 use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::v1::task_last_status::Value as Status;
 use steady_core::v1::{Assignment, TaskReport, TaskStatus};
@@ -157,6 +156,7 @@ impl Engine {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased;
                 input = inputs.recv() => match input {
                     Some(input) => {
                         self.take(input);
@@ -445,9 +445,4 @@ impl Entry {
 
 fn id(task: &str, container: &str) -> ContainerId {
     ContainerId { task: task.to_owned(), name: container.to_owned() }
-}
-
-/// A container that has no check is as healthy as one can know.
-const fn no_check(health: Health) -> bool {
-    matches!(health, Health::Unspecified)
 }

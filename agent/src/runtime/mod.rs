@@ -8,6 +8,7 @@ mod hollow;
 mod process;
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -194,6 +195,12 @@ pub trait Runtime: Send + Sync {
     /// Where exits are told from now on. Called once, before anything else is asked. An exit is told at least
     /// once, within a second; it may be told again.
     fn exits(&self) -> mpsc::UnboundedReceiver<(ContainerId, Exit)>;
+
+    /// Whether a container of this runtime can have this port of the machine: nobody listens on it.
+    fn is_port_free(&self, port: u16, udp: bool) -> bool {
+        let address = (Ipv4Addr::UNSPECIFIED, port);
+        if udp { UdpSocket::bind(address).is_ok() } else { TcpListener::bind(address).is_ok() }
+    }
 
     /// What the machine offers to tasks of this runtime beyond cpu and memory, as instance attributes.
     fn attributes(&self) -> BTreeMap<String, String> {

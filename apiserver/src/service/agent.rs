@@ -109,6 +109,7 @@ impl Session {
         loop {
             let at = self.at;
             tokio::select! {
+                biased;
                 message = incoming.message() => match message? {
                     Some(message) => self.obey(message).await?,
                     None => return Ok(()),

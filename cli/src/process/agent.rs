@@ -46,11 +46,7 @@ pub async fn agent(args: Agent, global: &Global) -> Result<(), Failure> {
                 servers.join(", ")
             ));
         }
-        let (client, ending) = (client.clone(), ending.clone());
-        running.push(async move {
-            let ended = steady_agent::run(ready.settings, ready.identity, client, ready.runtime, ending).await;
-            ended.map_err(|e| Failure::failed(e.to_string()))
-        });
+        running.push(ready.run(client.clone(), ending.clone()));
     }
     try_join_all(running).await.map(|_| ())
 }

@@ -1,6 +1,9 @@
 //! `steady controller`: controllers, all of them or some.
 
+use std::sync::Arc;
+
 use steady_controller::{Name, run_controllers};
+use steady_core::SystemClock;
 use steady_runtime::{Client, holder};
 
 use super::ending::ending;
@@ -22,6 +25,6 @@ pub async fn controller(args: Controller, global: &Global) -> Result<(), Failure
     let client = Client::new(&servers).map_err(|e| Failure::usage(e.to_string()))?;
     let listed: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
     note(&format!("steady controller: {} at {}", listed.join(", "), servers.join(", ")));
-    run_controllers(&names, client, holder(), ending).await;
+    run_controllers(&names, client, Arc::new(SystemClock), holder(), ending).await;
     Ok(())
 }

@@ -7,8 +7,11 @@ use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 use steady_agent::runtime::{Docker, Hollow, HollowBehaviour, Process, Runtime, RuntimeError};
-use steady_agent::{Identity, Settings};
+use steady_agent::{AgentError, Identity, Settings};
+use steady_core::SystemClock;
 use steady_core::v1::{Attribute, ContainerInstanceSpec, HostPortRange, InstanceResources};
+use steady_runtime::{Client, holder};
+use tokio::sync::watch;
 
 use super::RuntimeChoice;
 use crate::failure::Failure;
@@ -67,6 +70,15 @@ pub(super) struct Ready {
     pub(super) runtime: Arc<dyn Runtime>,
 }
 
+impl Ready {
+    /// Runs it until `ending` says so.
+    pub(super) async fn run(self, api: Client, ending: watch::Receiver<bool>) -> Result<(), Failure> {
+        let ended =
+            steady_agent::run(self.settings, self.identity, api, self.runtime, Arc::new(SystemClock), ending).await;
+        ended.map_err(|e: AgentError| Failure::failed(e.to_string()))
+    }
+}
+
 /// Prepares an agent: its identity, its runtime, what it registers.
 pub(super) async fn prepare(wanted: Wanted) -> Result<Ready, Failure> {
     let hollow = wanted.runtime == RuntimeChoice::Hollow;
@@ -100,6 +112,7 @@ pub(super) async fn prepare(wanted: Wanted) -> Result<Ready, Failure> {
         name: identity.name.clone(),
         spec,
         directory: (!hollow).then_some(wanted.directory),
+        holder: holder(),
         stop_tasks: wanted.stop_tasks,
     };
     Ok(Ready { settings, identity, runtime })

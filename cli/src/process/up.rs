@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use steady_agent::Identity;
 use steady_apiserver::server::Server;
 use steady_controller::{Name, run_controllers};
+use steady_core::SystemClock;
 use steady_runtime::Client as Api;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -85,7 +87,7 @@ async fn start(args: &Up, global: &Global, directory: &Path, out: &mut Out) -> R
     let leader = Identity::load(directory, "up").map_err(|e| Failure::failed(e.to_string()))?.uid;
     let controllers = tokio::spawn({
         let api = api.clone();
-        async move { run_controllers(&Name::ALL, api, leader, controllers_end).await }
+        async move { run_controllers(&Name::ALL, api, Arc::new(SystemClock), leader, controllers_end).await }
     });
     let (stop_agents, agents_end) = watch::channel(false);
     let mut running = Running { stop_controllers, controllers, stop_agents, agents: JoinSet::new(), server, store };
@@ -136,11 +138,7 @@ async fn agents(
             );
             tick(out, "agent", &what, began)?;
         }
-        let (api, ending) = (api.clone(), ending.clone());
-        running.spawn(async move {
-            let ended = steady_agent::run(ready.settings, ready.identity, api, ready.runtime, ending).await;
-            ended.map_err(|e| Failure::failed(e.to_string()))
-        });
+        running.spawn(ready.run(api.clone(), ending.clone()));
     }
     Ok(())
 }

@@ -11,7 +11,11 @@ use steady_core::v1::tasks_client::TasksClient;
 use steady_core::v1::{GetRequest, ObjectRef};
 use steady_core::{DEFAULT_CLUSTER, Kind, Revision};
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::body::Body;
+use tonic::codegen::http;
+use tonic::transport::Endpoint;
+use tower::ServiceExt;
+use tower::util::BoxCloneSyncService;
 
 /// Largest message that is sent or read, bytes.
 const MAX_MESSAGE: usize = 256 * 1024 * 1024;
@@ -24,10 +28,13 @@ pub struct ClientError {
     reason: String,
 }
 
+/// What carries calls to one API server: HTTP/2 over TCP, or, in the simulator, a function call.
+pub type Wire = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, Status>;
+
 /// API servers, one of them in use. Clones share which.
 #[derive(Clone)]
 pub struct Client {
-    channels: Arc<[Channel]>,
+    wires: Arc<[Wire]>,
     current: Arc<AtomicUsize>,
 }
 
@@ -38,12 +45,12 @@ impl Client {
         if addresses.is_empty() {
             return Err(bad("", "there is none"));
         }
-        let channels = addresses
+        let wires = addresses
             .iter()
             .map(|address| {
                 let url = if address.contains("://") { address.clone() } else { format!("http://{address}") };
                 let endpoint = Endpoint::from_shared(url).map_err(|e| bad(address, &e.to_string()))?;
-                Ok(endpoint
+                let channel = endpoint
                     .connect_timeout(Duration::from_secs(3))
                     .http2_keep_alive_interval(Duration::from_secs(5))
                     .keep_alive_timeout(Duration::from_secs(5))
@@ -51,15 +58,21 @@ impl Client {
                     .tcp_nodelay(true)
                     .initial_connection_window_size(8 * 1024 * 1024)
                     .initial_stream_window_size(4 * 1024 * 1024)
-                    .connect_lazy())
+                    .connect_lazy();
+                Ok(Wire::new(channel.map_err(|error| Status::from_error(Box::new(error)))))
             })
             .collect::<Result<Vec<_>, ClientError>>()?;
-        Ok(Client { channels: channels.into(), current: Arc::default() })
+        Ok(Self::over(wires))
     }
 
-    fn channel(&self) -> Channel {
-        let current = self.current.load(Ordering::Relaxed) % self.channels.len();
-        self.channels[current].clone()
+    /// Calls over these wires, of which there is at least one.
+    pub fn over(wires: Vec<Wire>) -> Self {
+        Client { wires: wires.into(), current: Arc::default() }
+    }
+
+    fn wire(&self) -> Wire {
+        let current = self.current.load(Ordering::Relaxed) % self.wires.len();
+        self.wires[current].clone()
     }
 
     /// Uses the next address from now on: the one in use does not answer.
@@ -68,23 +81,23 @@ impl Client {
     }
 
     /// Calls for objects.
-    pub fn objects(&self) -> ObjectsClient<Channel> {
-        ObjectsClient::new(self.channel()).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
+    pub fn objects(&self) -> ObjectsClient<Wire> {
+        ObjectsClient::new(self.wire()).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
     }
 
     /// Calls for leases.
-    pub fn leases(&self) -> LeasesClient<Channel> {
-        LeasesClient::new(self.channel())
+    pub fn leases(&self) -> LeasesClient<Wire> {
+        LeasesClient::new(self.wire())
     }
 
     /// Calls for tasks.
-    pub fn tasks(&self) -> TasksClient<Channel> {
-        TasksClient::new(self.channel())
+    pub fn tasks(&self) -> TasksClient<Wire> {
+        TasksClient::new(self.wire())
     }
 
     /// Calls of agents.
-    pub fn agent(&self) -> AgentClient<Channel> {
-        AgentClient::new(self.channel()).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
+    pub fn agent(&self) -> AgentClient<Wire> {
+        AgentClient::new(self.wire()).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
     }
 
     /// The store's revision, no older than any write acknowledged before the call.

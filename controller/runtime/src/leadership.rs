@@ -3,12 +3,13 @@
 //! Leadership is for efficiency, the epoch for safety: a leader that was paused believes what it likes, its
 //! commits are refused.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::StreamExt;
 use steady_core::v1::{AcquireRequest, Fence, KeepAliveRequest, ReleaseRequest};
 use steady_core::{Key, Kind, Revision};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 

@@ -12,7 +12,7 @@ mod queue;
 mod reflector;
 mod runner;
 
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, Wire};
 pub use controller::Controller;
 pub use leadership::holder;
 pub use queue::Queue;

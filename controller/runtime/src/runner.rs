@@ -44,10 +44,12 @@ pub async fn run<C: Controller>(
     let shared = Arc::new(Shared { controller, client: client.clone(), reflector: reflector.clone(), clock });
     loop {
         let mut leadership = tokio::select! {
+            biased;
             taken = Leadership::take(&client, &reflector, C::NAME, &holder) => taken,
             _ = ending.wait_for(|ending| *ending) => return,
         };
         let ended = tokio::select! {
+            biased;
             () = lead(&shared, leadership.fence.clone(), leadership.since) => false,
             () = leadership.lost() => false,
             _ = ending.wait_for(|ending| *ending) => true,
@@ -84,18 +86,7 @@ async fn lead<C: Controller>(shared: &Arc<Shared<C>>, fence: Fence, since: Revis
         }
         let wake = queue.next_at().map(|at| at.since(shared.clock.now()));
         tokio::select! {
-            heard = news.recv() => match heard {
-                Ok(News::Changed(objects)) => {
-                    let view = shared.reflector.view();
-                    for object in objects.iter() {
-                        shared.controller.keys(object, &view).into_iter().for_each(|key| queue.add(key));
-                    }
-                }
-                Ok(News::Relisted) | Err(RecvError::Lagged(_)) => {
-                    everything(&shared.controller, &shared.reflector.view(), &mut queue);
-                }
-                Err(RecvError::Closed) => return,
-            },
+            biased;
             Some((key, outcome)) = passes.next() => match outcome {
                 Outcome::Done { wake_at, reached } => {
                     queue.done(&key);
@@ -113,8 +104,20 @@ async fn lead<C: Controller>(shared: &Arc<Shared<C>>, fence: Fence, since: Revis
                         return;
                     }
                     gates.insert(key.clone(), after);
-                    queue.failed(&key, shared.clock.now(), jitter());
+                    queue.failed(&key, shared.clock.now(), fastrand::f64());
                 }
+            },
+            heard = news.recv() => match heard {
+                Ok(News::Changed(objects)) => {
+                    let view = shared.reflector.view();
+                    for object in objects.iter() {
+                        shared.controller.keys(object, &view).into_iter().for_each(|key| queue.add(key));
+                    }
+                }
+                Ok(News::Relisted) | Err(RecvError::Lagged(_)) => {
+                    everything(&shared.controller, &shared.reflector.view(), &mut queue);
+                }
+                Err(RecvError::Closed) => return,
             },
             () = tokio::time::sleep(wake.unwrap_or(Duration::from_secs(3600))), if wake.is_some() => {}
         }
@@ -183,8 +186,4 @@ async fn again(client: &Client, controller: &str, key: &Key, seen: Revision, fai
             Outcome::Again { after, lost: false }
         }
     }
-}
-
-fn jitter() -> f64 {
-    f64::from(uuid::Uuid::new_v4().as_fields().0) / f64::from(u32::MAX)
 }
