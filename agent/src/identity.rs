@@ -30,6 +30,15 @@ pub struct IdentityError {
 impl Identity {
     /// Reads it from a directory, or makes a new one there. The name that is on disk counts.
     pub fn load(directory: &Path, name: &str) -> Result<Self, IdentityError> {
+        Self::load_or(directory, name, random_uid)
+    }
+
+    /// The same with a source of uids of one's own.
+    pub fn load_or(
+        directory: &Path,
+        name: &str,
+        new_uid: impl FnOnce() -> Result<String, IdentityError>,
+    ) -> Result<Self, IdentityError> {
         let file = directory.join("identity.json");
         let failed = |error| IdentityError { path: file.clone(), error };
         match fs::read(&file) {
@@ -39,20 +48,13 @@ impl Identity {
                 Ok(known)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let mut fresh = Self::new(name)?;
-                fresh.file = Some(file);
+                let (uid, name) = (new_uid()?, name.to_owned());
+                let fresh = Identity { uid, name, store: String::new(), file: Some(file) };
                 fresh.save()?;
                 Ok(fresh)
             }
             Err(error) => Err(failed(error)),
         }
-    }
-
-    /// One that nobody had before.
-    fn new(name: &str) -> Result<Self, IdentityError> {
-        let failed = |error| IdentityError { path: "/proc/sys/kernel/random/uuid".into(), error };
-        let uid = fs::read_to_string("/proc/sys/kernel/random/uuid").map_err(failed)?;
-        Ok(Identity { uid: uid.trim().replace('-', ""), name: name.to_owned(), store: String::new(), file: None })
     }
 
     /// Remembers the store it belongs to.
@@ -71,6 +73,13 @@ impl Identity {
         let bytes = serde_json::to_vec_pretty(self).map_err(|e| failed(io::Error::other(e)))?;
         fs::write(&part, bytes).and_then(|()| fs::rename(&part, file)).map_err(failed)
     }
+}
+
+/// One that nobody had before.
+fn random_uid() -> Result<String, IdentityError> {
+    let path = Path::new("/proc/sys/kernel/random/uuid");
+    let uid = fs::read_to_string(path).map_err(|error| IdentityError { path: path.to_owned(), error })?;
+    Ok(uid.trim().replace('-', ""))
 }
 
 #[cfg(test)]

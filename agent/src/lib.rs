@@ -15,8 +15,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use steady_core::v1::ContainerInstanceSpec;
 use steady_core::Clock;
+use steady_core::v1::ContainerInstanceSpec;
 use steady_runtime::Client;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;

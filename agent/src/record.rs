@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use steady_core::Timestamp;
 use steady_core::v1::{Object, TaskDefinitionSpec};
 
 /// One task as it is remembered.
@@ -17,6 +18,9 @@ pub(crate) struct Record {
     pub(crate) definition: TaskDefinitionSpec,
     /// Containers that were made, or were about to be. One that is not there any more has ended.
     pub(crate) launched: BTreeSet<String>,
+    /// When nothing of it was left, and its end was stored.
+    #[serde(default)]
+    pub(crate) over: Option<Timestamp>,
 }
 
 /// Records on disk, a file each; or nowhere.

@@ -116,7 +116,10 @@ pub fn routes(registry: Registry) -> Routes {
     let agent = AgentServer::new(AgentService { registry: registry.clone(), logs })
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_RESPONSE);
-    Routes::new(objects).add_service(tasks).add_service(agent).add_service(LeasesServer::new(LeasesService { registry }))
+    Routes::new(objects)
+        .add_service(tasks)
+        .add_service(agent)
+        .add_service(LeasesServer::new(LeasesService { registry }))
 }
 
 async fn serve(
@@ -132,16 +135,16 @@ async fn serve(
         .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1();
-    let mut routes = routes(registry).add_service(health_service);
+    let mut services = routes(registry).add_service(health_service);
     match reflection {
-        Ok(service) => routes = routes.add_service(service),
+        Ok(service) => services = services.add_service(service),
         Err(error) => tracing::error!(%error, "reflection is off"),
     }
     let router = tonic::transport::Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .add_routes(routes);
+        .add_routes(services);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let serving = router.serve_with_incoming_shutdown(incoming, async {
         let _ = stopped.await;

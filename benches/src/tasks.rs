@@ -114,7 +114,7 @@ impl Tasks {
         let request = WatchRequest {
             kinds: vec![Kind::Task.into()],
             selector: Some(Selector { cluster: DEFAULT_CLUSTER.into(), ..Selector::default() }),
-            after_revision: 0,
+            ..WatchRequest::default()
         };
         let stream = client.objects().watch(request).await?.into_inner();
         let mut tasks = Tasks { stream, tasks: HashMap::new() };

@@ -57,6 +57,7 @@ impl Watch {
             kinds: self.kinds.iter().map(|kind| (*kind).into()).collect(),
             selector: Some(self.selector.clone()),
             after_revision: self.gathered.revision,
+            server: self.gathered.server,
         }
     }
 
@@ -124,6 +125,8 @@ fn is_passing(code: Code) -> bool {
 struct Gathered {
     /// Everything up to it was handed on. 0: no snapshot yet.
     revision: i64,
+    /// Who told it.
+    server: i64,
     snapshot: Vec<Object>,
     changes: Vec<WatchEvent>,
 }
@@ -131,6 +134,7 @@ struct Gathered {
 impl Gathered {
     fn take(&mut self, response: WatchResponse) -> Option<Seen> {
         let phase = response.phase();
+        self.server = response.server;
         match phase {
             Phase::Init | Phase::InitDone => {
                 self.snapshot.extend(response.events.into_iter().filter_map(|event| event.object));
@@ -156,6 +160,9 @@ impl Gathered {
     }
 
     fn drop_partial(&mut self) {
+        if self.revision == 0 {
+            self.server = 0;
+        }
         self.snapshot.clear();
         self.changes.clear();
     }
@@ -170,7 +177,8 @@ mod tests {
         let events = names
             .iter()
             .map(|name| WatchEvent { object: Some(Object::new("", name, Cluster::default())), deleted: false });
-        WatchResponse { phase: phase.into(), revision, events: events.collect(), more }
+        let events = events.collect();
+        WatchResponse { phase: phase.into(), revision, events, more, ..WatchResponse::default() }
     }
 
     fn names(seen: Option<Seen>) -> Vec<String> {

@@ -39,6 +39,11 @@ pub struct ParseKeyError(String);
 impl Key {
     /// Every key of the store begins with it.
     pub const PREFIX: &'static str = "/steady/v1/";
+    /// The first of all keys, which is nobody's.
+    pub const fn first() -> Self {
+        Key { kind: Kind::Unspecified, cluster: String::new(), name: String::new() }
+    }
+
     /// Stands for «no cluster» in a key of the store.
     const NO_CLUSTER: &'static str = "_";
 

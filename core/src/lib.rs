@@ -5,6 +5,7 @@
 
 pub mod condition;
 pub mod defaults;
+pub mod guard;
 mod ids;
 pub mod placement;
 mod plan;

@@ -87,6 +87,32 @@ pub struct Plan {
     pub events: Vec<Event>,
 }
 
+impl From<Change> for v1::Change {
+    /// As `Commit` takes it.
+    fn from(change: Change) -> Self {
+        use v1::change::Change as Wire;
+        let expect = |revision: Revision| Some(v1::Expect { revision: revision.0 });
+        let change = match change {
+            Change::Create(object) => Wire::Create(object),
+            Change::PutSpec { object, fields, expect: at } => Wire::PutSpec(v1::PutSpec {
+                object: Some(object),
+                fields: fields.iter().map(|field| (*field).to_owned()).collect(),
+                expect: expect(at),
+            }),
+            Change::PutStatus { object, expect: at } => {
+                Wire::PutStatus(v1::PutStatus { object: Some(object), expect: expect(at) })
+            }
+            Change::Remove { key, expect: at } => {
+                Wire::Remove(v1::Remove { r#ref: Some(key.reference()), expect: expect(at) })
+            }
+            Change::Check { key, expect: at } => {
+                Wire::Check(v1::Check { r#ref: Some(key.reference()), expect: expect(at) })
+            }
+        };
+        v1::Change { change: Some(change) }
+    }
+}
+
 impl Plan {
     /// Adds a change that may be committed apart from the others.
     pub fn push(&mut self, change: Change) {

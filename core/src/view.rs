@@ -118,6 +118,15 @@ impl View {
             .filter_map(|(_, key)| self.objects.get(key))
     }
 
+    /// Whether a service, or a task that is not STOPPED, uses a task definition.
+    pub fn uses_definition(&self, name: &str) -> bool {
+        let by_service = self
+            .of_kind(Kind::Service)
+            .any(|s| s.as_service().and_then(|s| s.spec.as_ref()).is_some_and(|s| s.task_definition == name));
+        let live = |t: &task::View<'_>| t.is_live() && t.spec.task_definition == name;
+        by_service || self.of_kind(Kind::Task).filter_map(|t| task::of(t)).any(|t| live(&t))
+    }
+
     fn index(&mut self, key: &Key, object: &Object) {
         let cluster = key.cluster.clone();
         if let Some(service) = service_of(object) {

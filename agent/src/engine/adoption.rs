@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use steady_core::guard::{self, Guard};
 use steady_core::v1::{ContainerDefinition, Object, Task};
 
 use super::model::{ContainerState, Phase, TaskState};
@@ -25,13 +26,14 @@ impl Engine {
                     match &found.state {
                         State::Created => {}
                         State::Running => effects::runs(container, now),
+                        State::Exited(_) if !guard::stands(Guard::Exited) => effects::runs(container, now),
                         State::Exited(exit) => {
                             container.started_at = Some(exit.at);
                             effects::ended(container, exit.clone());
                         }
                     }
                 }
-                None if record.launched.contains(&name) => {
+                None if record.launched.contains(&name) && guard::stands(Guard::Launched) => {
                     let exit = Exit { code: None, out_of_memory: false, at: now };
                     container.started_at = Some(now);
                     effects::ended(container, exit);
@@ -58,7 +60,7 @@ impl Engine {
                 let mut task = Object::new(&self.place.cluster, &stray.id.task, Task::default());
                 task.meta_mut().uid.clone_from(&stray.id.task);
                 let state = TaskState::new(task.clone(), <_>::default(), now);
-                let record = Record { task, definition: <_>::default(), launched: BTreeSet::new() };
+                let record = Record { task, definition: <_>::default(), launched: BTreeSet::new(), over: None };
                 Entry::new(state, record)
             });
             let mut container =

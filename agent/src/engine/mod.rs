@@ -9,22 +9,25 @@ mod adoption;
 mod effects;
 mod launch;
 mod model;
+mod over;
 mod step;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use steady_core::guard::{self, Guard};
 use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::v1::task_last_status::Value as Status;
-use steady_core::v1::{Assignment, TaskReport, TaskStatus};
-use steady_core::{Clock, task};
+use steady_core::v1::{Assignment, TaskDefinitionSpec, TaskReport, TaskStatus};
+use steady_core::{Clock, Timestamp, task};
 use tokio::sync::{mpsc, watch};
 
 use crate::ports::Ports;
 use crate::record::{Record, Records};
 use crate::runtime::{ContainerId, Exit, Found, Runtime, RuntimeError};
 use model::{Phase, Stop, TaskState};
+use over::Over;
 use step::{Action, Step, step};
 
 /// How often time-outs are looked at.
@@ -98,6 +101,8 @@ pub(crate) struct Engine {
     clock: Arc<dyn Clock>,
     ports: Ports,
     tasks: BTreeMap<String, Entry>,
+    /// None of them ever runs again.
+    over: Over,
     /// Tasks to look at.
     touched: BTreeSet<String>,
     /// Every task is to stop, and none is accepted.
@@ -126,15 +131,23 @@ impl Engine {
             clock,
             ports: Ports::default(),
             tasks: BTreeMap::new(),
+            over: Over::default(),
             touched: BTreeSet::new(),
             stopping: false,
             inputs: inputs.clone(),
             outgoing,
         };
+        let mut over = Vec::new();
         for record in known {
+            if let Some(at) = record.over {
+                over.push((at, record.task.name().to_owned()));
+                continue;
+            }
+            let found: &[Found] = if guard::stands(Guard::Adoption) { &found } else { &[] };
             let here: Vec<&Found> = found.iter().filter(|f| f.id.task == record.task.name()).collect();
             engine.remember(record, &here);
         }
+        engine.over = Over::of(over);
         engine.take_strays(&found);
         tokio::spawn(async move {
             while let Some((id, exit)) = exits.recv().await {
@@ -194,7 +207,7 @@ impl Engine {
         }
     }
 
-    fn with(&mut self, id: &ContainerId, change: impl FnOnce(&mut model::ContainerState, steady_core::Timestamp)) {
+    fn with(&mut self, id: &ContainerId, change: impl FnOnce(&mut model::ContainerState, Timestamp)) {
         let now = self.clock.now();
         if let Some(entry) = self.tasks.get_mut(&id.task)
             && let Some(container) = entry.state.container_mut(&id.name)
@@ -228,7 +241,7 @@ impl Engine {
             entry.state.object = object;
             return;
         }
-        if !told.is_live() || self.stopping {
+        if !told.is_live() || self.stopping || (self.over.contains(&name) && guard::stands(Guard::Over)) {
             return;
         }
         let now = self.clock.now();
@@ -247,8 +260,8 @@ impl Engine {
             state.containers.iter_mut().for_each(|c| c.phase = Phase::Stopped);
             state.stopped_at = Some(now);
         }
-        let record =
-            Record { task: object, definition: assignment.definition.unwrap_or_default(), launched: BTreeSet::new() };
+        let definition = assignment.definition.unwrap_or_default();
+        let record = Record { task: object, definition, launched: BTreeSet::new(), over: None };
         self.save(&record);
         self.insert(state, record);
     }
@@ -331,7 +344,11 @@ impl Engine {
         for port in entry.state.containers.iter().flat_map(|c| &c.ports) {
             self.ports.release(port.host, port.udp);
         }
-        self.records.forget(name);
+        let now = self.clock.now();
+        self.save(&Record { definition: TaskDefinitionSpec::default(), over: Some(now), ..entry.record });
+        for forgotten in self.over.add(name, now) {
+            self.records.forget(&forgotten);
+        }
     }
 
     /// Brings every touched task one step further, and tells what changed.
@@ -395,7 +412,8 @@ impl Engine {
             entry.told = status;
             entry.version += 1;
         }
-        let over = entry.state.is_stopped() && (entry.state.forgotten || entry.stored >= entry.version);
+        let stored = entry.stored >= entry.version || !guard::stands(Guard::Stored);
+        let over = entry.state.is_stopped() && (entry.state.forgotten || stored);
         if over && !entry.removing {
             entry.removing = true;
             let ids = entry.state.containers.iter().map(|c| id(name, &c.definition.name)).collect();

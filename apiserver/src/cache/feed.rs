@@ -1,15 +1,24 @@
 //! Follows the store and keeps the cache as it is.
+//!
+//! A watch can lose a change (etcd 3.4 does after a compaction), and nothing in it shows: every few minutes the cache is
+//! compared with the store. What was lost is told to every watcher, late; a cache that is wrong for ever is not.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use steady_core::guard::{self, Guard};
+use steady_core::v1::{Object, Sequencer};
 use steady_core::{Key, Revision};
 
-use super::codec::{Decoded, decode};
+use super::codec::{Decoded, decode, encode};
 use super::ring::Changed;
 use super::{Cache, State};
-use crate::storage::{Batch, Change, Entry, Listing, Storage, StorageError};
+use crate::storage::{Batch, Change, Entry, Listing, Op, Storage, StorageError, Txn};
+
+/// How often the cache is compared with the store.
+const COMPARISON: Duration = Duration::from_secs(180);
 
 /// Why following cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -55,24 +64,87 @@ impl From<StorageError> for Broken {
 }
 
 async fn follow(cache: &Cache, store: &dyn Storage, delay: &mut Duration) -> Result<(), Broken> {
-    let listing = store.list(Key::PREFIX).await?;
+    let mut listing = store.list(Key::PREFIX).await?;
     let known = cache.revision();
     if listing.revision < known {
         return Err(Broken::Final(FeedError::Regressed { known, found: listing.revision }));
     }
+    let lost = cache.read(|state| state.lost(&listing));
+    if let Some(first) = lost.first() {
+        let count = lost.len();
+        tracing::error!(count, %first, revision = %known, "changes of the store were never told by its watch; telling them now");
+        if listing.revision == known {
+            // Watchers are told what is newer than what they know: something has to be.
+            store.txn(mark(known)).await?;
+            listing = store.list(Key::PREFIX).await?;
+        }
+    }
     let mut changes = store.watch(Key::PREFIX, listing.revision).await?;
     cache.write(|state| state.adopt(listing));
     *delay = Duration::from_millis(50);
-    while let Some(batch) = changes.next().await {
-        let batch = batch?;
-        if batch.revision > cache.revision() {
-            cache.write(|state| state.apply(batch));
+    let mut comparison = tokio::time::interval(COMPARISON);
+    comparison.tick().await;
+    let mut due = Revision(0);
+    loop {
+        tokio::select! {
+            biased;
+            batch = changes.next() => {
+                let Some(batch) = batch else { return Ok(()) };
+                let batch = batch?;
+                if batch.revision > cache.revision() {
+                    cache.write(|state| state.apply(batch));
+                }
+            }
+            _ = comparison.tick() => {
+                store.nudge().await;
+                let listing = store.list(Key::PREFIX).await?;
+                // What was there at the comparison before this one has to be known by now, or the watch is dead.
+                if cache.revision() < std::mem::replace(&mut due, listing.revision) {
+                    tracing::error!(revision = %cache.revision(), "the store's watch says nothing; watching anew");
+                    return Ok(());
+                }
+                if !cache.read(|state| state.lost(&listing)).is_empty() && guard::stands(Guard::Comparison) {
+                    return Ok(());
+                }
+            }
         }
     }
-    Ok(())
+}
+
+/// Writes an object that nobody reads, so that there is a newer revision.
+fn mark(known: Revision) -> Txn {
+    let object = Object::new("", "cache", Sequencer { count: known.0 });
+    let put = Op::Put { key: Key::of(&object).to_path(), value: encode(&object), lease: None };
+    Txn { compares: Vec::new(), ops: vec![put] }
 }
 
 impl State {
+    /// Changes up to the cache's revision that are in the listing and not in the cache.
+    fn lost(&self, listing: &Listing) -> Vec<Key> {
+        let known = self.view.revision();
+        let mut lost = Vec::new();
+        if known == Revision(0) {
+            return lost;
+        }
+        let mut there = BTreeSet::new();
+        for entry in &listing.entries {
+            let Ok(key) = Key::parse_path(&entry.key) else { continue };
+            let cached = self.view.revision_of(&key);
+            let is_lost = entry.mod_revision <= known && cached < entry.mod_revision;
+            if is_lost && !self.quarantine.contains_key(&entry.key) {
+                lost.push(key.clone());
+            }
+            there.insert(key);
+        }
+        if listing.revision == known {
+            // Of an older cache, what is gone may have gone since.
+            lost.extend(
+                self.view.range(Key::first()..).map(|(key, _)| key).filter(|key| !there.contains(*key)).cloned(),
+            );
+        }
+        lost
+    }
+
     /// Takes a whole listing: what differs from what was known becomes changes, deletions too.
     fn adopt(&mut self, listing: Listing) {
         let first = self.view.revision() == Revision(0);
@@ -84,16 +156,15 @@ impl State {
                 changed.push(entry);
             }
         }
-        changed.sort_by_key(|entry| entry.mod_revision);
         if first {
             self.ring.restart(listing.revision);
         }
+        // All of it is one step to the listing's revision: nobody has seen what was in between.
         for entry in changed {
-            self.put(&entry, !first);
+            self.put(&entry, (!first && guard::stands(Guard::RelistTells)).then_some(listing.revision));
         }
-        let all = Key { kind: steady_core::Kind::Unspecified, cluster: String::new(), name: String::new() };
-        let gone: Vec<Key> = gone.range(all..).map(|(key, _)| key.clone()).collect();
-        for key in gone {
+        let gone: Vec<Key> = gone.range(Key::first()..).map(|(key, _)| key.clone()).collect();
+        for key in gone.into_iter().filter(|_| guard::stands(Guard::RelistDeletes)) {
             self.delete(&key, listing.revision);
         }
         self.view.set_revision(listing.revision);
@@ -102,7 +173,7 @@ impl State {
     fn apply(&mut self, batch: Batch) {
         for change in batch.changes {
             match change {
-                Change::Put(entry) => self.put(&entry, true),
+                Change::Put(entry) => self.put(&entry, Some(entry.mod_revision)),
                 Change::Deleted { key, revision } => {
                     self.quarantine.remove(&key);
                     if let Ok(key) = Key::parse_path(&key) {
@@ -114,11 +185,13 @@ impl State {
         self.view.set_revision(batch.revision);
     }
 
-    fn put(&mut self, entry: &Entry, tell: bool) {
+    /// Takes an entry, and tells watchers at a revision.
+    fn put(&mut self, entry: &Entry, tell: Option<Revision>) {
         let Decoded { key, object, newer } = match decode(entry) {
             Ok(decoded) => decoded,
             Err(reason) => {
                 tracing::error!(key = entry.key, reason, "an object cannot be read; it is left out");
+                assert!(guard::stands(Guard::Quarantine), "{reason}");
                 self.quarantine.insert(entry.key.clone(), reason);
                 return;
             }
@@ -130,9 +203,9 @@ impl State {
             self.newer.remove(&key);
         }
         let object = Arc::new(object);
-        if tell {
+        if let Some(revision) = tell {
             let previous = self.view.get(&key).cloned();
-            let (revision, object) = (entry.mod_revision, Arc::clone(&object));
+            let object = Arc::clone(&object);
             self.ring.push(Changed { revision, object, previous, deleted: false });
         }
         self.view.put(object);
@@ -144,5 +217,45 @@ impl State {
             let previous = Some(Arc::clone(&object));
             self.ring.push(Changed { revision, object, previous, deleted: true });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::Memory;
+    use steady_core::SystemClock;
+    use steady_core::v1::Cluster;
+
+    fn put(name: &str) -> Txn {
+        let object = Object::new("", name, Cluster::default());
+        let put = Op::Put { key: Key::of(&object).to_path(), value: encode(&object), lease: None };
+        Txn { compares: Vec::new(), ops: vec![put] }
+    }
+
+    #[tokio::test]
+    async fn what_the_watch_lost_is_told_to_every_watcher() {
+        let store = Memory::new(Arc::new(SystemClock));
+        let cache = Cache::default();
+        store.txn(put("a")).await.expect("written");
+        let listing = store.list(Key::PREFIX).await.expect("listed");
+        cache.write(|state| state.adopt(listing));
+        store.txn(put("b")).await.expect("written");
+        // The watch says how far it is, and not what happened on the way.
+        let known = store.revision().await.expect("a revision");
+        cache.write(|state| state.apply(Batch { revision: known, changes: vec![] }));
+        let listing = store.list(Key::PREFIX).await.expect("listed");
+        assert_eq!(cache.read(|state| state.lost(&listing)).len(), 1);
+        let mut delay = Duration::ZERO;
+        let following = follow(&cache, &store, &mut delay);
+        let told = async {
+            assert!(cache.reach(Revision(known.0 + 1), Duration::from_secs(5)).await, "there is something newer");
+            cache.changes(known, 10).expect("kept").0
+        };
+        let told = tokio::select! {
+            _ = following => panic!("it goes on for ever"),
+            told = told => told,
+        };
+        assert!(told.iter().any(|change| change.object.name() == "b"), "{told:?}");
     }
 }

@@ -1,6 +1,7 @@
 //! Commit: an atomic list of changes, each with what it expects.
 
 use prost::Message;
+use steady_core::guard::{self, Guard};
 use steady_core::v1::change::Change as Wire;
 use steady_core::v1::task_last_status::Value as Status;
 use steady_core::v1::{CommitRequest, CommitResponse, Expect, Object, ObjectRef, PutSpec, PutStatus, object};
@@ -36,9 +37,11 @@ impl Registry {
             return Ok(CommitResponse { revision: writes.view().revision().0, sequencer_revision });
         }
         if let Some(sequencer) = &request.sequencer {
-            writes.bump(&sequencer.name, Revision(sequencer.revision));
+            let seen = Revision(sequencer.revision);
+            let known = writes.view().revision_of(&Key::new(Kind::Sequencer, "", &sequencer.name));
+            writes.bump(&sequencer.name, if guard::stands(Guard::Sequencer) { seen } else { known });
         }
-        if let Some(fence) = &request.fence {
+        if let Some(fence) = request.fence.as_ref().filter(|_| guard::stands(Guard::Fence)) {
             writes.fence(Key::new(Kind::Lease, "", &fence.lease), Revision(fence.epoch));
         }
         match self.execute(writes).await? {
@@ -89,10 +92,12 @@ fn one(writes: &mut Writes, index: usize, change: Wire) -> Result<(), RegistryEr
             let reference = check.r#ref.as_ref().ok_or_else(|| invalid(index, "check.ref", "is missing"))?;
             let key = Key::of_ref(reference);
             let revision = Revision(check.expect.map_or(0, |e| e.revision));
-            if writes.view().revision_of(&key) != revision {
+            if guard::stands(Guard::Check) && writes.view().revision_of(&key) != revision {
                 return Err(RegistryError::Stale(format!("changed since it was looked at: {key}")));
             }
-            writes.expect(&key, revision);
+            if guard::stands(Guard::Check) {
+                writes.expect(&key, revision);
+            }
             Ok(())
         }
     }
@@ -103,7 +108,7 @@ fn create(writes: &mut Writes, index: usize, object: Object) -> Result<(), Regis
     if matches!(key.kind, Kind::Unspecified | Kind::Lease | Kind::Sequencer) || key.name.is_empty() {
         return Err(invalid(index, "create", "cannot be created by a commit; use the call that is made for it"));
     }
-    if writes.get(&key).is_some() {
+    if writes.get(&key).is_some() && guard::stands(Guard::Absence) {
         return Err(RegistryError::Stale(format!("{key} is there already")));
     }
     let faults = validate::object(&object);
@@ -131,7 +136,8 @@ fn expected(
     };
     let meta = current.meta();
     let other = !reference.uid.is_empty() && reference.uid != meta.uid;
-    if other || expect.is_some_and(|e| e.revision != meta.revision) {
+    let changed = expect.is_some_and(|e| e.revision != meta.revision) && guard::stands(Guard::Expectation);
+    if other || changed {
         return Err(RegistryError::Stale(format!("changed since it was looked at: {key}")));
     }
     writes.compare(&key);

@@ -39,7 +39,7 @@ fn delete(writes: &mut Writes, key: &Key, mut object: Object) -> Result<Option<O
         Kind::Task if task::of(&object).is_some_and(|t| t.is_live()) => {
             return Err(RegistryError::Refused(format!("{key} is not STOPPED; run `steady stop {key}` first")));
         }
-        Kind::TaskDefinition if is_used(writes, &key.name) => {
+        Kind::TaskDefinition if writes.view().uses_definition(&key.name) => {
             if object.is_deleting() {
                 return Ok(Some(object));
             }
@@ -64,16 +64,6 @@ fn delete(writes: &mut Writes, key: &Key, mut object: Object) -> Result<Option<O
     }
     writes.remove(key);
     Ok(None)
-}
-
-/// Whether a service or a task that is not STOPPED uses a definition.
-fn is_used(writes: &Writes, name: &str) -> bool {
-    let view = writes.view();
-    let by_service = view
-        .of_kind(Kind::Service)
-        .any(|s| s.as_service().and_then(|s| s.spec.as_ref()).is_some_and(|s| s.task_definition == name));
-    by_service
-        || view.of_kind(Kind::Task).filter_map(|t| task::of(t)).any(|t| t.is_live() && t.spec.task_definition == name)
 }
 
 fn cluster(writes: &Writes, key: &Key) -> Result<(), RegistryError> {

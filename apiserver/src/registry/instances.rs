@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use steady_core::guard::{self, Guard};
 use steady_core::v1::task_last_status::Value as Status;
 use steady_core::v1::{ContainerInstance, Object, Register, Task, TaskReport, TaskStatus, desired_status, object};
 use steady_core::{DEFAULT_CLUSTER, Key, Kind, Revision, defaults, task, validate};
@@ -45,7 +46,8 @@ impl Registry {
     ) -> Result<(BTreeMap<String, String>, Revision), RegistryError> {
         let mut refused = BTreeMap::new();
         let mut newest = Revision(0);
-        for chunk in reports.chunks(MAX_CHANGES) {
+        // Each may cost its service an object more.
+        for chunk in reports.chunks(MAX_CHANGES / 2) {
             let (no, revision) = self
                 .write(|writes| {
                     let mut no = BTreeMap::new();
@@ -104,7 +106,9 @@ fn one(writes: &mut Writes, instance: &Key, report: &TaskReport) -> Result<(), S
     }
     let Some(told) = &report.status else { return Err("the report has no status".into()) };
     // A task that was given up as lost stays STOPPED; a report that is older than what is known is old news.
-    if found.status.last_status() == Status::Stopped || told.last_status() < found.status.last_status() {
+    let over = found.status.last_status() == Status::Stopped && guard::stands(Guard::StoppedIsFinal);
+    let older = told.last_status() < found.status.last_status() && guard::stands(Guard::StatusOrder);
+    if over || older {
         return Ok(());
     }
     let status = merge(found.status, told);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use steady_core::v1::{Lease, LeaseSpec, Object};
 use steady_core::{Epoch, Key, Kind, Revision};
 
-use super::{Registry, RegistryError};
+use super::{ATTEMPTS, Registry, RegistryError};
 use crate::cache::{decode, encode};
 use crate::storage::{Compare, Entry, LeaseId, Op, Outcome, StorageError, Txn};
 
@@ -24,35 +24,36 @@ impl Registry {
             return Err(RegistryError::Refused(message));
         }
         let key = Key::new(Kind::Lease, "", name);
-        if let Some((entry, lease)) = self.lease(&key).await? {
-            if lease.holder != holder {
-                return Err(RegistryError::Exists(format!("lease `{name}` is held by {}", lease.holder)));
+        for _ in 0..ATTEMPTS {
+            if let Some((entry, lease)) = self.lease(&key).await? {
+                if lease.holder != holder {
+                    return Err(RegistryError::Exists(format!("lease `{name}` is held by {}", lease.holder)));
+                }
+                if let Some(id) = entry.lease
+                    && self.store.keep_alive(id).await.is_ok()
+                {
+                    return Ok((Epoch(entry.create_revision.0), self.store.revision().await?));
+                }
             }
-            if let Some(id) = entry.lease
-                && self.store.keep_alive(id).await.is_ok()
-            {
-                return Ok((Epoch(entry.create_revision.0), self.store.revision().await?));
+            let id = self.store.grant(Duration::from_secs(ttl.unsigned_abs().into())).await?;
+            let spec = LeaseSpec {
+                holder: holder.to_owned(),
+                ttl_seconds: ttl,
+                acquired_at: Some(self.clock.now().into()),
+                epoch: 0,
+            };
+            let mut object = Object::new("", name, Lease { spec: Some(spec) });
+            object.meta_mut().uid = (self.new_uid)();
+            let op = Op::Put { key: key.to_path(), value: encode(&object), lease: Some(id) };
+            let txn = Txn { compares: vec![Compare::Created(key.to_path(), Revision(0))], ops: vec![op] };
+            match self.store.txn(txn).await {
+                Ok(Outcome::Committed(revision)) => return Ok((Epoch(revision.0), revision)),
+                // Taken at the same moment: by another, or by another call of this very holder.
+                Ok(Outcome::Conflict { .. }) => self.drop_lease(id).await,
+                Err(error) => return Err(error.into()),
             }
         }
-        let id = self.store.grant(Duration::from_secs(ttl.unsigned_abs().into())).await?;
-        let spec = LeaseSpec {
-            holder: holder.to_owned(),
-            ttl_seconds: ttl,
-            acquired_at: Some(self.clock.now().into()),
-            epoch: 0,
-        };
-        let mut object = Object::new("", name, Lease { spec: Some(spec) });
-        object.meta_mut().uid = (self.new_uid)();
-        let op = Op::Put { key: key.to_path(), value: encode(&object), lease: Some(id) };
-        let txn = Txn { compares: vec![Compare::Created(key.to_path(), Revision(0))], ops: vec![op] };
-        match self.store.txn(txn).await {
-            Ok(Outcome::Committed(revision)) => Ok((Epoch(revision.0), revision)),
-            Ok(Outcome::Conflict { .. }) => {
-                self.drop_lease(id).await;
-                Err(RegistryError::Exists(format!("lease `{name}` was just taken")))
-            }
-            Err(error) => Err(error.into()),
-        }
+        Err(RegistryError::Stale(format!("lease `{name}` is being taken and lost all the time; try again")))
     }
 
     /// Renews a lease that this holder has.

@@ -19,7 +19,7 @@ use std::time::Duration;
 use steady_core::validate::Fault;
 use steady_core::{Clock, Key, Kind, Revision, View, v1};
 
-use crate::cache::Cache;
+use crate::cache::{Cache, decode};
 use crate::storage::{Outcome, Storage, StorageError};
 use writes::Writes;
 
@@ -76,12 +76,19 @@ pub struct Registry {
     cache: Cache,
     clock: Arc<dyn Clock>,
     new_uid: NewUid,
+    server: i64,
 }
 
 impl Registry {
     /// A registry over a store and the cache that follows it.
     pub fn new(store: Arc<dyn Storage>, cache: Cache, clock: Arc<dyn Clock>, new_uid: NewUid) -> Self {
-        Registry { store, cache, clock, new_uid }
+        let server = new_uid().bytes().fold(1, |id: i64, byte| id.wrapping_mul(31).wrapping_add(byte.into()));
+        Registry { store, cache, clock, new_uid, server }
+    }
+
+    /// Names this process among all API servers that ever were.
+    pub fn server(&self) -> i64 {
+        self.server
     }
 
     /// The cache.
@@ -94,6 +101,12 @@ impl Registry {
         let revision = self.store.revision().await?;
         self.see(revision).await?;
         Ok(self.cache.view())
+    }
+
+    /// One object as the store has it, not as the cache does.
+    pub async fn stored(&self, key: &Key) -> Result<Option<v1::Object>, RegistryError> {
+        let Some(entry) = self.store.get(&key.to_path()).await? else { return Ok(None) };
+        decode(&entry).map(|decoded| Some(decoded.object)).map_err(RegistryError::Unavailable)
     }
 
     /// Waits until the cache has seen a revision.
@@ -131,7 +144,8 @@ impl Registry {
     }
 
     /// Runs a transaction: the revision it happened at, or the revision of the conflict and what was in conflict.
-    async fn execute(&self, writes: Writes) -> Result<Result<Revision, (Revision, Vec<String>)>, RegistryError> {
+    async fn execute(&self, mut writes: Writes) -> Result<Result<Revision, (Revision, Vec<String>)>, RegistryError> {
+        writes.tell_losses();
         for key in writes.written() {
             if !self.cache.may_write(key) {
                 return Err(RegistryError::Unavailable(format!(

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use steady_core::guard::{self, Guard};
 use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::v1::{
     Object, RunTaskRequest, StopTaskRequest, Task, TaskSpec, TaskStatus, desired_status, task_last_status,
@@ -72,6 +73,7 @@ fn run(
         .map_err(|message| RegistryError::Invalid(vec![(0, fault("taskDefinition", message))]))?;
     let mut tasks = Vec::new();
     for number in 0..count {
+        let token = if guard::stands(Guard::ClientToken) { token } else { &format!("{token}{}", writes.now().0) };
         let name = derived_id(&["run", cluster, token, &number.to_string()]);
         if let Some(there) = writes.get(&Key::new(Kind::Task, cluster, &name)).cloned() {
             let same = there.as_task().and_then(|t| t.spec.as_ref()).is_some_and(|s| s.overrides == request.overrides);

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use steady_core::guard::{self, Guard};
 use steady_core::v1::{Object, Sequencer};
-use steady_core::{Key, Kind, Revision, Timestamp, View, v1};
+use steady_core::{Key, Kind, Revision, Timestamp, View, task, v1};
 
 use super::NewUid;
 use crate::cache::encode;
@@ -77,7 +78,9 @@ impl Writes {
         meta.created = Some(now.into());
         meta.generation = 1;
         meta.revision = 0;
-        self.expect(&key, Revision(0));
+        if guard::stands(Guard::Absence) {
+            self.expect(&key, Revision(0));
+        }
         self.puts.insert(key, object.clone());
         object
     }
@@ -105,6 +108,25 @@ impl Writes {
         self.expect(&key, expect);
         self.puts.insert(key, object);
         count
+    }
+
+    /// Counts up the sequencer of every service that loses a healthy task by these writes, unless they are the service
+    /// controller's own: what it decides at this moment relies on a task that is no more, and must be refused.
+    pub(super) fn tell_losses(&mut self) {
+        let lost = self.puts.iter().filter_map(|(key, new)| {
+            let old = self.view.get(key).and_then(|old| task::of(old)).filter(task::View::is_healthy)?;
+            let still = task::of(new).is_some_and(|new| new.is_healthy());
+            let service = old.spec.service.as_str();
+            (!still && !service.is_empty()).then(|| format!("service/{}/{service}", key.cluster))
+        });
+        let lost: BTreeSet<String> = lost.filter(|_| guard::stands(Guard::LossTold)).collect();
+        for name in lost {
+            let key = Key::new(Kind::Sequencer, "", &name);
+            if !self.puts.contains_key(&key) {
+                let seen = self.view.revision_of(&key);
+                self.bump(&name, seen);
+            }
+        }
     }
 
     /// Whether anything but a sequencer is written.

@@ -26,6 +26,8 @@ const HEARTBEAT_SECONDS: i32 = 3;
 const PENDING: usize = 256;
 /// Changes read at once.
 const MAX_CHANGES: usize = 500;
+/// Most tasks whose absence is verified at once.
+const MAX_VERIFIED: usize = 100;
 /// How long the first message may take.
 const FIRST: Duration = Duration::from_secs(10);
 
@@ -100,8 +102,10 @@ impl Session {
 
     async fn run(&mut self, incoming: &mut Streaming<SessionRequest>) -> Result<(), Status> {
         let view = self.registry.fresh_view().await.map_err(status::of)?;
+        // An agent belongs to one store for ever: rather no answer than one that is not known.
         let store = view.get(&Key::new(Kind::Cluster, "", DEFAULT_CLUSTER));
-        let store_id = store.map(|cluster| cluster.meta().uid.clone()).unwrap_or_default();
+        let store = store.ok_or_else(|| Status::unavailable("the store has no default cluster; try again"))?;
+        let store_id = store.meta().uid.clone();
         let registered = Registered { uid: self.uid.clone(), store_id, heartbeat_seconds: HEARTBEAT_SECONDS };
         self.send(ToAgent::Registered(registered)).await?;
         self.snapshot(&view).await?;
@@ -166,13 +170,16 @@ impl Session {
             }
             Some(FromAgent::Report(report)) => self.report(report).await,
             Some(FromAgent::VerifyAbsent(asked)) => {
-                let view = self.registry.fresh_view().await.map_err(status::of)?;
-                let absent = |name: &String| {
-                    let key = Key::new(Kind::Task, &self.instance.cluster, name);
-                    let found = view.get(&key).and_then(|object| task::of(object));
-                    found.is_none_or(|t| t.spec.container_instance != self.instance.name || !t.is_live())
-                };
-                let tasks = asked.tasks.into_iter().filter(absent).collect();
+                // Whoever stops a task on this word must not be misled by a cache that missed something.
+                let mut tasks = Vec::new();
+                for name in asked.tasks.into_iter().take(MAX_VERIFIED) {
+                    let key = Key::new(Kind::Task, &self.instance.cluster, &name);
+                    let object = self.registry.stored(&key).await.map_err(status::of)?;
+                    let found = object.as_ref().and_then(task::of);
+                    if found.is_none_or(|t| t.spec.container_instance != self.instance.name || !t.is_live()) {
+                        tasks.push(name);
+                    }
+                }
                 self.send(ToAgent::Absent(Absent { tasks })).await
             }
             Some(FromAgent::LogChunk(chunk)) => {

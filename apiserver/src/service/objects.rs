@@ -59,7 +59,11 @@ impl Objects for ObjectsService {
         let request = request.into_inner();
         // A snapshot is never older than what the caller may have seen elsewhere.
         self.registry.fresh_view().await.map_err(status::of)?;
-        Ok(Response::new(Box::pin(watch::stream(self.registry.cache().clone(), request))))
+        let server = self.registry.server();
+        if request.server != 0 && request.server != server {
+            return Err(Status::out_of_range("another API server told that revision; list again"));
+        }
+        Ok(Response::new(Box::pin(watch::stream(self.registry.cache().clone(), server, request))))
     }
 
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {

@@ -25,10 +25,18 @@ struct Watcher {
     /// Everything up to here was sent, or is in `ready`.
     at: Revision,
     ready: VecDeque<WatchResponse>,
+    /// Names this process.
+    server: i64,
+    /// Responses sent.
+    sent: i64,
 }
 
 /// The stream of a request. It ends with `OUT_OF_RANGE` when the watcher fell behind what is kept.
-pub(super) fn stream(cache: Cache, request: WatchRequest) -> impl Stream<Item = Result<WatchResponse, Status>> {
+pub(super) fn stream(
+    cache: Cache,
+    server: i64,
+    request: WatchRequest,
+) -> impl Stream<Item = Result<WatchResponse, Status>> {
     let mut kinds: Vec<Kind> = request.kinds().collect();
     if kinds.is_empty() {
         kinds.extend(Kind::USER);
@@ -39,6 +47,8 @@ pub(super) fn stream(cache: Cache, request: WatchRequest) -> impl Stream<Item = 
         selector: request.selector.unwrap_or_default(),
         at: Revision(request.after_revision),
         ready: VecDeque::new(),
+        server,
+        sent: 0,
     };
     if request.after_revision == 0 {
         watcher.snapshot();
@@ -46,7 +56,11 @@ pub(super) fn stream(cache: Cache, request: WatchRequest) -> impl Stream<Item = 
     stream::unfold(Some(watcher), |watcher| async move {
         let mut watcher = watcher?;
         match watcher.next().await {
-            Ok(response) => Some((Ok(response), Some(watcher))),
+            Ok(response) => {
+                watcher.sent += 1;
+                let (sequence, server) = (watcher.sent, watcher.server);
+                Some((Ok(WatchResponse { sequence, server, ..response }), Some(watcher)))
+            }
             Err(status) => Some((Err(status), None)),
         }
     })
@@ -56,16 +70,19 @@ impl Watcher {
     fn snapshot(&mut self) {
         let view = self.cache.view();
         self.at = view.revision();
-        let wanted: Vec<&Arc<Object>> = self
-            .kinds
-            .iter()
-            .flat_map(|kind| view.of_kind(*kind))
-            .filter(|object| selects(&self.selector, object))
-            .collect();
-        for part in wanted.chunks(MAX_EVENTS) {
-            let events = part.iter().map(|o| WatchEvent { object: Some(Object::clone(o)), deleted: false }).collect();
-            let revision = self.at.0;
-            self.ready.push_back(WatchResponse { phase: Phase::Init.into(), revision, events, more: true });
+        for kind in self.kinds.clone() {
+            let wanted: Vec<&Arc<Object>> =
+                view.of_kind(kind).filter(|object| selects(&self.selector, object)).collect();
+            for part in wanted.chunks(MAX_EVENTS) {
+                let events = part.iter().map(|o| WatchEvent { object: Some(Object::clone(o)), deleted: false });
+                self.ready.push_back(WatchResponse {
+                    phase: Phase::Init.into(),
+                    revision: self.at.0,
+                    events: events.collect(),
+                    more: true,
+                    ..WatchResponse::default()
+                });
+            }
         }
         let done = WatchResponse { phase: Phase::InitDone.into(), revision: self.at.0, ..WatchResponse::default() };
         self.ready.push_back(done);
@@ -111,7 +128,7 @@ impl Watcher {
 
     fn push(&mut self, events: Vec<WatchEvent>, more: bool) {
         let (phase, revision) = (Phase::Changes.into(), self.at.0);
-        self.ready.push_back(WatchResponse { phase, revision, events, more });
+        self.ready.push_back(WatchResponse { phase, revision, events, more, ..WatchResponse::default() });
     }
 
     /// What a change is to this watcher: an object that is no longer selected is gone for it.

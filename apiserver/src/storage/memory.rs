@@ -53,11 +53,19 @@ impl Memory {
         let now = self.clock.now();
         let mut state = self.lock();
         let over: Vec<i64> = state.leases.iter().filter(|(_, l)| l.expires <= now).map(|(id, _)| *id).collect();
+        if over.is_empty() {
+            return;
+        }
         for id in over {
             state.end_lease(LeaseId(id));
         }
         drop(state);
         self.tell();
+    }
+
+    /// Changes of a prefix after a revision, as a watch tells them.
+    pub fn after(&self, prefix: &str, after: Revision) -> Result<Batch, StorageError> {
+        self.lock().after(prefix, after)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

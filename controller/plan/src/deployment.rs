@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use steady_core::guard::{self, Guard};
 use steady_core::v1::deployment_role::Value as Role;
 use steady_core::v1::rollout_state::Value as Rollout;
 use steady_core::v1::{
@@ -58,7 +59,7 @@ pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
     let digest = service::revision_digest(spec);
     let newest = deployments.last();
     if newest.is_none_or(|d| d.spec.revision_digest != digest) {
-        start(&mut plan, object, spec, status, newest.map_or(0, |d| d.spec.sequence) + 1, digest);
+        start(&mut plan, object, spec, status, &deployments, digest);
         return plan;
     }
     for (place, deployment) in deployments.iter().enumerate() {
@@ -74,7 +75,15 @@ pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
 }
 
 /// A new deployment, named by what it is of: a repeated write cannot make two.
-fn start(plan: &mut Plan, object: &Object, spec: &ServiceSpec, status: ServiceStatus, sequence: i64, digest: String) {
+fn start(
+    plan: &mut Plan,
+    object: &Object,
+    spec: &ServiceSpec,
+    status: ServiceStatus,
+    before: &[Rolling<'_>],
+    digest: String,
+) {
+    let sequence = before.last().map_or(0, |d| d.spec.sequence) + 1;
     let name = format!("{}-{sequence}", object.name());
     let reason = format!("ECS deployment {name} in progress.");
     let deployment = Deployment {
@@ -96,10 +105,17 @@ fn start(plan: &mut Plan, object: &Object, spec: &ServiceSpec, status: ServiceSt
     let mut created = Object::new(object.cluster(), &name, deployment);
     created.meta_mut().owner = Some(object.reference());
     let status = ServiceStatus { primary_deployment: name, steady: false, ..status };
-    plan.groups.push(vec![
+    let mut group = vec![
         Change::Create(created),
         Change::PutStatus { object: service::with_status(object, status), expect: Revision(object.meta().revision) },
-    ]);
+    ];
+    // Never two in force, not for a moment.
+    for deployment in before.iter().filter(|d| d.status.role() == Role::Primary && guard::stands(Guard::OnePrimary)) {
+        let mut status = deployment.status.clone();
+        status.set_role(Role::Active);
+        group.push(deployment.change(status));
+    }
+    plan.groups.push(group);
 }
 
 fn retarget(plan: &mut Plan, deployment: &Rolling<'_>, target: i32) {
@@ -202,6 +218,18 @@ mod tests {
         assert_eq!(world.deployment("web-1").spec.target_count, 0);
         assert_eq!(world.deployment("web-1").status.role(), Role::Inactive);
         assert_eq!(world.deployment("web-2").spec.target_count, 2);
+    }
+
+    #[test]
+    fn there_are_never_two_primary_deployments() {
+        let mut world = World::new();
+        world.service("web", 2);
+        world.settle(|view| plan(view, &World::key("web"), Timestamp(0)));
+        world.edit_service("web", |spec| spec.task_definition = "web:2".into());
+        let groups = plan(&world.view, &World::key("web"), Timestamp(0)).groups;
+        world.carry_out_all(groups[0].clone());
+        let roles = [world.deployment("web-1").status.role(), world.deployment("web-2").status.role()];
+        assert_eq!(roles, [Role::Active, Role::Primary], "after the first commit");
     }
 
     #[test]

@@ -80,17 +80,8 @@ fn orphans(view: &View, cluster: &str, now: Timestamp, changes: &mut Vec<Change>
 
 /// Definitions that were deleted while they were in use.
 fn definitions(view: &View, changes: &mut Vec<Change>) {
-    for definition in view.of_kind(Kind::TaskDefinition).filter(|d| d.is_deleting()) {
-        let name = definition.name();
-        let by_service = view
-            .of_kind(Kind::Service)
-            .any(|s| s.as_service().and_then(|s| s.spec.as_ref()).is_some_and(|s| s.task_definition == name));
-        let by_task =
-            view.of_kind(Kind::Task).filter_map(|t| task::of(t)).any(|t| t.is_live() && t.spec.task_definition == name);
-        if !by_service && !by_task {
-            changes.push(remove(definition));
-        }
-    }
+    let deleted = view.of_kind(Kind::TaskDefinition).filter(|d| d.is_deleting());
+    changes.extend(deleted.filter(|d| !view.uses_definition(d.name())).map(|d| remove(d)));
 }
 
 /// Sequencers of owners that are gone. A task definition's stays: its numbers never come again.

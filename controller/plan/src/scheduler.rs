@@ -11,6 +11,7 @@ mod score;
 
 use std::collections::BTreeMap;
 
+use steady_core::guard::{self, Guard};
 use steady_core::placement::Strategy;
 use steady_core::v1::Object;
 use steady_core::v1::task_last_status::Value as Status;
@@ -51,7 +52,9 @@ pub fn plan(view: &View, key: &Key, _now: Timestamp) -> Plan {
                     break;
                 }
                 changes.extend(bind(task, &nodes[place].name));
-                nodes[place].take(task.spec);
+                if guard::stands(Guard::RoundCounts) {
+                    nodes[place].take(task.spec);
+                }
             }
             Err(refusals) => {
                 let (reason, message) = (refusals.reason(), refusals.to_string());
@@ -62,7 +65,9 @@ pub fn plan(view: &View, key: &Key, _now: Timestamp) -> Plan {
     }
     for (place, mut changes) in bound {
         let count = changes.len() as i64 / 2;
-        changes.insert(0, reserve(view, cluster, &nodes[place].name, count));
+        if guard::stands(Guard::Reservation) {
+            changes.insert(0, reserve(view, cluster, &nodes[place].name, count));
+        }
         plan.groups.push(changes);
     }
     plan

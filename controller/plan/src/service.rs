@@ -10,6 +10,7 @@ mod throttle;
 
 use std::time::Duration;
 
+use steady_core::guard::{self, Guard};
 use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::v1::{
     DeploymentStatus, Object, ServiceSpec, ServiceStatus, Task, TaskDefinitionSpec, TaskSpec, TaskStatus,
@@ -66,7 +67,9 @@ impl<'a> Known<'a> {
     }
 
     fn live(&self) -> i32 {
-        self.tasks.iter().filter(|t| t.is_live()).count() as i32
+        let counts =
+            |t: &&task::View<'_>| if guard::stands(Guard::StoppingCounts) { t.is_live() } else { t.is_wanted() };
+        self.tasks.iter().filter(counts).count() as i32
     }
 
     fn healthy(&self) -> i32 {
@@ -102,7 +105,7 @@ fn drain(known: &Known<'_>) -> Plan {
     for task in known.tasks.iter().filter(|t| t.is_wanted()) {
         plan.push(stop(task, &reason, known.now));
     }
-    if known.live() > 0 {
+    if known.live() > 0 && guard::stands(Guard::DrainFirst) {
         counts(known, &throttle::Throttle::of(known), &[], &mut plan);
         return plan;
     }
@@ -124,7 +127,7 @@ fn stop(task: &task::View<'_>, reason: &str, now: Timestamp) -> Change {
 /// Stops what is too much: tasks that fail their health checks, and tasks above their deployment's target.
 fn stop_surplus(known: &Known<'_>, plan: &mut Plan) {
     let bounds = service::bounds(known.spec);
-    let mut spare = known.healthy() - bounds.floor;
+    let mut spare = if guard::stands(Guard::Floor) { known.healthy() - bounds.floor } else { i32::MAX };
     let mut stopped = Vec::new();
     for deployment in &known.deployments {
         let name = deployment.object.name();
@@ -163,7 +166,8 @@ fn stop_surplus(known: &Known<'_>, plan: &mut Plan) {
 
 /// Starts what is missing, newest deployment first, while the ceiling and the throttle allow.
 fn start_missing(known: &Known<'_>, throttle: &throttle::Throttle, plan: &mut Plan, started: &mut Vec<(String, i64)>) {
-    let mut room = service::bounds(known.spec).ceiling - known.live();
+    let mut room =
+        if guard::stands(Guard::Ceiling) { service::bounds(known.spec).ceiling - known.live() } else { i32::MAX };
     let mut names = Vec::new();
     for deployment in known.deployments.iter().rev() {
         let name = deployment.object.name();

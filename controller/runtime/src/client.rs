@@ -20,6 +20,9 @@ use tower::util::BoxCloneSyncService;
 /// Largest message that is sent or read, bytes.
 const MAX_MESSAGE: usize = 256 * 1024 * 1024;
 
+/// How long an answer may take: a server that says nothing must not keep anybody for ever.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
+
 /// Not an address of an API server.
 #[derive(Debug, thiserror::Error)]
 #[error("`{address}` is no address of an API server: {reason}; expected http://HOST:PORT")]
@@ -103,7 +106,14 @@ impl Client {
     /// The store's revision, no older than any write acknowledged before the call.
     pub async fn revision(&self) -> Result<Revision, Status> {
         let cluster = ObjectRef { kind: Kind::Cluster.into(), name: DEFAULT_CLUSTER.into(), ..ObjectRef::default() };
-        let answer = self.objects().get(GetRequest { r#ref: Some(cluster) }).await?;
+        let mut objects = self.objects();
+        let answer = within(DEADLINE, objects.get(GetRequest { r#ref: Some(cluster) })).await?;
         Ok(Revision(answer.into_inner().revision))
     }
+}
+
+/// The answer to a call, or `DEADLINE_EXCEEDED`: of what it was to do, anything may have been done.
+pub(crate) async fn within<T>(deadline: Duration, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    let answer = tokio::time::timeout(deadline, call).await;
+    answer.unwrap_or_else(|_| Err(Status::deadline_exceeded(format!("no answer for {} s", deadline.as_secs()))))
 }

@@ -1,17 +1,16 @@
 //! Executes a plan: groups of changes as commits, each fenced by the one before.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
 
-use steady_core::v1::{self, CommitRequest, Fence, SequencerExpect, change::Change as Wire};
-use steady_core::{Change, Revision};
+use steady_core::v1::{self, CommitRequest, Fence, SequencerExpect};
+use steady_core::{Change, Revision, task};
 use tonic::{Code, Status};
 
 use crate::Client;
+use crate::client::{DEADLINE, within};
 
 /// Most changes of one commit (the API takes 100).
 const MAX_CHANGES: usize = 100;
-/// After this long without an answer the outcome is unknown.
-const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Why a plan was not executed, or not to its end.
 #[derive(Debug)]
@@ -41,7 +40,7 @@ pub(crate) async fn execute(
     for changes in pack(groups) {
         let sequencer = guards.sequencer.as_ref();
         let request = CommitRequest {
-            changes: changes.into_iter().map(wire).collect(),
+            changes: changes.into_iter().map(v1::Change::from).collect(),
             fence: Some(guards.fence.clone()),
             sequencer: sequencer.map(|(name, at)| SequencerExpect { name: name.clone(), revision: at.0 }),
         };
@@ -56,51 +55,38 @@ pub(crate) async fn execute(
 
 async fn commit(client: &Client, request: CommitRequest) -> Result<v1::CommitResponse, Failure> {
     let mut objects = client.objects();
-    match tokio::time::timeout(DEADLINE, objects.commit(request)).await {
-        Ok(Ok(answer)) => Ok(answer.into_inner()),
-        Ok(Err(status)) => Err(match status.code() {
+    within(DEADLINE, objects.commit(request)).await.map(tonic::Response::into_inner).map_err(|status| {
+        match status.code() {
             Code::Aborted => Failure::Stale(status.message().to_owned()),
             Code::InvalidArgument | Code::FailedPrecondition | Code::AlreadyExists | Code::NotFound => {
                 Failure::Refused(status)
             }
             _ => Failure::Unknown(status),
-        }),
-        Err(_) => Err(Failure::Unknown(Status::deadline_exceeded("no answer to the commit"))),
-    }
+        }
+    })
 }
 
 /// Groups as commits: none is split, and small ones go together.
 fn pack(groups: Vec<Vec<Change>>) -> Vec<Vec<Change>> {
-    let mut commits: Vec<Vec<Change>> = Vec::new();
+    let mut commits: Vec<(Vec<Change>, BTreeSet<String>)> = Vec::new();
     for group in groups.into_iter().filter(|group| !group.is_empty()) {
+        let losers: BTreeSet<String> = group.iter().filter_map(loser).collect();
         match commits.last_mut() {
-            Some(last) if last.len() + group.len() <= MAX_CHANGES => last.extend(group),
-            _ => commits.push(group),
+            Some((open, others)) if open.len() + group.len() + others.union(&losers).count() <= MAX_CHANGES => {
+                open.extend(group);
+                others.extend(losers);
+            }
+            _ => commits.push((group, losers)),
         }
     }
-    commits
+    commits.into_iter().map(|(changes, _)| changes).collect()
 }
 
-fn wire(change: Change) -> v1::Change {
-    let expect = |revision: Revision| Some(v1::Expect { revision: revision.0 });
-    let change = match change {
-        Change::Create(object) => Wire::Create(object),
-        Change::PutSpec { object, fields, expect: at } => Wire::PutSpec(v1::PutSpec {
-            object: Some(object),
-            fields: fields.iter().map(|field| (*field).to_owned()).collect(),
-            expect: expect(at),
-        }),
-        Change::PutStatus { object, expect: at } => {
-            Wire::PutStatus(v1::PutStatus { object: Some(object), expect: expect(at) })
-        }
-        Change::Remove { key, expect: at } => {
-            Wire::Remove(v1::Remove { r#ref: Some(key.reference()), expect: expect(at) })
-        }
-        Change::Check { key, expect: at } => {
-            Wire::Check(v1::Check { r#ref: Some(key.reference()), expect: expect(at) })
-        }
-    };
-    v1::Change { change: Some(change) }
+/// The service that a change takes a task from: the API writes one object more for each.
+fn loser(change: &Change) -> Option<String> {
+    let Change::PutStatus { object, .. } = change else { return None };
+    let task = task::of(object).filter(|task| !task.is_wanted())?;
+    Some(format!("{}/{}", object.cluster(), task.spec.service))
 }
 
 #[cfg(test)]

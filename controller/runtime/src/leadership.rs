@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
+use crate::client::{DEADLINE, within};
 use crate::{Client, Reflector};
 
 /// Seconds after which a leader that is gone is replaced, at the earliest.
@@ -51,7 +52,8 @@ impl Leadership {
             let _ = tokio::time::timeout(TTL, reflector.until(ours)).await;
             let request =
                 AcquireRequest { name: name.clone(), holder: holder.into(), ttl_seconds: TTL.as_secs() as i32 };
-            match client.leases().acquire(request).await {
+            let mut leases = client.leases();
+            match within(DEADLINE, leases.acquire(request)).await {
                 Ok(answer) => {
                     let answer = answer.into_inner();
                     tracing::info!(controller, epoch = answer.epoch, "leading");

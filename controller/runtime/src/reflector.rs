@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use steady_core::guard::{self, Guard};
 use steady_core::v1::watch_response::Phase;
 use steady_core::v1::{Object, WatchRequest, WatchResponse};
 use steady_core::{Key, Kind, Revision, View};
@@ -15,9 +16,13 @@ use tokio::sync::{broadcast, watch};
 use tonic::{Code, Status};
 
 use crate::Client;
+use crate::client::within;
 
 /// Batches of news that a slow controller may be behind; beyond that it plans for everything.
 const PENDING: usize = 4096;
+
+/// A watch that says nothing for so long is dead: an API server says something every 10 s.
+const SILENCE: Duration = Duration::from_secs(25);
 
 /// What changed in a view.
 #[derive(Debug, Clone)]
@@ -54,6 +59,7 @@ impl Reflector {
             client,
             kinds: kinds.iter().map(|kind| i32::from(*kind)).collect(),
             view: View::default(),
+            server: 0,
             part: None,
             changed: Vec::new(),
             publish,
@@ -98,6 +104,8 @@ struct Mirror {
     client: Client,
     kinds: Vec<i32>,
     view: View,
+    /// Who told it.
+    server: i64,
     /// A snapshot that is not whole yet.
     part: Option<View>,
     /// Objects changed since the last view was published.
@@ -120,12 +128,17 @@ impl Mirror {
             if self.view.revision() > before {
                 delays = retries.build();
             }
-            if ended.code() == Code::OutOfRange {
-                // What was missed is not to be had any more: list again.
-                self.view.set_revision(Revision(0));
-            } else {
-                tracing::debug!(%ended, "the watch ended; watching again");
-                self.client.rotate();
+            // What is half told is forgotten.
+            self.view = self.publish.borrow().clone();
+            match ended.code() {
+                Code::OutOfRange if !guard::stands(Guard::TooOld) => {}
+                // What was missed is not to be had any more, or not from this API server: list again.
+                Code::OutOfRange => self.view.set_revision(Revision(0)),
+                Code::DataLoss => tracing::warn!(%ended, "watching again"),
+                _ => {
+                    tracing::debug!(%ended, "the watch ended; watching again, from the next API server");
+                    self.client.rotate();
+                }
             }
             tokio::time::sleep(delays.next().unwrap_or_default()).await;
         }
@@ -135,21 +148,34 @@ impl Mirror {
         self.part = None;
         self.changed.clear();
         let after_revision = self.view.revision().0;
-        let request = WatchRequest { kinds: self.kinds.clone(), selector: None, after_revision };
-        let mut stream = match self.client.objects().watch(request).await {
+        let server = if after_revision == 0 || !guard::stands(Guard::OneSource) { 0 } else { self.server };
+        let request = WatchRequest { kinds: self.kinds.clone(), selector: None, after_revision, server };
+        let mut objects = self.client.objects();
+        let mut stream = match within(SILENCE, objects.watch(request)).await {
             Ok(answer) => answer.into_inner(),
             Err(status) => return status,
         };
+        let mut seen = 0;
         loop {
-            match stream.message().await {
-                Ok(Some(response)) => self.take(response),
+            match within(SILENCE, stream.message()).await {
+                // Told twice.
+                Ok(Some(response)) if response.sequence <= seen => {}
+                Ok(Some(response)) if response.sequence > seen + 1 && guard::stands(Guard::Gap) => {
+                    return Status::data_loss("a message of the watch was lost on the way");
+                }
+                Ok(Some(response)) => {
+                    seen = response.sequence;
+                    if let Err(status) = self.take(response) {
+                        return status;
+                    }
+                }
                 Ok(None) => return Status::unavailable("the API server ended the watch"),
                 Err(status) => return status,
             }
         }
     }
 
-    fn take(&mut self, response: WatchResponse) {
+    fn take(&mut self, response: WatchResponse) -> Result<(), Status> {
         let revision = Revision(response.revision);
         match response.phase() {
             Phase::Init => {
@@ -161,11 +187,11 @@ impl Mirror {
                 whole.set_revision(revision);
                 if revision < self.publish.borrow().revision() {
                     // An API server that is behind the one before: what is known is newer.
-                    tracing::warn!(%revision, "an API server is behind what is known; asking another");
-                    self.view = self.publish.borrow().clone();
-                    return;
+                    return Err(Status::unavailable(format!("an API server is behind what is known, at {revision}")));
                 }
+                tracing::debug!(%revision, objects = whole.len(), "listed");
                 self.view = whole;
+                self.server = response.server;
                 self.publish.send_replace(self.view.clone());
                 let _ = self.news.send(News::Relisted);
             }
@@ -191,5 +217,6 @@ impl Mirror {
             }
             Phase::Unspecified => {}
         }
+        Ok(())
     }
 }

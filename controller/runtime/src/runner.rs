@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use steady_core::guard::{self, Guard};
 use steady_core::v1::{Fence, Object};
 use steady_core::{Clock, Key, Kind, Revision, Timestamp, View};
 use tokio::sync::broadcast::error::RecvError;
@@ -21,6 +22,9 @@ const CONCURRENCY: usize = 16;
 
 /// Between tries to reach an API server.
 const UNREACHABLE: Duration = Duration::from_millis(500);
+
+/// Longest wait for a time of the clock: one that was set right is noticed.
+const CLOCK: Duration = Duration::from_secs(5);
 
 /// What became of one pass.
 enum Outcome {
@@ -90,7 +94,7 @@ async fn lead<C: Controller>(shared: &Arc<Shared<C>>, fence: Fence, since: Revis
             Some((key, outcome)) = passes.next() => match outcome {
                 Outcome::Done { wake_at, reached } => {
                     queue.done(&key);
-                    if let Some(at) = wake_at {
+                    if let Some(at) = wake_at.filter(|_| guard::stands(Guard::WakeUp)) {
                         queue.add_at(key.clone(), at);
                     }
                     if let Some(reached) = reached {
@@ -104,6 +108,10 @@ async fn lead<C: Controller>(shared: &Arc<Shared<C>>, fence: Fence, since: Revis
                         return;
                     }
                     gates.insert(key.clone(), after);
+                    if !guard::stands(Guard::Retry) {
+                        queue.done(&key);
+                        continue;
+                    }
                     queue.failed(&key, shared.clock.now(), fastrand::f64());
                 }
             },
@@ -114,12 +122,13 @@ async fn lead<C: Controller>(shared: &Arc<Shared<C>>, fence: Fence, since: Revis
                         shared.controller.keys(object, &view).into_iter().for_each(|key| queue.add(key));
                     }
                 }
+                Ok(News::Relisted) if !guard::stands(Guard::RelistPlans) => {}
                 Ok(News::Relisted) | Err(RecvError::Lagged(_)) => {
                     everything(&shared.controller, &shared.reflector.view(), &mut queue);
                 }
                 Err(RecvError::Closed) => return,
             },
-            () = tokio::time::sleep(wake.unwrap_or(Duration::from_secs(3600))), if wake.is_some() => {}
+            () = tokio::time::sleep(wake.unwrap_or_default().min(CLOCK)), if wake.is_some() => {}
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use steady_core::guard::{self, Guard};
 use steady_core::resources::Free;
 use steady_core::v1::instance_state::Value as State;
 use steady_core::v1::placement_constraint_type::Value as Constraint;
@@ -73,13 +74,13 @@ impl Node {
         if let Some(closed) = self.closed {
             return Some(closed);
         }
-        if self.free.memory < i64::from(demand.memory) {
+        if self.free.memory < i64::from(demand.memory) && guard::stands(Guard::Memory) {
             return Some(Reason::Memory(self.free.memory));
         }
-        if self.free.cpu < i64::from(demand.cpu) {
+        if self.free.cpu < i64::from(demand.cpu) && guard::stands(Guard::Memory) {
             return Some(Reason::Cpu(self.free.cpu));
         }
-        if let Some(port) = self.free.port_conflict(demand) {
+        if let Some(port) = self.free.port_conflict(demand).filter(|_| guard::stands(Guard::Port)) {
             return Some(Reason::Port(port));
         }
         let distinct = spec.placement_constraints.iter().any(|c| c.r#type() == Constraint::DistinctInstance);

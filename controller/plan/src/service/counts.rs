@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use steady_core::guard::{self, Guard};
 use steady_core::v1::rollout_state::Value as Rollout;
 use steady_core::v1::{DeploymentStatus, ServiceStatus, severity};
 use steady_core::{Change, Key, Plan, Revision, service, task};
@@ -23,6 +24,7 @@ pub(super) fn counts(known: &Known<'_>, throttle: &Throttle, started: &[(String,
     for deployment in &known.deployments {
         let name = deployment.object.name();
         let (running, pending) = tally(known.tasks_of(name));
+        let started = if guard::stands(Guard::Attempts) { started } else { &[] };
         let attempts = started.iter().find(|(n, _)| n == name).map_or(deployment.status.attempts, |(_, last)| *last);
         let status = DeploymentStatus {
             desired_count: Some(deployment.spec.target_count),

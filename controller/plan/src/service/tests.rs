@@ -176,6 +176,34 @@ fn tasks_that_fail_at_once_are_started_less_and_less_often() {
 }
 
 #[test]
+fn a_failure_that_is_over_is_forgotten_once_and_for_all() {
+    let mut world = World::new();
+    world.service("web", 1);
+    settle_at(&mut world, 1_000_000);
+    world.each_task(
+        |_, _| true,
+        |_, s| {
+            s.set_last_status(Status::Stopped);
+            s.set_stop_code(StopCode::TaskFailedToStart);
+            s.stopped_at = Some(Timestamp(1_000_500).into());
+        },
+    );
+    settle_at(&mut world, 1_001_000);
+    world.each_task(
+        |_, s| s.last_status() < Status::Stopped,
+        |spec, s| {
+            "node".clone_into(&mut spec.container_instance);
+            s.set_last_status(Status::Running);
+            s.started_at = Some(Timestamp(1_001_000).into());
+        },
+    );
+    // Settling panics when a plan is never satisfied; the failed task is still there to be seen.
+    settle_at(&mut world, 1_020_000);
+    assert_eq!(world.service_status("web").throttle.map(|t| t.failures), Some(0));
+    assert_eq!(running(&world), (1, 0, true));
+}
+
+#[test]
 fn a_task_that_cannot_be_placed_makes_its_service_say_why() {
     let mut world = World::new();
     world.service("web", 1);

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use steady_core::guard::{self, Guard};
 use steady_core::v1::StartThrottle;
 use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::{Timestamp, task};
@@ -73,7 +74,10 @@ pub(super) fn after_failures(known: &Known<'_>) -> Throttle {
                 deployment: deployment.to_owned(),
             })
         }
-        (Some(stored), None) if settled && stored.failures > 0 => None,
+        // What was counted stays counted: the failed task is still there to be seen.
+        (Some(stored), None) if settled && stored.failures > 0 => {
+            guard::stands(Guard::Counted).then_some(StartThrottle { failures: 0, until: None, ..stored })
+        }
         (stored, None) => stored,
     };
     Throttle { state }
