@@ -1,6 +1,8 @@
 //! The kit: real processes of Steady for tests, each with its own port, directory and context.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+pub mod sim;
+
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

@@ -1,0 +1,205 @@
+//! Processes: what they run, how they are killed, and how they come back.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use steady_agent::{Identity, Settings as AgentSettings};
+use steady_apiserver::server;
+use steady_apiserver::storage::Storage;
+use steady_controller::{Name, run_controllers};
+use steady_core::v1::{Attribute, ContainerInstanceSpec, InstanceResources};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tonic::service::Routes;
+
+use super::World;
+use super::life::{Life, lock};
+use super::machine::MachineLink;
+use super::net;
+use super::store::StoreLink;
+
+/// What a process runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Role {
+    Api(usize),
+    Controllers(Vec<Name>),
+    Agent(usize),
+}
+
+/// A process, in one of its lives.
+pub(crate) struct Process {
+    pub(crate) role: Role,
+    pub(crate) name: String,
+    pub(crate) life: Arc<Life>,
+    running: AbortHandle,
+    /// Asks controllers to end in good order.
+    ending: watch::Sender<bool>,
+    lives: u32,
+}
+
+/// An API server that answers.
+pub(crate) struct Api {
+    pub(crate) life: Arc<Life>,
+    pub(crate) routes: Routes,
+}
+
+impl World {
+    /// Starts every process.
+    pub(crate) fn start_all(self: &Arc<Self>) {
+        let mut roles: Vec<(Role, String)> =
+            (0..self.settings.apis).map(|i| (Role::Api(i), format!("api-{i}"))).collect();
+        for copy in 0..2 {
+            if self.settings.split {
+                let each = Name::ALL.map(|name| (Role::Controllers(vec![name]), format!("{}-{copy}", name.as_str())));
+                roles.extend(each);
+            } else {
+                roles.push((Role::Controllers(Name::ALL.to_vec()), format!("controllers-{copy}")));
+            }
+        }
+        roles.extend((0..self.settings.instances).map(|i| (Role::Agent(i), format!("agent-{i}"))));
+        for (index, (role, name)) in roles.into_iter().enumerate() {
+            let process = self.launch(index, role, name, 0);
+            lock(&self.processes).push(process);
+        }
+    }
+
+    fn launch(self: &Arc<Self>, index: usize, role: Role, name: String, lives: u32) -> Process {
+        let life = Arc::new(Life::new(index, &name, self.start));
+        let (ending, end) = watch::channel(false);
+        let (world, its) = (Arc::clone(self), Arc::clone(&life));
+        let running = match role.clone() {
+            Role::Api(number) => tokio::spawn(async move { world.run_api(number, its).await }),
+            Role::Controllers(names) => {
+                let holder = format!("{name}.{lives}");
+                tokio::spawn(async move {
+                    let client = net::client(&world, &its);
+                    run_controllers(&names, client, its, holder, end).await;
+                })
+            }
+            Role::Agent(number) => tokio::spawn(async move { world.run_agent(number, its, end).await }),
+        };
+        Process { role, name, life, running: running.abort_handle(), ending, lives }
+    }
+
+    async fn run_api(self: Arc<Self>, number: usize, life: Arc<Life>) {
+        let store: Arc<dyn Storage> = Arc::new(StoreLink { world: Arc::clone(&self), life: Arc::clone(&life) });
+        let uids = Arc::clone(&self);
+        let new_uid = Arc::new(move || format!("{:032x}", uids.uids.fetch_add(1, Ordering::Relaxed) + 1));
+        let opened = server::open(store, Arc::clone(&life) as _, new_uid).await;
+        let Ok((registry, feed)) = opened else {
+            // As a supervisor would: an API server that cannot start is started again.
+            return self.crash(&life, "the store does not answer");
+        };
+        let following = Abort(feed.abort_handle());
+        let api = Api { life: Arc::clone(&life), routes: server::routes(registry) };
+        lock(&self.apis)[number] = Some(Arc::new(api));
+        let ended = feed.await;
+        drop(following);
+        if !life.is_dead() {
+            self.fail(format!("S9: the cache of {} ended: {ended:?}", life.name));
+        }
+    }
+
+    async fn run_agent(self: Arc<Self>, number: usize, life: Arc<Life>, ending: watch::Receiver<bool>) {
+        let machine = Arc::clone(&self.machines[number]);
+        let directory = self.disk.path().join(&machine.name);
+        let identity = Identity::load_or(&directory, &machine.name, || {
+            Ok(format!("{:032x}", self.uids.fetch_add(1, Ordering::Relaxed) + 1))
+        });
+        let identity = match identity {
+            Ok(identity) => identity,
+            Err(error) => return self.fail(format!("{}: {error}", life.name)),
+        };
+        let size = self.settings.size;
+        let spec = ContainerInstanceSpec {
+            registered_resources: Some(InstanceResources { cpu: size, memory: size, reserved_ports: vec![] }),
+            attributes: vec![Attribute { name: "ecs.availability-zone".into(), value: format!("z{}", number % 2) }],
+            address: format!("10.0.0.{number}"),
+            runtime: "hollow".into(),
+            ..ContainerInstanceSpec::default()
+        };
+        let settings = AgentSettings {
+            cluster: "default".into(),
+            name: machine.name.clone(),
+            spec,
+            directory: Some(directory),
+            holder: life.name.clone(),
+            stop_tasks: false,
+        };
+        let client = net::client(&self, &life);
+        let runtime = Arc::new(MachineLink { world: Arc::clone(&self), machine, life: Arc::clone(&life) });
+        let ended = steady_agent::run(settings, identity, client, runtime, Arc::clone(&life) as _, ending).await;
+        if let Err(error) = ended
+            && !life.is_dead()
+        {
+            self.fail(format!("{} ended: {error}", life.name));
+        }
+    }
+
+    /// The API server of a number, if it answers.
+    pub(crate) fn api(&self, number: usize) -> Option<Arc<Api>> {
+        lock(&self.apis)[number].clone().filter(|api| !api.life.is_dead())
+    }
+
+    /// Kills a process right now, if this is its life; it comes back by itself.
+    pub(crate) fn crash(self: &Arc<Self>, life: &Arc<Life>, why: &str) {
+        if life.is_dead() || life.process >= lock(&self.processes).len() {
+            return;
+        }
+        self.fault("crash", &format!("{} {why}", life.name));
+        life.end();
+        let back = self.restart_delay();
+        let (role, name, lives) = {
+            let processes = lock(&self.processes);
+            let process = &processes[life.process];
+            process.running.abort();
+            (process.role.clone(), process.name.clone(), process.lives + 1)
+        };
+        if let Role::Api(number) = role {
+            lock(&self.apis)[number] = None;
+        }
+        let (world, index) = (Arc::clone(self), life.process);
+        tokio::spawn(async move {
+            tokio::time::sleep(back).await;
+            world.note("start", &name);
+            let process = world.launch(index, role, name, lives);
+            lock(&world.processes)[index] = process;
+        });
+    }
+
+    /// Asks a process of controllers to end, and kills it soon after.
+    pub(crate) fn end_in_order(self: &Arc<Self>, index: usize) {
+        let life = {
+            let processes = lock(&self.processes);
+            processes[index].ending.send_replace(true);
+            Arc::clone(&processes[index].life)
+        };
+        let world = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            world.crash(&life, "was asked to end");
+        });
+    }
+
+    /// Lives of the processes, with their places and roles.
+    pub(crate) fn lives(&self) -> Vec<(usize, Role, Arc<Life>)> {
+        let processes = lock(&self.processes);
+        processes.iter().enumerate().map(|(i, p)| (i, p.role.clone(), Arc::clone(&p.life))).collect()
+    }
+
+    /// Ends every fault that goes on.
+    pub(crate) fn heal(&self) {
+        for (_, _, life) in self.lives() {
+            life.heal();
+        }
+    }
+}
+
+struct Abort(AbortHandle);
+
+impl Drop for Abort {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,278 @@
+//! Users: they create, scale, change, delete and re-create services, run and stop tasks, and drain instances.
+//!
+//! A user who gets no answer asks again for the same thing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use steady_core::v1::instance_state::Value as InstanceState;
+use steady_core::v1::placement_strategy_type::Value as Strategy;
+use steady_core::v1::{
+    ApplyRequest, Change, CommitRequest, ContainerDefinition, ContainerInstance, ContainerInstanceSpec, DeleteRequest,
+    DeploymentConfiguration, GetRequest, KeyValuePair, Object, PlacementStrategy, PortMapping, PutSpec, RunTaskRequest,
+    Service, ServiceSpec, StopTaskRequest, TaskDefinition, TaskDefinitionSpec, change, object,
+};
+use steady_core::{Key, Kind, task};
+use steady_runtime::Client;
+use tonic::{Code, Status};
+
+use super::life::lock;
+use super::{PATIENCE, World};
+
+/// What a service is to be.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Wish {
+    pub(crate) desired: i32,
+    pub(crate) least: i32,
+    pub(crate) most: i32,
+    pub(crate) image: &'static str,
+    pub(crate) memory: i32,
+    /// Host port, or 0 for none.
+    pub(crate) port: i32,
+    /// Any new value is a new definition.
+    pub(crate) version: u32,
+    pub(crate) spread: bool,
+}
+
+impl Wish {
+    /// A service that any cluster can run.
+    pub(crate) fn simple(desired: i32) -> Self {
+        Wish { desired, least: 50, most: 200, image: "good", memory: 128, port: 0, version: 1, spread: true }
+    }
+}
+
+/// What users want, and have asked for.
+#[derive(Default)]
+pub(crate) struct Wishes {
+    /// By name; `None`: not to be there.
+    pub(crate) services: BTreeMap<String, Option<Wish>>,
+    /// Standalone tasks: client token and how many.
+    pub(crate) tasks: BTreeMap<String, i32>,
+}
+
+/// The users of a world.
+pub(crate) struct Users {
+    pub(crate) world: Arc<World>,
+    pub(crate) client: Client,
+}
+
+impl Users {
+    /// Asks until there is an answer.
+    async fn ask<T, F: Future<Output = Result<T, Status>>>(&self, ask: impl Fn(Client) -> F) -> Result<T, Status> {
+        loop {
+            match tokio::time::timeout(PATIENCE, ask(self.client.clone())).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(status)) if status.code() != Code::Unavailable && status.code() != Code::Aborted => {
+                    return Err(status);
+                }
+                Ok(Err(_)) | Err(_) => {}
+            }
+            self.client.rotate();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }
+
+    /// Makes a service as it is wished for. One that is still being deleted is waited for.
+    pub(crate) async fn apply(&self, name: &str, wish: &Wish) {
+        lock(&self.world.wishes).services.insert(name.to_owned(), Some(wish.clone()));
+        loop {
+            let objects = vec![definition(name, wish), service(name, wish)];
+            let applied = self.ask(|client| {
+                let objects = objects.clone();
+                async move { client.objects().apply(ApplyRequest { objects, dry_run: false }).await }
+            });
+            match applied.await {
+                Ok(_) => return,
+                Err(status) if status.code() == Code::InvalidArgument && status.message().contains("deleted") => {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    if self.world.is_over() {
+                        return;
+                    }
+                }
+                Err(status) => return self.world.fail(format!("an apply was refused: {status}")),
+            }
+        }
+    }
+
+    /// Deletes a service.
+    pub(crate) async fn delete(&self, name: &str) {
+        lock(&self.world.wishes).services.insert(name.to_owned(), None);
+        let reference = Key::new(Kind::Service, "default", name).reference();
+        let deleted = self.ask(|client| {
+            let r#ref = Some(reference.clone());
+            async move { client.objects().delete(DeleteRequest { r#ref }).await }
+        });
+        match deleted.await {
+            Err(status) if status.code() != Code::NotFound => {
+                self.world.fail(format!("a delete was refused: {status}"));
+            }
+            _ => {}
+        }
+    }
+
+    /// Runs standalone tasks, twice with the same token: they are started once (S5).
+    pub(crate) async fn run(&self, family: &str, token: &str, count: i32) {
+        let request = RunTaskRequest {
+            task_definition: family.to_owned(),
+            count,
+            started_by: token.to_owned(),
+            client_token: token.to_owned(),
+            ..RunTaskRequest::default()
+        };
+        for _ in 0..2 {
+            let ran = self.ask(|client| {
+                let request = request.clone();
+                async move { client.tasks().run_task(request).await }
+            });
+            // Its definition may have gone with a service that was never made.
+            if ran.await.is_ok() {
+                lock(&self.world.wishes).tasks.insert(token.to_owned(), count);
+            }
+        }
+    }
+
+    /// Stops any task.
+    pub(crate) async fn stop_any(&self) {
+        let tasks: Vec<String> =
+            lock(&self.world.judge).view.of_kind(Kind::Task).map(|task| task.name().to_owned()).collect();
+        if let Some(task) = self.world.pick(&tasks) {
+            self.stop(&task).await;
+        }
+    }
+
+    async fn stop(&self, task: &str) {
+        let request = StopTaskRequest { task: task.to_owned(), reason: "sim".into(), ..StopTaskRequest::default() };
+        let _ = self
+            .ask(|client| {
+                let request = request.clone();
+                async move { client.tasks().stop_task(request).await }
+            })
+            .await;
+    }
+
+    /// Drains an instance, or makes it ACTIVE again.
+    pub(crate) async fn set_state(&self, instance: &str, state: InstanceState) {
+        let reference = Key::new(Kind::ContainerInstance, "default", instance).reference();
+        loop {
+            let found = self.ask(|client| {
+                let r#ref = Some(reference.clone());
+                async move { client.objects().get(GetRequest { r#ref }).await }
+            });
+            let Ok(found) = found.await else { return };
+            let Some(mut object) = found.into_inner().object else { return };
+            if object.as_container_instance().and_then(|i| i.spec.as_ref()).is_some_and(|s| s.status() == state) {
+                return;
+            }
+            let spec = ContainerInstanceSpec { status: state.into(), ..ContainerInstanceSpec::default() };
+            object.kind = Some(object::Kind::ContainerInstance(ContainerInstance { spec: Some(spec), status: None }));
+            let put = PutSpec { object: Some(object), fields: vec!["status".into()], expect: None };
+            let changes = vec![Change { change: Some(change::Change::PutSpec(put)) }];
+            let request = CommitRequest { changes, fence: None, sequencer: None };
+            let put = self.ask(|client| {
+                let request = request.clone();
+                async move { client.objects().commit(request).await }
+            });
+            if let Err(status) = put.await
+                && status.code() != Code::Aborted
+            {
+                return self.world.fail(format!("a drain was refused: {status}"));
+            }
+        }
+    }
+
+    /// Changes something at random.
+    pub(crate) async fn change_something(&self) {
+        let world = &self.world;
+        let name = format!("s{}", world.below(world.settings.services));
+        let wish = lock(&world.wishes).services.get(&name).cloned().flatten();
+        match (wish, world.below(12)) {
+            (None, _) => self.apply(&name, &world.wish(None)).await,
+            (Some(_), 0) => self.delete(&name).await,
+            (Some(wish), 1..=3) => {
+                let desired = world.below(world.most(wish.memory, wish.port) + 1) as i32;
+                self.apply(&name, &Wish { desired, ..wish }).await;
+            }
+            (Some(wish), 4..=7) => self.apply(&name, &world.wish(Some(&wish))).await,
+            (Some(wish), 8) if wish.port == 0 => {
+                let token = format!("token-{}", world.below(1_000_000));
+                self.run(&name, &token, 1 + world.below(3) as i32).await;
+            }
+            (Some(_), 9) => self.stop_any().await,
+            (Some(_), 8 | 10) => {
+                let instance = world.below(world.settings.instances);
+                self.set_state(&format!("node-{instance}"), InstanceState::Draining).await;
+            }
+            (Some(_), _) => {
+                for instance in 0..world.settings.instances {
+                    self.set_state(&format!("node-{instance}"), InstanceState::Active).await;
+                }
+            }
+        }
+    }
+
+    /// Leaves everything as something that can be had.
+    pub(crate) async fn make_possible(&self) {
+        for instance in 0..self.world.settings.instances {
+            self.set_state(&format!("node-{instance}"), InstanceState::Active).await;
+        }
+        // Standalone tasks run for ever, and need not leave room for services.
+        let view = lock(&self.world.judge).view.clone();
+        let alone = view.of_kind(Kind::Task).filter_map(|t| task::of(t)).filter(|t| t.spec.service.is_empty());
+        for task in alone.filter(task::View::is_wanted) {
+            self.stop(task.object.name()).await;
+        }
+        let wishes = lock(&self.world.wishes).services.clone();
+        for (name, wish) in wishes {
+            match wish {
+                None => self.delete(&name).await,
+                Some(wish) => {
+                    let throttled = lock(&self.world.judge)
+                        .view
+                        .get(&Key::new(Kind::Service, "default", &name))
+                        .and_then(|o| o.as_service()?.status.as_ref()?.throttle.clone())
+                        .is_some_and(|t| t.failures > 3);
+                    let version = wish.version + u32::from(throttled || wish.image != "good") * 1000;
+                    self.apply(&name, &Wish { image: "good", version, ..wish }).await;
+                }
+            }
+        }
+    }
+}
+
+fn definition(name: &str, wish: &Wish) -> Object {
+    let container = ContainerDefinition {
+        name: "main".into(),
+        image: wish.image.into(),
+        memory: wish.memory,
+        cpu: wish.memory,
+        stop_timeout: Some(3),
+        environment: vec![KeyValuePair { name: "VERSION".into(), value: wish.version.to_string() }],
+        port_mappings: (wish.port > 0)
+            .then(|| PortMapping { container_port: 80, host_port: wish.port, ..PortMapping::default() })
+            .into_iter()
+            .collect(),
+        ..ContainerDefinition::default()
+    };
+    let spec = TaskDefinitionSpec {
+        family: name.to_owned(),
+        container_definitions: vec![container],
+        ..TaskDefinitionSpec::default()
+    };
+    Object::new("", name, TaskDefinition { spec: Some(spec), status: None })
+}
+
+fn service(name: &str, wish: &Wish) -> Object {
+    let strategy = PlacementStrategy { r#type: Strategy::Spread.into(), field: "instanceId".into() };
+    let spec = ServiceSpec {
+        task_definition: name.to_owned(),
+        desired_count: Some(wish.desired),
+        deployment_configuration: Some(DeploymentConfiguration {
+            maximum_percent: Some(wish.most),
+            minimum_healthy_percent: Some(wish.least),
+        }),
+        placement_strategy: wish.spread.then_some(strategy).into_iter().collect(),
+        ..ServiceSpec::default()
+    };
+    Object::new("default", name, Service { spec: Some(spec), status: None })
+}
