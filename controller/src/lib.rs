@@ -90,7 +90,12 @@ pub async fn run_controllers(
         }
     });
     // They end with this future: whoever drops it has stopped them.
-    running.collect::<JoinSet<()>>().join_all().await;
+    let mut running: JoinSet<()> = running.collect();
+    while let Some(ended) = running.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "a controller failed; the others go on");
+        }
+    }
 }
 
 /// The service that a service, a deployment or a task is of.

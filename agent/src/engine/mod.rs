@@ -241,13 +241,14 @@ impl Engine {
             entry.state.object = object;
             return;
         }
-        if !told.is_live() || self.stopping || (self.over.contains(&name) && guard::stands(Guard::Over)) {
+        if !told.is_live() || self.stopping {
             return;
         }
         let now = self.clock.now();
         let mut state = TaskState::new(object.clone(), assignment.definition.clone().unwrap_or_default(), now);
         state.confirmed = true;
-        let ran = told.status.last_status() > Status::Pending;
+        let over = self.over.contains(&name) && guard::stands(Guard::Over);
+        let ran = over || told.status.last_status() > Status::Pending;
         if ran || assignment.definition.is_none() {
             // It ran here once, and nothing of it is left; or nobody can say what it is. It never starts again.
             let reason = if ran {

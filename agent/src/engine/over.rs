@@ -34,6 +34,10 @@ impl Over {
         if self.since.insert(name.to_owned(), now).is_none() {
             self.order.push_back(name.to_owned());
         }
+        // A clock that was ahead must not keep what comes after it for ever.
+        if let Some(at) = self.order.front().and_then(|oldest| self.since.get_mut(oldest)) {
+            *at = (*at).min(now);
+        }
         let mut forgotten = Vec::new();
         while let Some(oldest) = self.order.front()
             && self.since.get(oldest).is_none_or(|at| now.since(*at) >= REMEMBERED)

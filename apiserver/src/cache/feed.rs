@@ -85,6 +85,7 @@ async fn follow(cache: &Cache, store: &dyn Storage, delay: &mut Duration) -> Res
     let mut comparison = tokio::time::interval(COMPARISON);
     comparison.tick().await;
     let mut due = Revision(0);
+    let mut suspects = BTreeSet::new();
     loop {
         tokio::select! {
             biased;
@@ -103,7 +104,12 @@ async fn follow(cache: &Cache, store: &dyn Storage, delay: &mut Duration) -> Res
                     tracing::error!(revision = %cache.revision(), "the store's watch says nothing; watching anew");
                     return Ok(());
                 }
-                if !cache.read(|state| state.lost(&listing)).is_empty() && guard::stands(Guard::Comparison) {
+                // What was gone from the store then and is still known, unchanged, was deleted and never told.
+                let absent = cache.read(|state| state.absent(&listing));
+                let undeleted = !suspects.is_disjoint(&absent);
+                suspects = absent;
+                let lost = undeleted || !cache.read(|state| state.lost(&listing)).is_empty();
+                if lost && guard::stands(Guard::Comparison) {
                     return Ok(());
                 }
             }
@@ -119,6 +125,13 @@ fn mark(known: Revision) -> Txn {
 }
 
 impl State {
+    /// What is in the cache and not in the listing, and its revision. It may have been deleted since.
+    fn absent(&self, listing: &Listing) -> BTreeSet<(Key, i64)> {
+        let there: BTreeSet<Key> = listing.entries.iter().filter_map(|e| Key::parse_path(&e.key).ok()).collect();
+        let absent = self.view.range(Key::first()..).filter(|(key, _)| !there.contains(*key));
+        absent.map(|(key, object)| (key.clone(), object.meta().revision)).collect()
+    }
+
     /// Changes up to the cache's revision that are in the listing and not in the cache.
     fn lost(&self, listing: &Listing) -> Vec<Key> {
         let known = self.view.revision();
@@ -126,21 +139,16 @@ impl State {
         if known == Revision(0) {
             return lost;
         }
-        let mut there = BTreeSet::new();
         for entry in &listing.entries {
             let Ok(key) = Key::parse_path(&entry.key) else { continue };
-            let cached = self.view.revision_of(&key);
-            let is_lost = entry.mod_revision <= known && cached < entry.mod_revision;
+            let is_lost = entry.mod_revision <= known && self.view.revision_of(&key) < entry.mod_revision;
             if is_lost && !self.quarantine.contains_key(&entry.key) {
-                lost.push(key.clone());
+                lost.push(key);
             }
-            there.insert(key);
         }
         if listing.revision == known {
             // Of an older cache, what is gone may have gone since.
-            lost.extend(
-                self.view.range(Key::first()..).map(|(key, _)| key).filter(|key| !there.contains(*key)).cloned(),
-            );
+            lost.extend(self.absent(listing).into_iter().map(|(key, _)| key));
         }
         lost
     }

@@ -12,7 +12,8 @@ use steady_proto::fields;
 use super::writes::Writes;
 use super::{Registry, RegistryError, fault};
 
-/// Most changes of one commit: with fence, sequencer and comparisons they fit one etcd transaction.
+/// Most changes of one commit: with fence, sequencer and comparisons they fit one etcd transaction. (Each service that
+/// loses a healthy task by them costs one more; the runner leaves room for it.)
 pub(super) const MAX_CHANGES: usize = 100;
 
 impl Registry {

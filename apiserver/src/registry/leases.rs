@@ -15,6 +15,9 @@ use crate::storage::{Compare, Entry, LeaseId, Op, Outcome, StorageError, Txn};
 /// Shortest and longest time to live, seconds.
 const TTL: std::ops::RangeInclusive<i32> = 2..=600;
 
+/// Between tries to take a lease that was just taken or is just going.
+const PAUSE: Duration = Duration::from_millis(100);
+
 impl Registry {
     /// Takes a lease, or adopts it when this holder has it already (an answer was lost).
     pub async fn acquire(&self, name: &str, holder: &str, ttl: i32) -> Result<(Epoch, Revision), RegistryError> {
@@ -49,7 +52,10 @@ impl Registry {
             match self.store.txn(txn).await {
                 Ok(Outcome::Committed(revision)) => return Ok((Epoch(revision.0), revision)),
                 // Taken at the same moment: by another, or by another call of this very holder.
-                Ok(Outcome::Conflict { .. }) => self.drop_lease(id).await,
+                Ok(Outcome::Conflict { .. }) => {
+                    self.drop_lease(id).await;
+                    tokio::time::sleep(PAUSE).await;
+                }
                 Err(error) => return Err(error.into()),
             }
         }

@@ -103,10 +103,10 @@ impl Registry {
         Ok(self.cache.view())
     }
 
-    /// One object as the store has it, not as the cache does.
+    /// One object as the store has it, not as the cache does. [`RegistryError::Refused`]: it cannot be read.
     pub async fn stored(&self, key: &Key) -> Result<Option<v1::Object>, RegistryError> {
         let Some(entry) = self.store.get(&key.to_path()).await? else { return Ok(None) };
-        decode(&entry).map(|decoded| Some(decoded.object)).map_err(RegistryError::Unavailable)
+        decode(&entry).map(|decoded| Some(decoded.object)).map_err(RegistryError::Refused)
     }
 
     /// Waits until the cache has seen a revision.

@@ -102,12 +102,18 @@ impl Writes {
     /// Compares a sequencer and counts it up.
     pub(super) fn bump(&mut self, name: &str, expect: Revision) -> i64 {
         let key = Key::new(Kind::Sequencer, "", name);
-        let count = self.get(&key).and_then(Object::as_sequencer).map_or(0, |s| s.count) + 1;
-        let mut object = self.get(&key).cloned().unwrap_or_else(|| Object::new("", name, Sequencer::default()));
-        object.kind = Some(v1::object::Kind::Sequencer(Sequencer { count }));
+        let object = self.counted_up(&key);
+        let count = object.as_sequencer().map_or(0, |s| s.count);
         self.expect(&key, expect);
         self.puts.insert(key, object);
         count
+    }
+
+    fn counted_up(&self, key: &Key) -> Object {
+        let count = self.get(key).and_then(Object::as_sequencer).map_or(0, |s| s.count) + 1;
+        let mut object = self.get(key).cloned().unwrap_or_else(|| Object::new("", &key.name, Sequencer::default()));
+        object.kind = Some(v1::object::Kind::Sequencer(Sequencer { count }));
+        object
     }
 
     /// Counts up the sequencer of every service that loses a healthy task by these writes, unless they are the service
@@ -122,9 +128,10 @@ impl Writes {
         let lost: BTreeSet<String> = lost.filter(|_| guard::stands(Guard::LossTold)).collect();
         for name in lost {
             let key = Key::new(Kind::Sequencer, "", &name);
-            if !self.puts.contains_key(&key) {
-                let seen = self.view.revision_of(&key);
-                self.bump(&name, seen);
+            if !self.puts.contains_key(&key) && !self.removed.contains(&key) {
+                // Written and not compared: that it is newer is all that counts, and losses must not wait for each other.
+                let object = self.counted_up(&key);
+                self.puts.insert(key, object);
             }
         }
     }

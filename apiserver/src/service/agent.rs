@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{LogRouter, status};
-use crate::registry::{Registration, Registry};
+use crate::registry::{Registration, Registry, RegistryError};
 
 /// Seconds that an instance may be silent before it counts as disconnected, and between heartbeats.
 const LEASE_SECONDS: i32 = 10;
@@ -174,7 +174,11 @@ impl Session {
                 let mut tasks = Vec::new();
                 for name in asked.tasks.into_iter().take(MAX_VERIFIED) {
                     let key = Key::new(Kind::Task, &self.instance.cluster, &name);
-                    let object = self.registry.stored(&key).await.map_err(status::of)?;
+                    let object = match self.registry.stored(&key).await {
+                        // It is there, whatever it is.
+                        Err(RegistryError::Refused(_)) => continue,
+                        object => object.map_err(status::of)?,
+                    };
                     let found = object.as_ref().and_then(task::of);
                     if found.is_none_or(|t| t.spec.container_instance != self.instance.name || !t.is_live()) {
                         tasks.push(name);

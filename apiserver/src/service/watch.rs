@@ -90,19 +90,20 @@ impl Watcher {
 
     async fn next(&mut self) -> Result<WatchResponse, Status> {
         let mut progress = self.cache.progress();
-        let mut quiet_since = self.at;
+        let deadline = tokio::time::Instant::now() + BOOKMARK;
         loop {
             if let Some(response) = self.ready.pop_front() {
                 return Ok(response);
             }
             let seen = self.at;
             let newer = progress.wait_for(|revision| *revision > seen);
-            match tokio::time::timeout(BOOKMARK, newer).await {
+            match tokio::time::timeout_at(deadline, newer).await {
                 Ok(Ok(_)) => self.read()?,
                 Ok(Err(_)) => return Err(Status::unavailable("the API server is ending")),
-                Err(_) => quiet_since = Revision(-1),
+                Err(_) => {}
             }
-            if self.ready.is_empty() && quiet_since.0 < 0 {
+            // Also while all that happens is of no interest to this watcher.
+            if self.ready.is_empty() && tokio::time::Instant::now() >= deadline {
                 let (phase, revision) = (Phase::Bookmark.into(), self.at.0);
                 return Ok(WatchResponse { phase, revision, ..WatchResponse::default() });
             }

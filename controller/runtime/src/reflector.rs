@@ -158,8 +158,8 @@ impl Mirror {
         let mut seen = 0;
         loop {
             match within(SILENCE, stream.message()).await {
-                // Told twice.
-                Ok(Some(response)) if response.sequence <= seen => {}
+                // Told twice. (An API server of before there were numbers sends 0.)
+                Ok(Some(response)) if response.sequence != 0 && response.sequence <= seen => {}
                 Ok(Some(response)) if response.sequence > seen + 1 && guard::stands(Guard::Gap) => {
                     return Status::data_loss("a message of the watch was lost on the way");
                 }
