@@ -84,7 +84,7 @@ impl BundledEtcd {
     }
 
     async fn answers(&self) -> Result<Etcd, BundledError> {
-        let settings = EtcdSettings { endpoints: vec![self.endpoint.clone()] };
+        let settings = EtcdSettings { endpoints: vec![self.endpoint.clone()], tls: None };
         let start = Instant::now();
         loop {
             let last = match Etcd::connect(&settings).await {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 
 use crate::workspace::Workspace;
-use crate::{converge, idle, one, startup};
+use crate::{commits, converge, flat, idle, one, startup, watchers};
 
 /// A row of the scorecard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -20,6 +20,12 @@ pub(crate) enum Benchmark {
     Idle,
     /// P15: from `steady up` to an API that answers, and to an answer of the example's tasks
     Startup,
+    /// P8: small writes from 64 clients at once, over the API
+    Commits,
+    /// P9: events that reach 1, 100 and 1,000 watchers
+    Watchers,
+    /// P7: Get, List and Commit with 10, 1,000 and 10,000 instances
+    Flat,
     /// Says which benchmarks there are
     List,
 }
@@ -34,7 +40,7 @@ pub(crate) struct Args {
     /// One JSON object a line instead of a table.
     #[arg(long)]
     json: bool,
-    /// Repetitions, in alternation with the yardstick [default: converge 3, one 1, idle 1, startup 5].
+    /// Repetitions, in alternation with the yardstick [default: converge, commits and watchers 3, one and flat 1, idle 1, startup 5].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
     /// Tasks: of the service (converge and idle, 1000), or calls of RunTask per round (one, 100).
@@ -78,6 +84,9 @@ impl Args {
             Benchmark::Converge => converge::run(&workspace, scale(3, 1000)).await,
             Benchmark::One => one::run(&workspace, scale(1, 100)).await,
             Benchmark::Idle => idle::run(&workspace, scale(1, 1000)).await,
+            Benchmark::Commits => commits::run(&workspace, scale(3, 0)).await,
+            Benchmark::Watchers => watchers::run(&workspace, scale(3, 0)).await,
+            Benchmark::Flat => flat::run(&workspace, scale(1, 0)).await,
             Benchmark::Startup | Benchmark::List => startup::run(&workspace, scale(5, 0)).await,
         };
         match measured {

@@ -79,11 +79,7 @@ pub(crate) async fn run(workspace: &Workspace, scale: Scale) -> anyhow::Result<R
 impl Run {
     async fn start(workspace: &Workspace, scale: Scale) -> anyhow::Result<Self> {
         let store = Store::start(&workspace.directory("etcd")?, &workspace.steady).await?;
-        let instances = scale.instances.to_string();
-        let args = ["--runtime", "hollow", "--instances", &instances, "--etcd", &store.endpoint];
-        let mut subject = Subject::spawn(&workspace.steady, &workspace.directory("steady")?, &args)?;
-        subject.answers().await?;
-        subject.instances(scale.instances).await?;
+        let subject = Subject::cluster(workspace, &store, scale.instances).await?;
         tasks::define(&subject.client).await?;
         let mut watch = Tasks::follow(&subject.client).await?;
         // Not measured: it warms everything up, and leaves a task whose size is the yardstick's.

@@ -19,11 +19,7 @@ const LOOK: Duration = Duration::from_secs(20);
 /// Measures.
 pub(crate) async fn run(workspace: &Workspace, scale: Scale) -> anyhow::Result<Report> {
     let store = Store::start(&workspace.directory("etcd")?, &workspace.steady).await?;
-    let instances = scale.instances.to_string();
-    let args = ["--runtime", "hollow", "--instances", &instances, "--etcd", &store.endpoint];
-    let mut subject = Subject::spawn(&workspace.steady, &workspace.directory("steady")?, &args)?;
-    subject.answers().await?;
-    subject.instances(scale.instances).await?;
+    let subject = Subject::cluster(workspace, &store, scale.instances).await?;
     tasks::define(&subject.client).await?;
     let mut watch = Tasks::follow(&subject.client).await?;
     let course = watch.up(&subject.client, "idle", scale.tasks).await?;

@@ -5,7 +5,9 @@
 //! thing measured is the program `steady` itself, as a process of its own, asked over its own API.
 
 mod args;
+mod commits;
 mod converge;
+mod flat;
 mod idle;
 mod machine;
 mod one;
@@ -16,6 +18,7 @@ mod startup;
 mod store;
 mod subject;
 mod tasks;
+mod watchers;
 mod workspace;
 
 use std::process::ExitCode;

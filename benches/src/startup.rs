@@ -50,8 +50,9 @@ pub(crate) async fn run(workspace: &Workspace, scale: Scale) -> anyhow::Result<R
 
 /// One start: API, RUNNING, HTTP, each since the start; and how long the end took.
 async fn once(steady: &Path, directory: PathBuf, manifest: &Path) -> anyhow::Result<[Duration; 4]> {
-    let manifest = manifest.display().to_string();
-    let mut subject = Subject::spawn(steady, &directory, &["--runtime", "process", &manifest])?;
+    let (manifest, data) = (manifest.display().to_string(), directory.join("data").display().to_string());
+    let mut subject =
+        Subject::spawn(steady, &directory, &["up", "--data-dir", &data, "--runtime", "process", &manifest])?;
     let began = subject.began;
     let api = subject.answers().await?;
     let mut watch = Tasks::follow(&subject.client).await?;

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -12,8 +13,9 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::future::try_join_all;
 use steady_apiserver::bundled::BundledEtcd;
-use steady_apiserver::storage::{Change, Etcd, EtcdSettings, Op, Storage, Txn};
+use steady_apiserver::storage::{Change, Etcd, EtcdSettings, Grouped, Op, Storage, Txn};
 use steady_core::Revision;
+use tokio::task::JoinSet;
 
 use crate::machine;
 use crate::sample::millis;
@@ -43,7 +45,7 @@ impl Store {
         let guard = [steady.display().to_string(), "__guard".to_owned(), std::process::id().to_string()];
         let (etcd, first) = BundledEtcd::start(directory, &guard).await?;
         let endpoint = etcd.endpoint.clone();
-        let settings = EtcdSettings { endpoints: vec![endpoint.clone()] };
+        let settings = EtcdSettings { endpoints: vec![endpoint.clone()], tls: None };
         let more = try_join_all((1..CONNECTIONS).map(|_| Etcd::connect(&settings))).await?;
         let connections = [first].into_iter().chain(more).map(Arc::new).collect();
         let word = format!("--listen-client-urls={endpoint}");
@@ -80,6 +82,60 @@ impl Store {
                     let ops = (written..written + puts).map(put).collect();
                     store.txn(Txn { compares: vec![], ops }).await?;
                     written += puts;
+                }
+                anyhow::Ok(written)
+            })
+        });
+        let mut written = 0;
+        for client in writing.collect::<Vec<_>>() {
+            written += client.await??;
+        }
+        Ok(written as f64 / began.elapsed().as_secs_f64())
+    }
+
+    /// Events that reach this many watchers together, per second, while one client writes.
+    pub(crate) async fn fan_out(
+        &self,
+        value: &Bytes,
+        watchers: usize,
+        puts: usize,
+        time: Duration,
+    ) -> anyhow::Result<f64> {
+        let seen = Arc::new(AtomicU64::new(0));
+        let after = self.revision().await?;
+        let mut watching = JoinSet::new();
+        for n in 0..watchers {
+            let mut changes = self.connection(n).watch(RAW, after).await?;
+            let seen = Arc::clone(&seen);
+            watching.spawn(async move {
+                while let Some(Ok(batch)) = changes.next().await {
+                    seen.fetch_add(batch.changes.len() as u64, Ordering::Relaxed);
+                }
+            });
+        }
+        let began = Instant::now();
+        let store = self.connection(0);
+        while began.elapsed() < time {
+            let put = |n| Op::Put { key: format!("{RAW}fan/{n}"), value: value.clone(), lease: None };
+            store.txn(Txn { compares: vec![], ops: (0..puts).map(put).collect() }).await?;
+        }
+        Ok(seen.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64())
+    }
+
+    /// Puts per second of clients that each write a transaction of one put, when those that come together are
+    /// committed together.
+    pub(crate) async fn grouped(&self, value: &Bytes, clients: usize, time: Duration) -> anyhow::Result<f64> {
+        let store = Grouped::new(self.connection(0), 2);
+        let began = Instant::now();
+        let writing = (0..clients).map(|client| {
+            let (store, value) = (store.clone(), value.clone());
+            tokio::spawn(async move {
+                let mut written = 0;
+                while began.elapsed() < time {
+                    let key = format!("{RAW}grouped/{client}/{}", written % KEYS);
+                    let op = Op::Put { key, value: value.clone(), lease: None };
+                    store.txn(Txn { compares: vec![], ops: vec![op] }).await?;
+                    written += 1;
                 }
                 anyhow::Ok(written)
             })

@@ -1,4 +1,4 @@
-//! The Steady that is measured: `steady up` as a process of its own.
+//! The Steady that is measured, as a process of its own.
 
 use std::fs::File;
 use std::net::TcpListener;
@@ -13,15 +13,20 @@ use steady_core::v1::ListRequest;
 use steady_runtime::Client;
 use tokio::process::{Child, Command};
 
+use crate::store::Store;
+use crate::workspace::Workspace;
+
 /// Longest wait for a process to answer, or to end.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at something that is about to be there.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// A running `steady up`. Killed when dropped.
+/// A running `steady`. Killed when dropped.
 pub(crate) struct Subject {
     /// Asks its API.
     pub(crate) client: Client,
+    /// Where its API listens.
+    pub(crate) address: String,
     /// Its process.
     pub(crate) pid: u32,
     /// When it was started.
@@ -31,22 +36,43 @@ pub(crate) struct Subject {
 }
 
 impl Subject {
-    /// Starts it with these further arguments; everything it writes goes under the directory.
+    /// Starts `steady up` on a store, with hollow instances, and waits until they are connected.
+    pub(crate) async fn cluster(workspace: &Workspace, store: &Store, instances: u32) -> anyhow::Result<Self> {
+        let count = instances.to_string();
+        let directory = workspace.directory("steady")?;
+        let data = directory.join("data").display().to_string();
+        let args = ["up", "--data-dir", &data, "--runtime", "hollow", "--instances", &count, "--etcd", &store.endpoint];
+        let mut subject = Subject::spawn(&workspace.steady, &directory, &args)?;
+        subject.answers().await?;
+        subject.instances(instances).await?;
+        Ok(subject)
+    }
+
+    /// Starts an API server on a store, and waits until it answers.
+    pub(crate) async fn apiserver(workspace: &Workspace, store: &Store) -> anyhow::Result<Self> {
+        let args = ["apiserver", "--etcd", &store.endpoint];
+        let mut subject = Subject::spawn(&workspace.steady, &workspace.directory("steady")?, &args)?;
+        subject.answers().await?;
+        Ok(subject)
+    }
+
+    /// Starts it with these arguments; what it prints goes under the directory.
     pub(crate) fn spawn(steady: &Path, directory: &Path, args: &[&str]) -> anyhow::Result<Self> {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let listen = format!("127.0.0.1:{port}");
         let output = File::create(directory.join("output"))?;
         let mut command = Command::new(steady);
-        command.arg("up").arg("--data-dir").arg(directory.join("data")).args(["--listen", &listen]).args(args);
+        command.args(args).args(["--listen", &listen]);
         command.env("XDG_CONFIG_HOME", directory.join("config")).env_remove("STEADY_SERVER");
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).kill_on_drop(true);
         // In its own group: Ctrl-C ends this program, and what it measures with it.
         command.process_group(0);
-        let client = Client::new(&[format!("http://{listen}")])?;
+        let address = format!("http://{listen}");
+        let client = Client::new(std::slice::from_ref(&address))?;
         let began = Instant::now();
         let child = command.spawn().with_context(|| steady.display().to_string())?;
         let pid = child.id().context("steady ended at once")?;
-        Ok(Subject { client, pid, began, child, directory: directory.to_owned() })
+        Ok(Subject { client, address, pid, began, child, directory: directory.to_owned() })
     }
 
     /// Waits until its API answers; how long that took since its start.

@@ -53,6 +53,7 @@ pub async fn run(args: Events, global: &Global, out: &mut Out) -> Result<(), Fai
         labels: <_>::default(),
         stopped: false,
         about,
+        controllers: false,
         output: args.output,
     };
     if args.watch { Box::pin(get::follow(&client, &query, out)).await } else { get::show(&client, &query, out).await }

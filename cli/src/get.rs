@@ -39,7 +39,7 @@ pub enum Output {
 #[derive(Debug, Args)]
 #[command(
     after_long_help = "Kinds: clusters, taskdefinitions (td), services (svc), deployments, tasks, containerinstances (ci),
-events, leases. Stopped tasks are hidden unless they are named or --all is given.
+events, leases, and controllers: who leads, since when, what waits, what went wrong last. Stopped tasks are hidden unless they are named or --all is given.
 
 Examples:
   steady get services
@@ -90,16 +90,37 @@ pub(crate) struct Query {
     /// Events: only those about this object.
     pub(crate) about: Option<Key>,
     pub(crate) output: Output,
+    /// Leases: only those of controllers, shown as what they are.
+    pub(crate) controllers: bool,
+}
+
+/// What the leases of controllers begin with.
+const CONTROLLER: &str = "controller.";
+
+/// `controllers` and `controller/NAME` are leases, by their names.
+fn without_controllers(words: &[String]) -> (Vec<String>, bool) {
+    let mut found = false;
+    let words = words.iter().map(|word| {
+        let (kind, name) = word.split_once('/').map_or((word.as_str(), None), |(kind, name)| (kind, Some(name)));
+        if !matches!(kind, "controller" | "controllers") {
+            return word.clone();
+        }
+        found = true;
+        name.map_or_else(|| "leases".to_owned(), |name| format!("lease/{CONTROLLER}{name}"))
+    });
+    (words.collect(), found)
 }
 
 /// `steady get`.
 pub async fn run(args: Get, global: &Global, out: &mut Out) -> Result<(), Failure> {
-    let targets = target::parse(&args.what)?;
+    let (words, controllers) = without_controllers(&args.what);
+    let targets = target::parse(&words)?;
     let client = global.connect().await?;
     if args.watch && targets.iter().any(|t| t.kind != targets[0].kind) {
         return Err(Failure::usage("--watch follows one kind at a time"));
     }
-    for query in queries(&client, &args, &targets, global).await? {
+    for mut query in queries(&client, &args, &targets, global).await? {
+        query.controllers = controllers && query.kind == Kind::Lease;
         if args.watch {
             return Box::pin(follow(&client, &query, out)).await;
         }
@@ -130,6 +151,7 @@ async fn queries(client: &Client, args: &Get, targets: &[Target], global: &Globa
                 labels: args.selector.clone().unwrap_or_default().0,
                 about: None,
                 output: args.output,
+                controllers: false,
             }),
         }
     }
@@ -140,13 +162,15 @@ impl Query {
     fn takes(&self, object: &Object) -> bool {
         object.kind() == self.kind
             && (self.cluster.is_empty() || !self.kind.in_cluster() || object.cluster() == self.cluster)
+            && (!self.controllers || object.name().starts_with(CONTROLLER))
             && (self.names.is_empty() || self.names.iter().any(|name| name == object.name()))
             && target::matches(object, &self.labels)
             && self.about.as_ref().is_none_or(|key| is_about(object, key))
     }
 
     fn columns(&self) -> Columns {
-        Columns::new(self.kind, self.output == Output::Wide, self.cluster.is_empty())
+        let columns = Columns::new(self.kind, self.output == Output::Wide, self.cluster.is_empty());
+        if self.controllers { columns.of_controllers() } else { columns }
     }
 
     fn is_table(&self) -> bool {

@@ -1,6 +1,6 @@
 //! A view: every object that a controller watches, as of one revision.
 
-use std::ops::RangeBounds;
+use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
@@ -62,8 +62,16 @@ impl View {
 
     /// Objects of one kind, every cluster, in order.
     pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Arc<Object>> {
-        let from = Key { kind, cluster: String::new(), name: String::new() };
-        self.range(from..).take_while(move |(key, _)| key.kind == kind).map(|(_, object)| object)
+        self.of_kind_after(kind, None)
+    }
+
+    /// Objects of one kind that come after this key, every cluster, in order; without a key all of them.
+    pub fn of_kind_after(&self, kind: Kind, after: Option<&Key>) -> impl Iterator<Item = &Arc<Object>> {
+        let from = match after {
+            Some(key) => Bound::Excluded(key.clone()),
+            None => Bound::Included(Key { kind, cluster: String::new(), name: String::new() }),
+        };
+        self.range((from, Bound::Unbounded)).take_while(move |(key, _)| key.kind == kind).map(|(_, object)| object)
     }
 
     /// Objects of one kind in one cluster, in order.

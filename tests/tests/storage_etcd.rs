@@ -20,7 +20,7 @@ async fn debians_etcd_conforms() {
     command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
     command.args(["--initial-cluster", &format!("default={peer}")]);
     let _etcd = Running::start(command, &place.path("etcd.log"));
-    let settings = EtcdSettings { endpoints: vec![client] };
+    let settings = EtcdSettings { endpoints: vec![client], tls: None };
     let mut store = Etcd::connect(&settings).await;
     for _ in 0..100 {
         if store.is_ok() {

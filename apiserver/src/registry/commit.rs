@@ -1,5 +1,7 @@
 //! Commit: an atomic list of changes, each with what it expects.
 
+use std::collections::BTreeSet;
+
 use prost::Message;
 use steady_core::guard::{self, Guard};
 use steady_core::v1::change::Change as Wire;
@@ -10,7 +12,7 @@ use steady_core::{Key, Kind, KindExt, Revision, v1};
 use steady_proto::fields;
 
 use super::writes::Writes;
-use super::{Registry, RegistryError, fault};
+use super::{ATTEMPTS, Registry, RegistryError, fault};
 
 /// Most changes of one commit: with fence, sequencer and comparisons they fit one etcd transaction. (Each service that
 /// loses a healthy task by them costs one more; the runner leaves room for it.)
@@ -28,28 +30,58 @@ impl Registry {
         if newest > self.cache().revision() {
             self.see(newest).await?;
         }
-        let mut writes = self.writes();
-        for (index, change) in request.changes.into_iter().enumerate() {
-            let change = change.change.ok_or_else(|| invalid(index, "changes", "the change is empty"))?;
-            one(&mut writes, index, change)?;
+        let named = named(&request);
+        for _ in 0..ATTEMPTS {
+            let mut writes = self.writes();
+            for (index, change) in request.changes.iter().cloned().enumerate() {
+                let change = change.change.ok_or_else(|| invalid(index, "changes", "the change is empty"))?;
+                one(&mut writes, index, change)?;
+            }
+            if !writes.changes_something() {
+                let sequencer_revision = request.sequencer.as_ref().map_or(0, |s| s.revision);
+                return Ok(CommitResponse { revision: writes.view().revision().0, sequencer_revision });
+            }
+            if let Some(sequencer) = &request.sequencer {
+                let seen = Revision(sequencer.revision);
+                let known = writes.view().revision_of(&Key::new(Kind::Sequencer, "", &sequencer.name));
+                writes.bump(&sequencer.name, if guard::stands(Guard::Sequencer) { seen } else { known });
+            }
+            if let Some(fence) = request.fence.as_ref().filter(|_| guard::stands(Guard::Fence)) {
+                writes.fence(Key::new(Kind::Lease, "", &fence.lease), Revision(fence.epoch));
+            }
+            match self.execute(writes).await? {
+                Ok(revision) => return Ok(CommitResponse { revision: revision.0, sequencer_revision: revision.0 }),
+                // What the caller asked for «whatever revision it has» was newer than this server knew.
+                Err((revision, failed)) if failed.iter().all(|path| !named.contains(path)) => {
+                    self.see(revision).await?;
+                }
+                Err((_, failed)) => return Err(stale(request.fence.as_ref(), &failed)),
+            }
         }
-        if !writes.changes_something() {
-            let sequencer_revision = request.sequencer.map_or(0, |s| s.revision);
-            return Ok(CommitResponse { revision: writes.view().revision().0, sequencer_revision });
-        }
-        if let Some(sequencer) = &request.sequencer {
-            let seen = Revision(sequencer.revision);
-            let known = writes.view().revision_of(&Key::new(Kind::Sequencer, "", &sequencer.name));
-            writes.bump(&sequencer.name, if guard::stands(Guard::Sequencer) { seen } else { known });
-        }
-        if let Some(fence) = request.fence.as_ref().filter(|_| guard::stands(Guard::Fence)) {
-            writes.fence(Key::new(Kind::Lease, "", &fence.lease), Revision(fence.epoch));
-        }
-        match self.execute(writes).await? {
-            Ok(revision) => Ok(CommitResponse { revision: revision.0, sequencer_revision: revision.0 }),
-            Err((_, failed)) => Err(stale(request.fence.as_ref(), &failed)),
-        }
+        Err(RegistryError::Stale("the objects are being written all the time; try again".into()))
     }
+}
+
+/// Store keys that the request itself says something about: when one of these does not hold, the caller must look again.
+fn named(request: &CommitRequest) -> BTreeSet<String> {
+    let of = |reference: Option<&ObjectRef>, expect: Option<Expect>| {
+        Some((reference?, expect?)).map(|(r, _)| Key::of_ref(r))
+    };
+    let mut keys: BTreeSet<String> = request
+        .changes
+        .iter()
+        .filter_map(|change| match change.change.as_ref()? {
+            Wire::Create(object) => Some(Key::of(object)),
+            Wire::PutSpec(put) => of(put.object.as_ref().map(Object::reference).as_ref(), put.expect),
+            Wire::PutStatus(put) => of(put.object.as_ref().map(Object::reference).as_ref(), put.expect),
+            Wire::Remove(remove) => of(remove.r#ref.as_ref(), remove.expect),
+            Wire::Check(check) => check.r#ref.as_ref().map(Key::of_ref),
+        })
+        .map(|key| key.to_path())
+        .collect();
+    keys.extend(request.sequencer.iter().map(|s| Key::new(Kind::Sequencer, "", &s.name).to_path()));
+    keys.extend(request.fence.iter().map(|f| Key::new(Kind::Lease, "", &f.lease).to_path()));
+    keys
 }
 
 fn stale(fence: Option<&v1::Fence>, failed: &[String]) -> RegistryError {
@@ -58,7 +90,7 @@ fn stale(fence: Option<&v1::Fence>, failed: &[String]) -> RegistryError {
     if let Some(fence) = fence
         && failed.iter().any(|path| *path == Key::new(Kind::Lease, "", &fence.lease).to_path())
     {
-        return RegistryError::Stale(format!("lease `{}` is no longer held at epoch {}", fence.lease, fence.epoch));
+        return RegistryError::Fenced(fence.lease.clone(), fence.epoch);
     }
     RegistryError::Stale(format!("changed since it was looked at: {}", names.join(", ")))
 }

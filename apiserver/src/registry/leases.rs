@@ -5,18 +5,31 @@
 
 use std::time::Duration;
 
-use steady_core::v1::{Lease, LeaseSpec, Object};
-use steady_core::{Epoch, Key, Kind, Revision};
+use steady_core::v1::{Lease, LeaseSpec, LeaseStatus, Object, object};
+use steady_core::{Epoch, Key, Kind, Revision, Timestamp};
 
 use super::{ATTEMPTS, Registry, RegistryError};
 use crate::cache::{decode, encode};
-use crate::storage::{Compare, Entry, LeaseId, Op, Outcome, StorageError, Txn};
+use crate::storage::{Compare, LeaseId, Op, Outcome, StorageError, Txn};
 
 /// Shortest and longest time to live, seconds.
 const TTL: std::ops::RangeInclusive<i32> = 2..=600;
 
 /// Between tries to take a lease that was just taken or is just going.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Between two writes of how a holder is doing.
+const NEWS: Duration = Duration::from_secs(10);
+
+/// A lease as it is stored.
+#[derive(Default)]
+struct Held {
+    object: Object,
+    spec: LeaseSpec,
+    status: Option<LeaseStatus>,
+    at: Revision,
+    id: Option<LeaseId>,
+}
 
 impl Registry {
     /// Takes a lease, or adopts it when this holder has it already (an answer was lost).
@@ -28,14 +41,14 @@ impl Registry {
         }
         let key = Key::new(Kind::Lease, "", name);
         for _ in 0..ATTEMPTS {
-            if let Some((entry, lease)) = self.lease(&key).await? {
-                if lease.holder != holder {
-                    return Err(RegistryError::Exists(format!("lease `{name}` is held by {}", lease.holder)));
+            if let Some(held) = self.lease(&key).await? {
+                if held.spec.holder != holder {
+                    return Err(RegistryError::Exists(format!("lease `{name}` is held by {}", held.spec.holder)));
                 }
-                if let Some(id) = entry.lease
+                if let Some(id) = held.id
                     && self.store.keep_alive(id).await.is_ok()
                 {
-                    return Ok((Epoch(entry.create_revision.0), self.store.revision().await?));
+                    return Ok((Epoch(held.spec.epoch), self.store.revision().await?));
                 }
             }
             let id = self.store.grant(Duration::from_secs(ttl.unsigned_abs().into())).await?;
@@ -45,7 +58,7 @@ impl Registry {
                 acquired_at: Some(self.clock.now().into()),
                 epoch: 0,
             };
-            let mut object = Object::new("", name, Lease { spec: Some(spec) });
+            let mut object = Object::new("", name, Lease { spec: Some(spec), status: None });
             object.meta_mut().uid = (self.new_uid)();
             let op = Op::Put { key: key.to_path(), value: encode(&object), lease: Some(id) };
             let txn = Txn { compares: vec![Compare::Created(key.to_path(), Revision(0))], ops: vec![op] };
@@ -62,35 +75,68 @@ impl Registry {
         Err(RegistryError::Stale(format!("lease `{name}` is being taken and lost all the time; try again")))
     }
 
-    /// Renews a lease that this holder has.
-    pub async fn keep_alive(&self, name: &str, holder: &str) -> Result<i32, RegistryError> {
+    /// Renews a lease that this holder has, and notes how it is doing.
+    pub async fn keep_alive(
+        &self,
+        name: &str,
+        holder: &str,
+        status: Option<LeaseStatus>,
+    ) -> Result<i32, RegistryError> {
         let key = Key::new(Kind::Lease, "", name);
-        let held = self.lease(&key).await?.filter(|(_, lease)| lease.holder == holder);
-        let Some((Entry { lease: Some(id), .. }, lease)) = held else { return Err(RegistryError::NotFound(key)) };
+        let held = self.lease(&key).await?.filter(|held| held.spec.holder == holder);
+        let Some(Held { id: Some(id), .. }) = held else { return Err(RegistryError::NotFound(key)) };
+        let held = held.unwrap_or_default();
         match self.store.keep_alive(id).await {
-            Ok(()) => Ok(lease.ttl_seconds),
+            Ok(()) => {
+                let ttl = held.spec.ttl_seconds;
+                if let Some(status) = status {
+                    self.note(&key, held, id, status).await;
+                }
+                Ok(ttl)
+            }
             Err(StorageError::LeaseGone) => Err(RegistryError::NotFound(key)),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Stores how a holder is doing, if it is news and the last news is old enough. Nobody decides anything on it: what
+    /// fails here is told again with the next renewal.
+    async fn note(&self, key: &Key, held: Held, id: LeaseId, mut status: LeaseStatus) {
+        let now = self.clock.now();
+        let old = held.status.unwrap_or_default();
+        let told = old.reported_at.as_ref().map(Timestamp::from);
+        status.reported_at = old.reported_at;
+        if status == old || told.is_some_and(|told| now.since(told) < NEWS) {
+            return;
+        }
+        status.reported_at = Some(now.into());
+        let mut object = held.object;
+        object.kind = Some(object::Kind::Lease(Lease { spec: Some(held.spec), status: Some(status) }));
+        let op = Op::Put { key: key.to_path(), value: encode(&object), lease: Some(id) };
+        let txn = Txn { compares: vec![Compare::Modified(key.to_path(), held.at)], ops: vec![op] };
+        if let Err(error) = self.store.txn(txn).await {
+            tracing::debug!(%error, %key, "how a controller is doing was not stored");
         }
     }
 
     /// Gives a lease up at once, if this holder has it.
     pub async fn release(&self, name: &str, holder: &str) -> Result<(), RegistryError> {
         let key = Key::new(Kind::Lease, "", name);
-        if let Some((entry, lease)) = self.lease(&key).await?
-            && lease.holder == holder
-            && let Some(id) = entry.lease
+        if let Some(held) = self.lease(&key).await?
+            && held.spec.holder == holder
+            && let Some(id) = held.id
         {
             self.store.revoke(id).await?;
         }
         Ok(())
     }
 
-    async fn lease(&self, key: &Key) -> Result<Option<(Entry, LeaseSpec)>, RegistryError> {
+    async fn lease(&self, key: &Key) -> Result<Option<Held>, RegistryError> {
         let Some(entry) = self.store.get(&key.to_path()).await? else { return Ok(None) };
-        let decoded = decode(&entry).map_err(RegistryError::Refused)?;
-        let spec = decoded.object.as_lease().and_then(|l| l.spec.clone()).unwrap_or_default();
-        Ok(Some((entry, spec)))
+        let object = decode(&entry).map_err(RegistryError::Refused)?.object;
+        let lease = object.as_lease().cloned().unwrap_or_default();
+        let (spec, status) = (lease.spec.unwrap_or_default(), lease.status);
+        Ok(Some(Held { object, spec, status, at: entry.mod_revision, id: entry.lease }))
     }
 
     async fn drop_lease(&self, id: LeaseId) {

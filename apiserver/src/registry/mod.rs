@@ -45,6 +45,9 @@ pub enum RegistryError {
     /// The request was decided on something that is no longer so: look again.
     #[error("{0}")]
     Stale(String),
+    /// The caller's lease is another's, or gone: it leads no more.
+    #[error("lease `{0}` is no longer held at epoch {1}")]
+    Fenced(String, i64),
     /// It cannot be done as things are; the text says what to do first.
     #[error("{0}")]
     Refused(String),

@@ -94,7 +94,7 @@ impl Session {
     /// was restarted has it at once.
     async fn stay_alive(&self) -> Result<(), Status> {
         let name = instance_lease(&self.instance.cluster, &self.instance.name);
-        if self.registry.keep_alive(&name, &self.uid).await.is_ok() {
+        if self.registry.keep_alive(&name, &self.uid, None).await.is_ok() {
             return Ok(());
         }
         self.registry.acquire(&name, &self.uid, LEASE_SECONDS).await.map(|_| ()).map_err(status::of)

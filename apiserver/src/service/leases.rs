@@ -37,7 +37,8 @@ impl Leases for LeasesService {
             let registry = registry.clone();
             async move {
                 let request = request?;
-                let ttl_seconds = registry.keep_alive(&request.name, &request.holder).await.map_err(status::of)?;
+                let renewed = registry.keep_alive(&request.name, &request.holder, request.status).await;
+                let ttl_seconds = renewed.map_err(status::of)?;
                 Ok(KeepAliveResponse { ttl_seconds })
             }
         });

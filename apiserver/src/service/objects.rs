@@ -7,7 +7,7 @@ use steady_core::v1::{
     ApplyRequest, ApplyResponse, CommitRequest, CommitResponse, DeleteRequest, DeleteResponse, GetRequest, GetResponse,
     ListRequest, ListResponse, Object, WatchRequest, WatchResponse,
 };
-use steady_core::{Key, Kind};
+use steady_core::{Key, Kind, KindExt};
 use tonic::{Request, Response, Status};
 
 use super::{selects, status, watch};
@@ -41,12 +41,14 @@ impl Objects for ObjectsService {
         let limit = if request.limit <= 0 { MAX_PAGE } else { (request.limit as usize).min(MAX_PAGE) };
         let selector = request.selector.unwrap_or_default();
         let view = self.registry.fresh_view().await.map_err(status::of)?;
-        let found = view.of_kind(kind).filter(|object| selects(&selector, object));
-        let mut items: Vec<Object> = found
-            .skip_while(|object| !request.after.is_empty() && Key::of(object).to_path() <= request.after)
-            .take(limit + 1)
-            .map(|object| Object::clone(object))
-            .collect();
+        let after = match request.after.as_str() {
+            "" => None,
+            after => Some(Key::parse_path(after).ok().filter(|key| key.kind == kind).ok_or_else(|| {
+                Status::invalid_argument(format!("after: `{after}` is not the `next` of a page of {}", kind.plural()))
+            })?),
+        };
+        let found = view.of_kind_after(kind, after.as_ref()).filter(|object| selects(&selector, object));
+        let mut items: Vec<Object> = found.take(limit + 1).map(|object| Object::clone(object)).collect();
         let more = items.len() > limit;
         items.truncate(limit);
         let next = if more { items.last().map(|o| Key::of(o).to_path()).unwrap_or_default() } else { String::new() };

@@ -1,5 +1,7 @@
 //! Registry errors as gRPC statuses.
 
+use std::collections::HashMap;
+
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -22,6 +24,10 @@ pub(super) fn of(error: RegistryError) -> Status {
         RegistryError::NotFound(key) => Status::not_found(format!("there is no {key}")),
         RegistryError::Exists(message) => Status::already_exists(message),
         RegistryError::Stale(message) => Status::aborted(message),
+        error @ RegistryError::Fenced(..) => {
+            let details = ErrorDetails::with_error_info("LEASE_LOST", "steady", HashMap::new());
+            Status::with_error_details(Code::Aborted, error.to_string(), details)
+        }
         RegistryError::Refused(message) => Status::failed_precondition(message),
         RegistryError::Unavailable(message) => Status::unavailable(message),
         error @ RegistryError::Full(_) => Status::resource_exhausted(error.to_string()),

@@ -1,13 +1,13 @@
 //! One watcher: a snapshot, and then every change from a cursor of its own in the cache's ring.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{self, Stream};
 use steady_core::v1::watch_response::Phase;
 use steady_core::v1::{Object, Selector, WatchEvent, WatchRequest, WatchResponse};
-use steady_core::{Kind, KindExt, Revision};
+use steady_core::{Key, Kind, KindExt, Revision, View};
+use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::selects;
@@ -18,12 +18,19 @@ const MAX_EVENTS: usize = 500;
 /// A watcher hears at least this often how far the cache is.
 const BOOKMARK: Duration = Duration::from_secs(10);
 
+/// A watcher that takes nothing for so long is cut off.
+const SLOW: Duration = Duration::from_secs(60);
+/// Responses that may wait for a watcher.
+const WAITING: usize = 4;
+
 struct Watcher {
     cache: Cache,
     kinds: Vec<Kind>,
     selector: Selector,
-    /// Everything up to here was sent, or is in `ready`.
+    /// Everything up to here was sent, or is in `ready` or `snapshot`.
     at: Revision,
+    /// What is left of the snapshot: its view, the kinds to come, the last object that was sent.
+    snapshot: Option<Snapshot>,
     ready: VecDeque<WatchResponse>,
     /// Names this process.
     server: i64,
@@ -31,7 +38,14 @@ struct Watcher {
     sent: i64,
 }
 
-/// The stream of a request. It ends with `OUT_OF_RANGE` when the watcher fell behind what is kept.
+struct Snapshot {
+    view: View,
+    kinds: VecDeque<Kind>,
+    after: Option<Key>,
+}
+
+/// The stream of a request. It ends with `OUT_OF_RANGE` when the watcher fell behind what is kept, and with
+/// `RESOURCE_EXHAUSTED` when it took nothing for a minute: whoever does not read must not hold memory.
 pub(super) fn stream(
     cache: Cache,
     server: i64,
@@ -41,58 +55,82 @@ pub(super) fn stream(
     if kinds.is_empty() {
         kinds.extend(Kind::USER);
     }
-    let mut watcher = Watcher {
+    let first = request.after_revision == 0;
+    let view = first.then(|| cache.view());
+    let watcher = Watcher {
+        at: view.as_ref().map_or(Revision(request.after_revision), View::revision),
+        snapshot: view.map(|view| Snapshot { view, kinds: kinds.clone().into(), after: None }),
         cache,
         kinds,
         selector: request.selector.unwrap_or_default(),
-        at: Revision(request.after_revision),
         ready: VecDeque::new(),
         server,
         sent: 0,
     };
-    if request.after_revision == 0 {
-        watcher.snapshot();
-    }
-    stream::unfold(Some(watcher), |watcher| async move {
-        let mut watcher = watcher?;
-        match watcher.next().await {
-            Ok(response) => {
-                watcher.sent += 1;
-                let (sequence, server) = (watcher.sent, watcher.server);
-                Some((Ok(WatchResponse { sequence, server, ..response }), Some(watcher)))
+    let (sender, receiver) = mpsc::channel(WAITING);
+    tokio::spawn(watcher.run(sender));
+    stream::unfold(Some(receiver), |receiver| async move {
+        let mut receiver = receiver?;
+        match receiver.recv().await {
+            Some(Ok(response)) => Some((Ok(response), Some(receiver))),
+            Some(Err(status)) => Some((Err(status), None)),
+            None => {
+                let message = format!("nothing was read for {} s; watch anew, and read faster", SLOW.as_secs());
+                Some((Err(Status::resource_exhausted(message)), None))
             }
-            Err(status) => Some((Err(status), None)),
         }
     })
 }
 
 impl Watcher {
-    fn snapshot(&mut self) {
-        let view = self.cache.view();
-        self.at = view.revision();
-        for kind in self.kinds.clone() {
-            let wanted: Vec<&Arc<Object>> =
-                view.of_kind(kind).filter(|object| selects(&self.selector, object)).collect();
-            for part in wanted.chunks(MAX_EVENTS) {
-                let events = part.iter().map(|o| WatchEvent { object: Some(Object::clone(o)), deleted: false });
-                self.ready.push_back(WatchResponse {
-                    phase: Phase::Init.into(),
-                    revision: self.at.0,
-                    events: events.collect(),
-                    more: true,
-                    ..WatchResponse::default()
-                });
+    async fn run(mut self, sender: mpsc::Sender<Result<WatchResponse, Status>>) {
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = sender.closed() => return,
+                next = self.next() => next,
+            };
+            let over = next.is_err();
+            let next = next.map(|response| {
+                self.sent += 1;
+                WatchResponse { sequence: self.sent, server: self.server, ..response }
+            });
+            if sender.send_timeout(next, SLOW).await.is_err() || over {
+                return;
             }
         }
-        let done = WatchResponse { phase: Phase::InitDone.into(), revision: self.at.0, ..WatchResponse::default() };
-        self.ready.push_back(done);
+    }
+
+    /// The next part of the snapshot; the last one says that it is whole.
+    fn part(&mut self) -> Option<WatchResponse> {
+        let snapshot = self.snapshot.as_mut()?;
+        let mut response = WatchResponse { revision: self.at.0, ..WatchResponse::default() };
+        while let Some(kind) = snapshot.kinds.front().copied() {
+            let rest = snapshot.view.of_kind_after(kind, snapshot.after.as_ref());
+            let wanted = rest.filter(|object| selects(&self.selector, object)).take(MAX_EVENTS);
+            let events = wanted.map(|o| WatchEvent { object: Some(Object::clone(o)), deleted: false });
+            response.events = events.collect();
+            snapshot.after = response.events.last().and_then(|event| event.object.as_ref()).map(Key::of);
+            if response.events.len() < MAX_EVENTS {
+                snapshot.kinds.pop_front();
+                snapshot.after = None;
+            }
+            if !response.events.is_empty() {
+                response.more = true;
+                response.set_phase(Phase::Init);
+                return Some(response);
+            }
+        }
+        self.snapshot = None;
+        response.set_phase(Phase::InitDone);
+        Some(response)
     }
 
     async fn next(&mut self) -> Result<WatchResponse, Status> {
         let mut progress = self.cache.progress();
         let deadline = tokio::time::Instant::now() + BOOKMARK;
         loop {
-            if let Some(response) = self.ready.pop_front() {
+            if let Some(response) = self.part().or_else(|| self.ready.pop_front()) {
                 return Ok(response);
             }
             let seen = self.at;

@@ -46,6 +46,7 @@ async fn told(changes: &mut super::Changes, up_to: Revision) -> Vec<String> {
 pub async fn run<S: Storage + 'static>(fresh: impl Fn() -> Arc<S>) {
     reads_and_revisions(&*fresh()).await;
     transactions(&*fresh()).await;
+    groups(&*fresh()).await;
     watches(&*fresh()).await;
     compaction(&*fresh()).await;
     leases(&*fresh()).await;
@@ -86,6 +87,32 @@ async fn transactions(store: &dyn Storage) {
     assert_eq!(&store.get("/steady/t/a").await.unwrap().unwrap().value[..], b"2", "nothing was written");
     let only_compared = Txn { compares: vec![Compare::Modified("/steady/t/a".into(), next)], ops: vec![] };
     assert_eq!(store.txn(only_compared).await.unwrap(), Outcome::Committed(next));
+}
+
+async fn groups(store: &dyn Storage) {
+    let at = write(store, vec![put("/steady/g/a", "1"), put("/steady/g/b", "1"), put("/steady/g/fence", "1")]).await;
+    let txn = |compares: &[(&str, Revision)], ops: Vec<Op>| Txn {
+        compares: compares.iter().map(|(key, at)| Compare::Modified((*key).into(), *at)).collect(),
+        ops,
+    };
+    let fence = ("/steady/g/fence", at);
+    let group = vec![
+        txn(&[fence, ("/steady/g/a", at)], vec![put("/steady/g/a", "2")]),
+        txn(&[fence, ("/steady/g/b", Revision(1))], vec![put("/steady/g/b", "2")]),
+        txn(&[fence, ("/steady/g/c", Revision(0))], vec![put("/steady/g/c", "1"), delete("/steady/g/none")]),
+    ];
+    let outcomes = store.group(group).await.unwrap();
+    let next = Revision(at.0 + 1);
+    let conflict = Outcome::Conflict { revision: next, failed: vec![1] };
+    assert_eq!(outcomes, [Outcome::Committed(next), conflict, Outcome::Committed(next)], "each its own outcome");
+    let listing = store.list("/steady/g/").await.unwrap();
+    let values: Vec<&[u8]> = listing.entries.iter().map(|e| &e.value[..]).collect();
+    assert_eq!(values, [b"2", b"1", b"1", b"1"], "a, b, c, fence");
+    let twice = vec![txn(&[], vec![put("/steady/g/a", "3")]), txn(&[], vec![put("/steady/g/a", "4")])];
+    assert!(matches!(store.group(twice).await, Err(StorageError::Refused(_))), "a key is written once in a group");
+    let wide = (0..70).map(|n| txn(&[], (0..70).map(|i| put(&format!("/steady/g/{n}/{i}"), "")).collect())).collect();
+    assert!(matches!(store.group(wide).await, Err(StorageError::Refused(_))), "more than the store takes");
+    assert_eq!(store.revision().await.unwrap(), next, "nothing of it happened");
 }
 
 async fn watches(store: &dyn Storage) {

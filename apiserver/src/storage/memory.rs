@@ -13,7 +13,8 @@ use steady_core::{Clock, Revision, Timestamp};
 use tokio::sync::watch;
 
 use super::{
-    Batch, Change, Changes, Compare, Entry, LeaseId, Listing, MAX_TXN_OPS, Op, Outcome, Storage, StorageError, Txn,
+    Batch, Change, Changes, Compare, Entry, Health, LeaseId, Listing, MAX_TXN_OPS, Op, Outcome, Storage, StorageError,
+    Txn,
 };
 
 struct Lease {
@@ -112,25 +113,58 @@ impl State {
     }
 
     fn apply(&mut self, txn: Txn) -> Result<Outcome, StorageError> {
-        let failed: Vec<usize> =
-            txn.compares.iter().enumerate().filter(|(_, c)| !self.holds(c)).map(|(i, _)| i).collect();
+        let failed = self.failed(&txn);
         if !failed.is_empty() {
             return Ok(Outcome::Conflict { revision: self.revision, failed });
         }
-        let leases_known = txn.ops.iter().all(|op| match op {
-            Op::Put { lease: Some(lease), .. } => self.leases.contains_key(&lease.0),
-            _ => true,
-        });
-        if !leases_known {
+        if !self.leases_known(&txn) {
             return Err(StorageError::LeaseGone);
         }
-        let writes = txn.ops.iter().any(|op| match op {
-            Op::Put { .. } => true,
-            Op::Delete { key } => self.entries.contains_key(key),
-        });
-        if writes {
+        if self.writes(&txn) {
             self.revision.0 += 1;
         }
+        self.write(txn);
+        Ok(Outcome::Committed(self.revision))
+    }
+
+    /// Transactions that touch none of each other's keys, at one revision.
+    fn apply_group(&mut self, txns: Vec<Txn>) -> Vec<Outcome> {
+        let failed: Vec<Vec<usize>> = txns.iter().map(|txn| self.failed(txn)).collect();
+        if txns.iter().zip(&failed).any(|(txn, failed)| failed.is_empty() && self.writes(txn)) {
+            self.revision.0 += 1;
+        }
+        let revision = self.revision;
+        let outcome = |(txn, failed): (Txn, Vec<usize>)| {
+            if !failed.is_empty() {
+                return Outcome::Conflict { revision, failed };
+            }
+            self.write(txn);
+            Outcome::Committed(revision)
+        };
+        txns.into_iter().zip(failed).map(outcome).collect()
+    }
+
+    fn failed(&self, txn: &Txn) -> Vec<usize> {
+        txn.compares.iter().enumerate().filter(|(_, c)| !self.holds(c)).map(|(i, _)| i).collect()
+    }
+
+    fn leases_known(&self, txn: &Txn) -> bool {
+        txn.ops.iter().all(|op| match op {
+            Op::Put { lease: Some(lease), .. } => self.leases.contains_key(&lease.0),
+            _ => true,
+        })
+    }
+
+    /// Whether there is anything to write.
+    fn writes(&self, txn: &Txn) -> bool {
+        txn.ops.iter().any(|op| match op {
+            Op::Put { .. } => true,
+            Op::Delete { key } => self.entries.contains_key(key),
+        })
+    }
+
+    /// Writes, as of the revision that is.
+    fn write(&mut self, txn: Txn) {
         for op in txn.ops {
             match op {
                 Op::Put { key, value, lease } => {
@@ -143,7 +177,6 @@ impl State {
                 Op::Delete { key } => self.delete(&key),
             }
         }
-        Ok(Outcome::Committed(self.revision))
     }
 
     /// Changes of a prefix after a revision, whole revisions only.
@@ -165,13 +198,11 @@ fn check_size(txn: &Txn) -> Result<(), StorageError> {
     if txn.ops.len() > MAX_TXN_OPS || txn.compares.len() > MAX_TXN_OPS {
         return Err(StorageError::Refused("too many operations in one transaction".into()));
     }
-    let mut keys: Vec<&str> = txn
-        .ops
-        .iter()
-        .map(|op| match op {
-            Op::Put { key, .. } | Op::Delete { key } => key.as_str(),
-        })
-        .collect();
+    check_keys(&txn.ops)
+}
+
+fn check_keys<'a>(ops: impl IntoIterator<Item = &'a Op>) -> Result<(), StorageError> {
+    let mut keys: Vec<&str> = ops.into_iter().map(Op::key).collect();
     keys.sort_unstable();
     if keys.windows(2).any(|pair| pair[0] == pair[1]) {
         return Err(StorageError::Refused("a key is written twice in one transaction".into()));
@@ -209,6 +240,24 @@ impl Storage for Memory {
         let outcome = self.lock().apply(txn);
         self.tell();
         outcome
+    }
+
+    async fn group(&self, txns: Vec<Txn>) -> Result<Vec<Outcome>, StorageError> {
+        self.expire();
+        let width = txns.iter().map(|txn| txn.compares.len().max(txn.ops.len())).max().unwrap_or(0);
+        if txns.len() + width > MAX_TXN_OPS {
+            return Err(StorageError::Refused("too many operations in one transaction".into()));
+        }
+        // As one: no key is written twice.
+        check_keys(txns.iter().flat_map(|txn| &txn.ops))?;
+        let mut state = self.lock();
+        if !txns.iter().all(|txn| state.leases_known(txn)) {
+            return Err(StorageError::LeaseGone);
+        }
+        let outcomes = state.apply_group(txns);
+        drop(state);
+        self.tell();
+        Ok(outcomes)
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Changes, StorageError> {
@@ -269,6 +318,15 @@ impl Storage for Memory {
         let kept = state.history.partition_point(|(revision, _)| *revision <= before);
         state.history.drain(..kept);
         Ok(())
+    }
+
+    async fn health(&self) -> Result<Health, StorageError> {
+        Ok(Health::default())
+    }
+
+    async fn make_room(&self) -> Result<(), StorageError> {
+        let now = self.revision().await?;
+        self.compact(now).await
     }
 }
 

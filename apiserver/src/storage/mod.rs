@@ -8,6 +8,7 @@
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod etcd;
+mod grouped;
 mod memory;
 
 use std::time::Duration;
@@ -17,7 +18,8 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use steady_core::Revision;
 
-pub use etcd::{Etcd, EtcdSettings};
+pub use etcd::{Etcd, EtcdSettings, EtcdTls};
+pub use grouped::Grouped;
 pub use memory::Memory;
 
 /// Most comparisons, and most operations, of one transaction (etcd's `--max-txn-ops`).
@@ -86,6 +88,23 @@ pub enum Op {
         /// Its key.
         key: String,
     },
+}
+
+impl Op {
+    /// The key that is written.
+    pub fn key(&self) -> &str {
+        match self {
+            Op::Put { key, .. } | Op::Delete { key } => key,
+        }
+    }
+
+    /// Bytes of its key and value.
+    pub fn size(&self) -> usize {
+        match self {
+            Op::Put { key, value, .. } => key.len() + value.len(),
+            Op::Delete { key } => key.len(),
+        }
+    }
 }
 
 /// Writes that all happen if every comparison holds, and none otherwise. A key is written at most once.
@@ -157,6 +176,49 @@ pub enum StorageError {
     NoSpace(String),
 }
 
+/// How a store is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Every member that is known.
+    pub members: Vec<MemberHealth>,
+    /// What stands in the way of writing.
+    pub alarms: Vec<Alarm>,
+}
+
+/// How a member of the store is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MemberHealth {
+    /// Where it answers.
+    pub endpoint: String,
+    /// As the store numbers it.
+    pub id: u64,
+    /// As it calls itself.
+    pub name: String,
+    /// Of its program.
+    pub version: String,
+    /// It leads.
+    pub leads: bool,
+    /// It does not vote yet.
+    pub learner: bool,
+    /// Bytes of its file.
+    pub size: u64,
+    /// Bytes of the file that hold something.
+    pub in_use: u64,
+    /// Bytes that the file may grow to; then nothing is written any more.
+    pub quota: u64,
+    /// Why it did not answer; empty when it did.
+    pub error: String,
+}
+
+/// What stands in the way of writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alarm {
+    /// The store's file is as large as it may be.
+    NoSpace,
+    /// Something else: a member's file is broken.
+    Other,
+}
+
 /// A store of keys. All reads are linearizable.
 #[async_trait]
 pub trait Storage: Send + Sync {
@@ -168,6 +230,10 @@ pub trait Storage: Send + Sync {
     async fn revision(&self) -> Result<Revision, StorageError>;
     /// Writes all or nothing. An [`StorageError::Unavailable`] leaves open whether it happened.
     async fn txn(&self, txn: Txn) -> Result<Outcome, StorageError>;
+    /// Several transactions in one request, each with its own outcome. None writes what another compares or writes. An
+    /// error is of all of them; after a [`StorageError::Refused`], [`StorageError::NoSpace`] or
+    /// [`StorageError::LeaseGone`] none happened.
+    async fn group(&self, txns: Vec<Txn>) -> Result<Vec<Outcome>, StorageError>;
     /// Every change of a prefix after a revision, in order, without gap; [`StorageError::Compacted`] when there would
     /// be one.
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Changes, StorageError>;
@@ -181,4 +247,8 @@ pub trait Storage: Send + Sync {
     async fn revoke(&self, lease: LeaseId) -> Result<(), StorageError>;
     /// Forgets the history before a revision.
     async fn compact(&self, before: Revision) -> Result<(), StorageError>;
+    /// How it is.
+    async fn health(&self) -> Result<Health, StorageError>;
+    /// Forgets every past, shrinks its files, and takes back the alarm that it is full.
+    async fn make_room(&self) -> Result<(), StorageError>;
 }

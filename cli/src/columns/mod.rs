@@ -23,12 +23,19 @@ pub struct Columns {
     kind: Kind,
     wide: bool,
     clusters: bool,
+    controllers: bool,
 }
 
 impl Columns {
     /// Columns of a kind: `wide` shows more of them, `clusters` which cluster each object is of.
     pub fn new(kind: Kind, wide: bool, clusters: bool) -> Self {
-        Columns { kind, wide, clusters: clusters && kind.in_cluster() }
+        Columns { kind, wide, clusters: clusters && kind.in_cluster(), controllers: false }
+    }
+
+    /// Leases as the controllers that hold them.
+    #[must_use]
+    pub fn of_controllers(self) -> Self {
+        Columns { controllers: true, ..self }
     }
 
     /// Kinds without which a row cannot be told.
@@ -76,6 +83,7 @@ impl Columns {
             ),
             Kind::Cluster => (&["NAME", "SERVICES", "TASKS", "INSTANCES"], &[]),
             Kind::Event => (&["AGE", "SEVERITY", "ABOUT", "REASON", "MESSAGE"], &["SOURCE"]),
+            Kind::Lease if self.controllers => (&["CONTROLLER", "LEADER", "SINCE", "QUEUE", "LAST-ERROR"], &[]),
             Kind::Lease => (&["NAME", "HOLDER", "TTL", "AGE"], &[]),
             _ => (&["NAME", "AGE"], &[]),
         };
@@ -95,6 +103,7 @@ impl Columns {
             Kind::Deployment => deployment(object, age),
             Kind::Cluster => (counts::cluster(object, world), vec![]),
             Kind::Event => event(object, now),
+            Kind::Lease if self.controllers => (controller(object, now), vec![]),
             Kind::Lease => (lease(object, now), vec![]),
             _ => (vec![object.name().into(), age.into()], vec![]),
         };
@@ -197,6 +206,19 @@ fn lease(object: &Object, now: Timestamp) -> Vec<Cell> {
     let spec = object.as_lease().and_then(|l| l.spec.clone()).unwrap_or_default();
     let age = span::age(spec.acquired_at.as_ref().or(object.meta().created.as_ref()), now);
     vec![object.name().into(), spec.holder.into(), format!("{}s", spec.ttl_seconds).into(), age.into()]
+}
+
+/// The controller that a lease makes the leader.
+fn controller(object: &Object, now: Timestamp) -> Vec<Cell> {
+    let spec = object.as_lease().and_then(|l| l.spec.clone()).unwrap_or_default();
+    let status = object.as_lease().and_then(|l| l.status.clone()).unwrap_or_default();
+    let since = span::age(spec.acquired_at.as_ref(), now);
+    let error = match &status.last_error_at {
+        Some(at) => format!("{} ago: {}", span::age(Some(at), now), status.last_error),
+        None => "-".to_owned(),
+    };
+    let name = object.name().split_once('.').map_or(object.name(), |(_, name)| name);
+    vec![name.into(), spec.holder.into(), since.into(), status.queue_depth.to_string().into(), error.into()]
 }
 
 /// Puts objects of one kind into the order in which a person looks for them.

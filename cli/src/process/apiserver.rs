@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use steady_apiserver::bundled::BundledEtcd;
 use steady_apiserver::server::Server;
-use steady_apiserver::storage::{Etcd, EtcdSettings, Storage};
+use steady_apiserver::storage::{Etcd, EtcdSettings, Grouped, Storage};
 
 use super::ending::ending;
 use super::hidden::guard_words;
@@ -15,6 +15,13 @@ use super::{Apiserver, log};
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::out::note;
+
+/// Groups of writes that may be under way: with one, every write waits for the group before it.
+const GROUPS: usize = 2;
+
+fn grouped(etcd: Etcd) -> Arc<dyn Storage> {
+    Arc::new(Grouped::new(Arc::new(etcd), GROUPS))
+}
 
 /// The store, and the etcd that was started for it.
 pub(super) struct Store {
@@ -26,16 +33,16 @@ impl Store {
     /// Connects to an etcd that is there, or starts the bundled one on a directory.
     pub(super) async fn open(endpoints: &[String], directory: &Path) -> Result<Self, Failure> {
         if !endpoints.is_empty() {
-            let settings = EtcdSettings { endpoints: endpoints.to_vec() };
+            let settings = EtcdSettings { endpoints: endpoints.to_vec(), tls: None };
             let store = Etcd::connect(&settings).await.map_err(|e| {
                 Failure::failed(format!("etcd at {} does not answer: {e}; check --etcd", endpoints.join(",")))
             })?;
-            return Ok(Store { storage: Arc::new(store), bundled: None });
+            return Ok(Store { storage: grouped(store), bundled: None });
         }
         let guard = guard_words().map_err(|e| Failure::failed(e.to_string()))?;
         let (bundled, store) =
             BundledEtcd::start(directory, &guard).await.map_err(|e| Failure::failed(e.to_string()))?;
-        Ok(Store { storage: Arc::new(store), bundled: Some(bundled) })
+        Ok(Store { storage: grouped(store), bundled: Some(bundled) })
     }
 
     /// Waits until the etcd that was started ends by itself, which is always an error.

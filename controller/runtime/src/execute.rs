@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use steady_core::v1::{self, CommitRequest, Fence, SequencerExpect};
 use steady_core::{Change, Revision, task};
 use tonic::{Code, Status};
+use tonic_types::StatusExt;
 
 use crate::Client;
 use crate::client::{DEADLINE, within};
@@ -17,6 +18,8 @@ const MAX_CHANGES: usize = 100;
 pub(crate) enum Failure {
     /// Something changed since the view that was planned on: look again.
     Stale(String),
+    /// The lease is another's.
+    Fenced,
     /// No answer: the commit may have happened. Look at a view that is newer than now before doing anything.
     Unknown(Status),
     /// The API refuses it as it is: a defect of the plan.
@@ -57,6 +60,7 @@ async fn commit(client: &Client, request: CommitRequest) -> Result<v1::CommitRes
     let mut objects = client.objects();
     within(DEADLINE, objects.commit(request)).await.map(tonic::Response::into_inner).map_err(|status| {
         match status.code() {
+            Code::Aborted if is_fenced(&status) => Failure::Fenced,
             Code::Aborted => Failure::Stale(status.message().to_owned()),
             Code::InvalidArgument | Code::FailedPrecondition | Code::AlreadyExists | Code::NotFound => {
                 Failure::Refused(status)
@@ -64,6 +68,11 @@ async fn commit(client: &Client, request: CommitRequest) -> Result<v1::CommitRes
             _ => Failure::Unknown(status),
         }
     })
+}
+
+fn is_fenced(status: &Status) -> bool {
+    let info = status.get_details_error_info();
+    info.is_some_and(|info| info.reason == "LEASE_LOST" && info.domain == "steady")
 }
 
 /// Groups as commits: none is split, and small ones go together.

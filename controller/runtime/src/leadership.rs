@@ -3,10 +3,11 @@
 //! Leadership is for efficiency, the epoch for safety: a leader that was paused believes what it likes, its
 //! commits are refused.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use steady_core::v1::{AcquireRequest, Fence, KeepAliveRequest, ReleaseRequest};
+use steady_core::v1::{AcquireRequest, Fence, KeepAliveRequest, LeaseStatus, ReleaseRequest};
 use steady_core::{Key, Kind, Revision};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -34,6 +35,8 @@ pub(crate) struct Leadership {
     /// A leader looks at a view no older than this.
     pub(crate) since: Revision,
     holder: String,
+    /// How this leader is doing; told with each renewal.
+    pub(crate) doing: Arc<watch::Sender<LeaseStatus>>,
     lost: watch::Receiver<bool>,
     renewing: tokio::task::JoinHandle<()>,
 }
@@ -73,12 +76,14 @@ impl Leadership {
 
     fn hold(client: Client, name: String, holder: &str, epoch: i64, since: Revision) -> Self {
         let (tell, lost) = watch::channel(false);
-        let request = KeepAliveRequest { name: name.clone(), holder: holder.into() };
+        let request = KeepAliveRequest { name: name.clone(), holder: holder.into(), status: None };
+        let doing = Arc::new(watch::Sender::new(LeaseStatus::default()));
+        let told = doing.subscribe();
         let renewing = tokio::spawn(async move {
-            renew(&client, request).await;
+            renew(&client, request, told).await;
             tell.send_replace(true);
         });
-        Leadership { fence: Fence { lease: name, epoch }, since, holder: holder.into(), lost, renewing }
+        Leadership { fence: Fence { lease: name, epoch }, since, holder: holder.into(), doing, lost, renewing }
     }
 
     /// Returns when the lease is lost, or may be.
@@ -101,12 +106,13 @@ impl Drop for Leadership {
 }
 
 /// Renews until the lease is lost or its time is over without a renewal.
-async fn renew(client: &Client, request: KeepAliveRequest) {
+async fn renew(client: &Client, request: KeepAliveRequest, doing: watch::Receiver<LeaseStatus>) {
+    let request = || KeepAliveRequest { status: Some(doing.borrow().clone()), ..request.clone() };
     let mut renewed = Instant::now();
     while renewed.elapsed() < TTL {
         let (beats, stream) = mpsc::channel(1);
         let opened = async {
-            beats.send(request.clone()).await.ok()?;
+            beats.send(request()).await.ok()?;
             client.leases().keep_alive(ReceiverStream::new(stream)).await.ok()
         };
         let Ok(Some(answers)) = tokio::time::timeout(RENEWAL, opened).await else {
@@ -123,7 +129,7 @@ async fn renew(client: &Client, request: KeepAliveRequest) {
                 _ => break,
             }
             tokio::time::sleep(RENEWAL).await;
-            if beats.send(request.clone()).await.is_err() {
+            if beats.send(request()).await.is_err() {
                 break;
             }
         }

@@ -79,6 +79,11 @@ impl Queue {
         }
     }
 
+    /// How many keys wait for nothing but their turn, or are planned at the moment.
+    pub fn depth(&self) -> usize {
+        self.ready.len() + self.busy.len()
+    }
+
     /// How many keys wait.
     pub fn len(&self) -> usize {
         self.ready.len() + self.later.len()

@@ -8,7 +8,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use steady_core::guard::{self, Guard};
-use steady_core::v1::{Fence, Object};
+use steady_core::v1::{Fence, LeaseStatus, Object};
 use steady_core::{Clock, Key, Kind, Revision, Timestamp, View};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
@@ -31,7 +31,9 @@ enum Outcome {
     /// Planned, and executed up to this revision.
     Done { wake_at: Option<Timestamp>, reached: Option<Revision> },
     /// Look again, not before the view holds this revision.
-    Again { after: Revision, lost: bool },
+    Again { after: Revision, error: Option<String> },
+    /// The lease is another's.
+    Fenced,
 }
 
 type Passes = FuturesUnordered<BoxFuture<'static, (Key, Outcome)>>;
@@ -52,9 +54,10 @@ pub async fn run<C: Controller>(
             taken = Leadership::take(&client, &reflector, C::NAME, &holder) => taken,
             _ = ending.wait_for(|ending| *ending) => return,
         };
+        let doing = Arc::clone(&leadership.doing);
         let ended = tokio::select! {
             biased;
-            () = lead(&shared, leadership.fence.clone(), leadership.since) => false,
+            () = lead(&shared, leadership.fence.clone(), leadership.since, &doing) => false,
             () = leadership.lost() => false,
             _ = ending.wait_for(|ending| *ending) => true,
         };
@@ -74,7 +77,12 @@ struct Shared<C> {
 }
 
 /// Plans and executes until a commit says that the lease is another's.
-async fn lead<C: Controller>(shared: &Arc<Shared<C>>, fence: Fence, since: Revision) {
+async fn lead<C: Controller>(
+    shared: &Arc<Shared<C>>,
+    fence: Fence,
+    since: Revision,
+    doing: &watch::Sender<LeaseStatus>,
+) {
     let mut news = shared.reflector.news();
     let view = shared.reflector.reach(since).await;
     let mut queue = Queue::default();
@@ -88,6 +96,8 @@ async fn lead<C: Controller>(shared: &Arc<Shared<C>>, fence: Fence, since: Revis
             let gate = gates.get(&key).copied().unwrap_or(since);
             passes.push(Box::pin(pass(Arc::clone(shared), fence.clone(), key, gate)));
         }
+        let depth = i32::try_from(queue.depth()).unwrap_or(i32::MAX);
+        doing.send_if_modified(|doing| std::mem::replace(&mut doing.queue_depth, depth) != depth);
         let wake = queue.next_at().map(|at| at.since(shared.clock.now()));
         tokio::select! {
             biased;
@@ -103,9 +113,14 @@ async fn lead<C: Controller>(shared: &Arc<Shared<C>>, fence: Fence, since: Revis
                         queue.add(key);
                     }
                 }
-                Outcome::Again { after, lost } => {
-                    if lost {
-                        return;
+                Outcome::Fenced => return,
+                Outcome::Again { after, error } => {
+                    if let Some(error) = error {
+                        let now = shared.clock.now();
+                        doing.send_modify(|doing| {
+                            doing.last_error = format!("{key}: {error}");
+                            doing.last_error_at = Some(now.into());
+                        });
                     }
                     gates.insert(key.clone(), after);
                     if !guard::stands(Guard::Retry) {
@@ -176,11 +191,12 @@ async fn again(client: &Client, controller: &str, key: &Key, seen: Revision, fai
     match failure {
         Failure::Stale(message) => {
             tracing::debug!(controller, %key, message, "looking again");
-            Outcome::Again { after: seen, lost: message.contains("no longer held") }
+            Outcome::Again { after: seen, error: None }
         }
+        Failure::Fenced => Outcome::Fenced,
         Failure::Refused(status) => {
             tracing::error!(controller, %key, message = status.message(), "the API refused a plan");
-            Outcome::Again { after: seen, lost: false }
+            Outcome::Again { after: seen, error: Some(format!("the API refused a plan: {}", status.message())) }
         }
         Failure::Unknown(status) => {
             tracing::warn!(controller, %key, message = status.message(), "the outcome of a commit is unknown");
@@ -192,7 +208,7 @@ async fn again(client: &Client, controller: &str, key: &Key, seen: Revision, fai
                     Err(_) => tokio::time::sleep(UNREACHABLE).await,
                 }
             };
-            Outcome::Again { after, lost: false }
+            Outcome::Again { after, error: Some(format!("a commit's outcome is unknown: {}", status.message())) }
         }
     }
 }

@@ -20,6 +20,7 @@ mod store;
 mod trace;
 mod users;
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -74,6 +75,8 @@ pub(crate) struct World {
     apis: Mutex<Vec<Option<Arc<Api>>>>,
     trace: Mutex<Trace>,
     uids: AtomicU64,
+    /// Whose transactions are, by their mark.
+    marks: Mutex<HashMap<u64, Origin>>,
     /// What agents keep on disk.
     disk: TempDir,
     probe: Mutex<exhaustive::Probe>,
@@ -153,6 +156,7 @@ impl World {
             apis: Mutex::new(vec![None; settings.apis]),
             trace: Mutex::new(Trace::new(settings.trace)),
             uids: AtomicU64::new(0),
+            marks: Mutex::default(),
             disk,
             probe: Mutex::new(exhaustive::Probe::new(probe)),
             settings,
@@ -262,25 +266,50 @@ impl World {
         outcome
     }
 
+    /// Several transactions at once, each with what wrote it.
+    pub(crate) async fn commit_group(&self, txns: Vec<(Txn, Origin)>) -> Result<Vec<Outcome>, StorageError> {
+        let keys = |txn: &Txn| txn.ops.iter().map(|op| op.key().to_owned()).collect::<BTreeSet<String>>();
+        let parts: Vec<(BTreeSet<String>, Origin)> =
+            txns.iter().map(|(txn, origin)| (keys(txn), origin.clone())).collect();
+        let outcomes = self.memory.group(txns.into_iter().map(|(txn, _)| txn).collect()).await;
+        let committed = outcomes.iter().flatten().find_map(|outcome| match outcome {
+            Outcome::Committed(revision) => Some(*revision),
+            Outcome::Conflict { .. } => None,
+        });
+        self.show(|at, changes| {
+            if committed != Some(at) {
+                return vec![(changes.to_vec(), None)];
+            }
+            let of = |keys: &BTreeSet<String>| -> Vec<Change> {
+                changes.iter().filter(|change| keys.contains(path_of(change))).cloned().collect()
+            };
+            parts.iter().map(|(keys, origin)| (of(keys), Some(origin))).filter(|(part, _)| !part.is_empty()).collect()
+        });
+        outcomes
+    }
+
     /// Shows the judge what is new in the store. What was written at `revision` was written by `origin`.
     pub(crate) fn observe(&self, revision: Option<Revision>, origin: &Origin) {
+        self.show(|at, changes| vec![(changes.to_vec(), (revision == Some(at)).then_some(origin))]);
+    }
+
+    /// Shows the judge what is new in the store, each revision in the parts that were written by one.
+    fn show<'a>(&self, parts: impl Fn(Revision, &[Change]) -> Vec<(Vec<Change>, Option<&'a Origin>)>) {
         let mut judge = lock(&self.judge);
         let batch = match self.memory.after("", judge.view.revision()) {
             Ok(batch) => batch,
             Err(error) => return judge.fail(format!("the simulator missed revisions: {error}")),
         };
-        let mut changes = batch.changes.as_slice();
-        while let Some(at) = changes.first().map(revision_of) {
-            let count = changes.iter().take_while(|change| revision_of(change) == at).count();
-            let (these, rest) = changes.split_at(count);
-            changes = rest;
-            let whose = (revision == Some(at)).then_some(origin);
-            lock(&self.trace).revision(self.clock.as_ref(), at, these, whose);
-            judge.revision(at, these, whose);
-            for (instance, task) in judge.ended_of(these) {
-                let runs = self.machines.iter().any(|m| m.name == instance && m.runs(&task));
-                if runs {
-                    judge.fail(format!("task {task} was reported as ended, and its container runs on {instance}"));
+        for these in batch.changes.chunk_by(|one, next| revision_of(one) == revision_of(next)) {
+            let Some(at) = these.first().map(revision_of) else { continue };
+            for (these, whose) in parts(at, these) {
+                lock(&self.trace).revision(self.clock.as_ref(), at, &these, whose);
+                judge.revision(at, &these, whose);
+                for (instance, task) in judge.ended_of(&these) {
+                    let runs = self.machines.iter().any(|m| m.name == instance && m.runs(&task));
+                    if runs {
+                        judge.fail(format!("task {task} was reported as ended, and its container runs on {instance}"));
+                    }
                 }
             }
         }

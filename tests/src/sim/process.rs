@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use steady_agent::{Identity, Settings as AgentSettings};
 use steady_apiserver::server;
-use steady_apiserver::storage::Storage;
+use steady_apiserver::storage::{Grouped, Storage};
 use steady_controller::{Name, run_controllers};
 use steady_core::v1::{Attribute, ContainerInstanceSpec, InstanceResources};
 use tokio::sync::watch;
@@ -17,7 +17,7 @@ use super::World;
 use super::life::{Life, lock};
 use super::machine::MachineLink;
 use super::net;
-use super::store::StoreLink;
+use super::store::{Marked, StoreLink};
 
 /// What a process runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +83,10 @@ impl World {
     }
 
     async fn run_api(self: Arc<Self>, number: usize, life: Arc<Life>) {
-        let store: Arc<dyn Storage> = Arc::new(StoreLink { world: Arc::clone(&self), life: Arc::clone(&life) });
+        let mut store: Arc<dyn Storage> = Arc::new(StoreLink { world: Arc::clone(&self), life: Arc::clone(&life) });
+        if self.settings.grouped {
+            store = Arc::new(Marked { world: Arc::clone(&self), store: Grouped::new(store, 1) });
+        }
         let uids = Arc::clone(&self);
         let new_uid = Arc::new(move || format!("{:032x}", uids.uids.fetch_add(1, Ordering::Relaxed) + 1));
         let opened = server::open(store, Arc::clone(&life) as _, new_uid).await;

@@ -27,6 +27,8 @@ pub struct Settings {
     pub unrest: f64,
     /// Controllers hear late of everything, and containers end often: decisions are old when they land.
     pub stale: bool,
+    /// Writes are committed in groups.
+    pub grouped: bool,
     /// No faults at all.
     pub is_calm: bool,
     /// What is done instead of what chance says.
@@ -50,6 +52,7 @@ impl Settings {
             turmoil: if rng.u8(0..4) == 0 { rng.usize(100..200) } else { rng.usize(20..80) },
             unrest: [0.002, 0.01, 0.03][rng.usize(0..3)],
             stale: rng.u8(0..3) == 0,
+            grouped: rng.u8(0..3) == 0,
             is_calm: false,
             script: None,
             trace: false,
@@ -69,6 +72,7 @@ impl Settings {
             turmoil: 0,
             unrest: 0.0,
             stale: false,
+            grouped: false,
             is_calm: true,
             script: Some(script),
             trace: false,
