@@ -62,7 +62,7 @@ impl Session {
             .without_max_times();
         let mut delays = retries.build();
         loop {
-            let opened = tokio::time::Instant::now();
+            let (opened, place) = (tokio::time::Instant::now(), self.client.place());
             match self.open().await {
                 Ended::Finally(error) => return error,
                 Ended::Again(status) => {
@@ -76,7 +76,7 @@ impl Session {
             if opened.elapsed() > Duration::from_secs(10) {
                 delays = retries.build();
             }
-            self.client.rotate();
+            self.client.rotate(place);
             tokio::time::sleep(delays.next().unwrap_or_default()).await;
         }
     }

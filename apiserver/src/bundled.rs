@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use sha2::{Digest, Sha256};
 use tokio::sync::{oneshot, watch};
 
-use crate::storage::{Etcd, EtcdSettings};
+use crate::storage::{Etcd, EtcdSettings, Storage};
 
 #[cfg(bundled_etcd)]
 static BINARY: &[u8] = include_bytes!(env!("STEADY_BUNDLED_ETCD"));
@@ -54,6 +54,47 @@ pub enum BundledError {
     },
 }
 
+/// A member of an etcd of several.
+#[derive(Debug, Clone)]
+pub struct Membership {
+    /// As it calls itself.
+    pub name: String,
+    /// Where API servers reach it.
+    pub client_url: String,
+    /// Where the other members reach it.
+    pub peer_url: String,
+    /// Everyone when it starts for the first time, itself included: names and peer URLs.
+    pub cluster: Vec<(String, String)>,
+    /// The others are there already.
+    pub joins: bool,
+    /// Further arguments of etcd.
+    pub more: Vec<String>,
+}
+
+impl Membership {
+    /// Alone, on two ports of the loopback address that are free.
+    fn alone(directory: &Path) -> Result<Self, BundledError> {
+        let (client, peer) = free_ports().map_err(|error| file(directory, error))?;
+        let (client_url, peer_url) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
+        let (name, more) = ("steady".to_owned(), Vec::new());
+        Ok(Membership {
+            cluster: vec![(name.clone(), peer_url.clone())],
+            name,
+            client_url,
+            peer_url,
+            joins: false,
+            more,
+        })
+    }
+}
+
+/// Whether a directory holds the data of a bundled etcd. Without its log a member has never been one: whoever starts it
+/// as such founds a cluster.
+pub fn has_data(directory: &Path) -> bool {
+    let log = fs::read_dir(directory.join("etcd").join("member").join("wal"));
+    log.is_ok_and(|mut files| files.any(|file| file.is_ok_and(|f| f.path().extension().is_some_and(|e| e == "wal"))))
+}
+
 /// An etcd that runs as this process's child.
 pub struct BundledEtcd {
     /// Where it answers.
@@ -67,38 +108,63 @@ impl BundledEtcd {
     /// Starts it on a data directory. `guard` is the program and its first arguments that run a command which ends
     /// with its parent (`steady __guard`).
     pub async fn start(directory: &Path, guard: &[String]) -> Result<(Self, Etcd), BundledError> {
+        let (etcd, store) = Self::start_member(directory, guard, &Membership::alone(directory)?).await?;
+        etcd.answers(&store).await?;
+        Ok((etcd, store))
+    }
+
+    /// Starts a member of several. Returns once it says how it is: it may not vote yet, or wait for the others.
+    pub async fn start_member(
+        directory: &Path,
+        guard: &[String],
+        member: &Membership,
+    ) -> Result<(Self, Etcd), BundledError> {
         if BINARY.is_empty() {
             return Err(BundledError::NotBundled);
         }
         let program = unpack(&directory.join("bin"))?;
         let log = directory.join("etcd.log");
-        let (client, peer) = free_ports().map_err(|error| file(directory, error))?;
-        let endpoint = format!("http://127.0.0.1:{client}");
-        let mut command = command(guard, &program, directory, client, peer);
+        fs::create_dir_all(directory).map_err(|e| file(directory, e))?;
+        let endpoint = member.client_url.clone();
+        let mut command = command(guard, &program, directory, member);
         let output = fs::OpenOptions::new().create(true).append(true).open(&log).map_err(|e| file(&log, e))?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
         let (pid, ended) = spawn(command).await.map_err(|error| file(&program, error))?;
         let etcd = BundledEtcd { endpoint, pid, ended, log };
-        let store = etcd.answers().await?;
+        let settings = EtcdSettings { endpoints: vec![etcd.endpoint.clone()], tls: None };
+        let start = Instant::now();
+        let store = loop {
+            let last = match Etcd::open(&settings).await {
+                Ok(store) => match store.awake().await {
+                    Ok(()) => break store,
+                    Err(error) => error.to_string(),
+                },
+                Err(error) => error.to_string(),
+            };
+            etcd.goes_on(start, &last).await?;
+        };
         Ok((etcd, store))
     }
 
-    async fn answers(&self) -> Result<Etcd, BundledError> {
-        let settings = EtcdSettings { endpoints: vec![self.endpoint.clone()], tls: None };
+    /// Waits until it answers as a whole etcd does.
+    async fn answers(&self, store: &Etcd) -> Result<(), BundledError> {
         let start = Instant::now();
-        loop {
-            let last = match Etcd::connect(&settings).await {
-                Ok(store) => return Ok(store),
-                Err(error) => error.to_string(),
-            };
-            if let Some(status) = self.ended.borrow().clone() {
-                return Err(BundledError::Ended { status, log: self.log.clone() });
-            }
-            if start.elapsed() > PATIENCE {
-                return Err(BundledError::Silent { last, log: self.log.clone() });
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        while let Err(error) = store.revision().await {
+            self.goes_on(start, &error.to_string()).await?;
         }
+        Ok(())
+    }
+
+    /// Waits a little, unless it has ended or was waited for long enough.
+    async fn goes_on(&self, start: Instant, last: &str) -> Result<(), BundledError> {
+        if let Some(status) = self.ended.borrow().clone() {
+            return Err(BundledError::Ended { status, log: self.log.clone() });
+        }
+        if start.elapsed() > PATIENCE {
+            return Err(BundledError::Silent { last: last.to_owned(), log: self.log.clone() });
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        Ok(())
     }
 
     /// Waits until it ends.
@@ -151,17 +217,19 @@ fn free_ports() -> std::io::Result<(u16, u16)> {
     Ok((first.local_addr()?.port(), second.local_addr()?.port()))
 }
 
-fn command(guard: &[String], program: &Path, directory: &Path, client: u16, peer: u16) -> Command {
-    let (client, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
+fn command(guard: &[String], program: &Path, directory: &Path, member: &Membership) -> Command {
+    let cluster: Vec<String> = member.cluster.iter().map(|(name, url)| format!("{name}={url}")).collect();
     let mut words = guard.iter();
     let mut command = Command::new(words.next().map_or("", String::as_str));
     command.args(words).arg(program);
-    command.arg("--name=steady").arg(format!("--data-dir={}", directory.join("etcd").display()));
+    command.arg(format!("--name={}", member.name)).arg(format!("--data-dir={}", directory.join("etcd").display()));
+    let (client, peer) = (&member.client_url, &member.peer_url);
     command.arg(format!("--listen-client-urls={client}")).arg(format!("--advertise-client-urls={client}"));
     command.arg(format!("--listen-peer-urls={peer}")).arg(format!("--initial-advertise-peer-urls={peer}"));
-    command.arg(format!("--initial-cluster=steady={peer}"));
+    command.arg(format!("--initial-cluster={}", cluster.join(",")));
+    command.arg(format!("--initial-cluster-state={}", if member.joins { "existing" } else { "new" }));
     command.args(["--auto-compaction-mode=periodic", "--auto-compaction-retention=10m"]);
-    command.args(["--quota-backend-bytes=8589934592", "--log-level=warn"]);
+    command.args(["--quota-backend-bytes=8589934592", "--log-level=warn"]).args(&member.more);
     // In its own group, so that Ctrl-C on a terminal does not reach it before those who need it have ended.
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     command

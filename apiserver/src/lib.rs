@@ -4,9 +4,12 @@
 //! [`storage`]; what comes back through the store's watch into the [`cache`] is what every reader sees.
 //! The server keeps nothing of its own: run as many as you like.
 
+pub mod backup;
 pub mod bundled;
 pub mod cache;
+mod lanes;
 pub mod registry;
 pub mod server;
 mod service;
 pub mod storage;
+mod upkeep;

@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use steady_core::v1::admin_server::AdminServer;
 use steady_core::v1::agent_server::AgentServer;
 use steady_core::v1::leases_server::LeasesServer;
 use steady_core::v1::objects_server::ObjectsServer;
 use steady_core::v1::tasks_server::TasksServer;
-use steady_core::{Clock, Revision, SystemClock, v1};
+use steady_core::{Clock, Key, Revision, SystemClock, v1};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -16,9 +17,11 @@ use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
 
 use crate::cache::{self, Cache, FeedError};
+use crate::lanes::Lanes;
 use crate::registry::{NewUid, Registry, RegistryError};
-use crate::service::{AgentService, LeasesService, LogRouter, ObjectsService, TasksService};
+use crate::service::{AdminService, AgentService, LeasesService, LogRouter, ObjectsService, TasksService, Watches};
 use crate::storage::Storage;
+use crate::upkeep;
 
 /// Largest message that is read, bytes: a commit of a hundred large objects.
 const MAX_REQUEST: usize = 32 * 1024 * 1024;
@@ -65,7 +68,14 @@ impl Server {
         let (registry, feed) = open(store, Arc::new(SystemClock), new_uid).await?;
         let (stop, stopped) = oneshot::channel();
         let ending = watch::Sender::new(false);
-        let serving = tokio::spawn(serve(listener, registry.clone(), feed, stopped, ending.subscribe()));
+        let served = serve(listener, registry.clone(), feed, stopped, ending.subscribe());
+        let upkeep = upkeep::run(registry.clone());
+        let serving = tokio::spawn(async move {
+            tokio::select! {
+                ended = served => ended,
+                () = upkeep => Ok(()),
+            }
+        });
         Ok(Server { address, registry, stop, ending, serving })
     }
 
@@ -102,6 +112,12 @@ pub async fn open(
         feed.abort();
         return Err(RegistryError::Unavailable("the store did not answer for 30 s; is etcd well?".into()).into());
     }
+    if cache.view().get(&Key::restoring()).is_some() {
+        feed.abort();
+        let message = "the store is being restored from a backup, or that has failed half-way; wait until `steady store \
+                       restore` has ended, or restore into another, empty store";
+        return Err(RegistryError::Refused(message.into()).into());
+    }
     registry.bootstrap().await?;
     Ok((registry, feed))
 }
@@ -109,7 +125,11 @@ pub async fn open(
 /// Steady's own services, as they are reached by a call.
 pub fn routes(registry: Registry) -> Routes {
     let logs = LogRouter::default();
-    let objects = ObjectsServer::new(ObjectsService { registry: registry.clone() })
+    let watches = Watches::default();
+    let admin =
+        AdminServer::new(AdminService { registry: registry.clone(), watches: watches.clone(), logs: logs.clone() })
+            .max_encoding_message_size(MAX_RESPONSE);
+    let objects = ObjectsServer::new(ObjectsService { registry: registry.clone(), watches })
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_RESPONSE);
     let tasks = TasksServer::new(TasksService { registry: registry.clone(), logs: logs.clone() });
@@ -119,6 +139,7 @@ pub fn routes(registry: Registry) -> Routes {
     Routes::new(objects)
         .add_service(tasks)
         .add_service(agent)
+        .add_service(admin)
         .add_service(LeasesServer::new(LeasesService { registry }))
 }
 
@@ -141,6 +162,7 @@ async fn serve(
         Err(error) => tracing::error!(%error, "reflection is off"),
     }
     let router = tonic::transport::Server::builder()
+        .layer(Lanes::default())
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 
 use crate::workspace::Workspace;
-use crate::{commits, converge, flat, idle, one, startup, watchers};
+use crate::{commits, converge, failover, flat, herd, idle, one, startup, watchers};
 
 /// A row of the scorecard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -26,6 +26,10 @@ pub(crate) enum Benchmark {
     Watchers,
     /// P7: Get, List and Commit with 10, 1,000 and 10,000 instances
     Flat,
+    /// P11: from kill -9 of the controllers that lead until others act
+    Failover,
+    /// All agents at once lose their API server, and are restarted
+    Herd,
     /// Says which benchmarks there are
     List,
 }
@@ -40,7 +44,7 @@ pub(crate) struct Args {
     /// One JSON object a line instead of a table.
     #[arg(long)]
     json: bool,
-    /// Repetitions, in alternation with the yardstick [default: converge, commits and watchers 3, one and flat 1, idle 1, startup 5].
+    /// Repetitions, in alternation with the yardstick [default: converge, commits and watchers 3, one, flat and herd 1, failover 20, idle 1, startup 5].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
     /// Tasks: of the service (converge and idle, 1000), or calls of RunTask per round (one, 100).
@@ -87,6 +91,8 @@ impl Args {
             Benchmark::Commits => commits::run(&workspace, scale(3, 0)).await,
             Benchmark::Watchers => watchers::run(&workspace, scale(3, 0)).await,
             Benchmark::Flat => flat::run(&workspace, scale(1, 0)).await,
+            Benchmark::Failover => failover::run(&workspace, scale(20, 0)).await,
+            Benchmark::Herd => herd::run(&workspace, scale(1, 0)).await,
             Benchmark::Startup | Benchmark::List => startup::run(&workspace, scale(5, 0)).await,
         };
         match measured {

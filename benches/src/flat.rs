@@ -68,7 +68,7 @@ pub(crate) async fn run(workspace: &Workspace, scale: Scale) -> anyhow::Result<R
 
 async fn measure(client: &Client, call: Call, sample: &mut Sample) -> anyhow::Result<()> {
     let mut objects = client.objects();
-    let name = format!("bench-{}", sample.values().len());
+    let name = format!("bench-{call:?}-{}", sample.values().len());
     let object = |bound| {
         let spec = ReservationSpec { scheduler: "bench".into(), bound };
         Object::new(DEFAULT_CLUSTER, &name, Reservation { spec: Some(spec) })

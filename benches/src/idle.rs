@@ -11,8 +11,10 @@ use crate::subject::Subject;
 use crate::tasks::{self, Tasks};
 use crate::workspace::Workspace;
 
-/// After the last task runs: the service is told steady, events are written.
-const SETTLE: Duration = Duration::from_secs(5);
+/// After the last task runs: the service is told steady, events are written, leaders say that nothing waits any more.
+const SETTLE: Duration = Duration::from_secs(25);
+/// Until the changes of the start are forgotten.
+const FORGOTTEN: Duration = Duration::from_secs(100);
 /// How long each round looks.
 const LOOK: Duration = Duration::from_secs(20);
 
@@ -46,6 +48,8 @@ pub(crate) async fn run(workspace: &Workspace, scale: Scale) -> anyhow::Result<R
     report.goal(&format!("etcd writes in {} s", LOOK.as_secs()), "revisions", revisions, Target::AtMost(0.0));
     report.goal("processor time of steady (all in one)", "% core", steady, Target::AtMost(2.0));
     report.figure("processor time of its etcd", "% core", etcd);
+    // By then an API server has forgotten what its objects were before.
+    tokio::time::sleep(FORGOTTEN).await;
     report.figure("memory of steady", "MiB", machine::resident(subject.pid));
     report.figure("memory of its etcd", "MiB", machine::resident(store.pid));
     report.figure("until they all ran", "ms", millis(course.done));

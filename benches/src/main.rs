@@ -7,7 +7,9 @@
 mod args;
 mod commits;
 mod converge;
+mod failover;
 mod flat;
+mod herd;
 mod idle;
 mod machine;
 mod one;

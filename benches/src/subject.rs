@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use steady_core::Kind;
-use steady_core::v1::ListRequest;
+use steady_core::v1::{ListRequest, StatusRequest};
 use steady_runtime::Client;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
 use crate::store::Store;
 use crate::workspace::Workspace;
 
 /// Longest wait for a process to answer, or to end.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 /// Between two looks at something that is about to be there.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -31,7 +31,7 @@ pub(crate) struct Subject {
     pub(crate) pid: u32,
     /// When it was started.
     pub(crate) began: Instant,
-    child: Child,
+    child: tokio::process::Child,
     directory: PathBuf,
 }
 
@@ -39,7 +39,7 @@ impl Subject {
     /// Starts `steady up` on a store, with hollow instances, and waits until they are connected.
     pub(crate) async fn cluster(workspace: &Workspace, store: &Store, instances: u32) -> anyhow::Result<Self> {
         let count = instances.to_string();
-        let directory = workspace.directory("steady")?;
+        let directory = workspace.directory(&format!("steady-{instances}"))?;
         let data = directory.join("data").display().to_string();
         let args = ["up", "--data-dir", &data, "--runtime", "hollow", "--instances", &count, "--etcd", &store.endpoint];
         let mut subject = Subject::spawn(&workspace.steady, &directory, &args)?;
@@ -56,13 +56,57 @@ impl Subject {
         Ok(subject)
     }
 
+    /// Kills an API server and starts it again where it was, until it answers.
+    pub(crate) async fn restarted(
+        mut self,
+        workspace: &Workspace,
+        store: &Store,
+        listen: &str,
+        round: u32,
+    ) -> anyhow::Result<Self> {
+        self.child.kill().await?;
+        let directory = workspace.directory(&format!("steady-{round}"))?;
+        let args = ["apiserver", "--etcd", &store.endpoint];
+        let mut subject = Self::spawn_at(&workspace.steady, &directory, &args, listen)?;
+        subject.answers().await?;
+        Ok(subject)
+    }
+
+    /// Waits until this many agents have their sessions open at this API server: until it renews their leases.
+    pub(crate) async fn sessions(&self, count: u32) -> anyhow::Result<()> {
+        self.until_sessions(|open| open >= i64::from(count)).await
+    }
+
+    /// Waits until no agent's session is open.
+    pub(crate) async fn no_session(&self) -> anyhow::Result<()> {
+        self.until_sessions(|open| open == 0).await
+    }
+
+    async fn until_sessions(&self, enough: impl Fn(i64) -> bool) -> anyhow::Result<()> {
+        let began = Instant::now();
+        let mut admin = self.client.admin();
+        loop {
+            let open = admin.status(StatusRequest {}).await?.into_inner().sessions;
+            if enough(open) {
+                return Ok(());
+            }
+            if began.elapsed() > PATIENCE {
+                bail!("{open} sessions are open after {PATIENCE:?}");
+            }
+            tokio::time::sleep(LOOK * 10).await;
+        }
+    }
+
     /// Starts it with these arguments; what it prints goes under the directory.
     pub(crate) fn spawn(steady: &Path, directory: &Path, args: &[&str]) -> anyhow::Result<Self> {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let listen = format!("127.0.0.1:{port}");
+        Self::spawn_at(steady, directory, args, &format!("127.0.0.1:{port}"))
+    }
+
+    fn spawn_at(steady: &Path, directory: &Path, args: &[&str], listen: &str) -> anyhow::Result<Self> {
         let output = File::create(directory.join("output"))?;
         let mut command = Command::new(steady);
-        command.args(args).args(["--listen", &listen]);
+        command.args(args).args(["--listen", listen]);
         command.env("XDG_CONFIG_HOME", directory.join("config")).env_remove("STEADY_SERVER");
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).kill_on_drop(true);
         // In its own group: Ctrl-C ends this program, and what it measures with it.
@@ -96,8 +140,7 @@ impl Subject {
     pub(crate) async fn instances(&self, count: u32) -> anyhow::Result<()> {
         let began = Instant::now();
         loop {
-            let request = ListRequest { kind: Kind::ContainerInstance.into(), ..ListRequest::default() };
-            let found = self.client.objects().list(request).await?.into_inner().items;
+            let found = self.all_instances().await?;
             let connected = |object: &&steady_core::v1::Object| {
                 let status = object.as_container_instance().and_then(|instance| instance.status.as_ref());
                 status.is_some_and(|status| status.agent_connected)
@@ -109,7 +152,21 @@ impl Subject {
             if began.elapsed() > PATIENCE {
                 bail!("{connected} of {count} container instances are connected after {PATIENCE:?}");
             }
-            tokio::time::sleep(LOOK * 10).await;
+            tokio::time::sleep(LOOK * 50).await;
+        }
+    }
+
+    async fn all_instances(&self) -> anyhow::Result<Vec<steady_core::v1::Object>> {
+        let (mut found, mut after) = (Vec::new(), String::new());
+        loop {
+            let kind = Kind::ContainerInstance.into();
+            let request = ListRequest { kind, after: std::mem::take(&mut after), ..ListRequest::default() };
+            let page = self.client.objects().list(request).await?.into_inner();
+            found.extend(page.items);
+            after = page.next;
+            if after.is_empty() {
+                return Ok(found);
+            }
         }
     }
 
@@ -127,5 +184,37 @@ impl Subject {
             Ok(status) => status.map(|_| began.elapsed()).context("steady's end was not seen"),
             Err(_) => bail!("steady did not end within {PATIENCE:?}: {}", self.last_words()),
         }
+    }
+}
+
+/// Another process of `steady`. Killed when dropped.
+pub(crate) struct Child {
+    /// Its process.
+    pub(crate) pid: u32,
+    child: tokio::process::Child,
+}
+
+impl Child {
+    /// Starts it with these arguments; what it prints goes under the directory.
+    pub(crate) fn spawn(steady: &Path, directory: &Path, args: &[&str]) -> anyhow::Result<Self> {
+        let output = File::create(directory.join("output"))?;
+        let mut command = Command::new(steady);
+        command.args(args).stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        command.kill_on_drop(true).process_group(0);
+        let child = command.spawn().with_context(|| steady.display().to_string())?;
+        Ok(Child { pid: child.id().context("it ended at once")?, child })
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub(crate) async fn end(mut self) -> anyhow::Result<()> {
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw).context("no process id")?;
+        kill_process(pid, Signal::TERM)?;
+        self.child.wait().await?;
+        Ok(())
+    }
+
+    /// Kills it, as a machine that loses power would.
+    pub(crate) async fn kill(mut self) -> anyhow::Result<()> {
+        Ok(self.child.kill().await?)
     }
 }

@@ -11,7 +11,8 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::out::Color;
 use crate::{
-    apply, completion, context, delete, describe, events, get, hello, logs, process, run, scale, span, stop, wait,
+    admin, apply, completion, context, delete, describe, events, get, hello, logs, process, run, scale, span, stop,
+    store, wait,
 };
 
 /// Longest that a request takes, unless --timeout says otherwise.
@@ -127,9 +128,16 @@ pub enum Command {
     Logs(logs::Logs),
     /// Show what happened, oldest first.
     Events(events::Events),
+    /// See how the control plane itself is, and make room in a full store.
+    #[command(next_display_order = 90)]
+    Admin(admin::Admin),
+    /// Check, back up, restore, export or import what is stored.
+    Store(store::Store),
     /// Run an API server.
     #[command(next_display_order = 100)]
     Apiserver(process::Apiserver),
+    /// Run a member of an etcd, the bundled one; join it to others.
+    Etcd(process::Etcd),
     /// Run controllers.
     Controller(process::Controller),
     /// Run the agent of a container instance.
@@ -169,9 +177,10 @@ mod tests {
 
     #[test]
     fn every_verb_explains_itself_with_examples() {
-        for verb in
-            ["up", "apply", "diff", "get", "describe", "delete", "wait", "run", "stop", "scale", "logs", "events"]
-        {
+        for verb in [
+            "up", "apply", "diff", "get", "describe", "delete", "wait", "run", "stop", "scale", "logs", "events",
+            "admin", "store",
+        ] {
             let command = Cli::command();
             let found = command.find_subcommand(verb).unwrap_or_else(|| panic!("no verb {verb}"));
             assert!(found.get_about().is_some(), "{verb}");

@@ -3,12 +3,16 @@
 use std::future::Future;
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use steady_core::{Key, Kind};
+use steady_proto::v1::admin_client::AdminClient;
 use steady_proto::v1::objects_client::ObjectsClient;
 use steady_proto::v1::tasks_client::TasksClient;
 use steady_proto::v1::{
-    ApplyRequest, ApplyResponse, Change, CommitRequest, DeleteRequest, GetRequest, ListRequest, LogsRequest,
-    LogsResponse, Object, RunTaskRequest, Selector, StopTaskRequest, WatchRequest, WatchResponse,
+    ApplyRequest, ApplyResponse, BackupRequest, BackupResponse, Change, CheckRequest, CheckResponse, CommitRequest,
+    DeleteRequest, GetRequest, ListRequest, LogsRequest, LogsResponse, MakeRoomRequest, MakeRoomResponse, Object,
+    RunTaskRequest, Selector, StatusRequest, StatusResponse, StopTaskRequest, WatchRequest, WatchResponse,
 };
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status, Streaming};
@@ -30,22 +34,31 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the first of `addresses` that answers. `timeout` bounds each request.
+    /// Connects to the first of `addresses` that answers a question: one that cannot reach its store is passed over.
+    /// `timeout` bounds each request.
     pub async fn connect(addresses: &[String], timeout: Duration) -> Result<Self, Failure> {
-        let mut last = None;
-        for address in addresses {
-            match open(address, timeout).await {
-                Ok(channel) => {
-                    let (address, addresses) = (address.clone(), addresses.to_vec());
-                    return Ok(Client { channel, address, addresses, timeout });
-                }
-                Err(failure) => last = Some(failure),
+        let client = |address: &str, channel| Client {
+            channel,
+            address: address.to_owned(),
+            addresses: addresses.to_vec(),
+            timeout,
+        };
+        if let [address] = addresses {
+            return Ok(client(address, open(address, timeout).await?));
+        }
+        let mut asking: FuturesUnordered<_> = addresses
+            .iter()
+            .map(|address| async {
+                let found = client(address, open(address, timeout).await?);
+                found.find(&Key::new(Kind::Cluster, "", steady_core::DEFAULT_CLUSTER)).await.map(|_| found)
+            })
+            .collect();
+        while let Some(answer) = asking.next().await {
+            if let Ok(client) = answer {
+                return Ok(client);
             }
         }
-        match last {
-            Some(failure) if addresses.len() == 1 => Err(failure),
-            _ => Err(Failure::failed(unreachable(&addresses.join(", "), ""))),
-        }
+        Err(Failure::failed(unreachable(&addresses.join(", "), "")))
     }
 
     /// Connects anew, perhaps to another of the servers.
@@ -61,6 +74,10 @@ impl Client {
 
     fn objects(&self) -> ObjectsClient<Channel> {
         ObjectsClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    fn admin(&self) -> AdminClient<Channel> {
+        AdminClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     fn tasks(&self) -> TasksClient<Channel> {
@@ -147,6 +164,32 @@ impl Client {
 
     /// The next piece of a task's output; `None` at its end.
     pub async fn next_chunk(&self, stream: &mut Streaming<LogsResponse>) -> Result<Option<LogsResponse>, Failure> {
+        stream.message().await.map_err(|status| self.fail(&status))
+    }
+
+    /// How the control plane is.
+    pub async fn status(&self) -> Result<StatusResponse, Failure> {
+        self.ask(self.admin().status(StatusRequest {})).await
+    }
+
+    /// Makes room in a store that is full. Takes as long as it takes.
+    pub async fn make_room(&self) -> Result<MakeRoomResponse, Failure> {
+        let made = self.admin().make_room(MakeRoomRequest {}).await;
+        made.map(Response::into_inner).map_err(|status| self.fail(&status))
+    }
+
+    /// What should not be stored.
+    pub async fn check(&self) -> Result<CheckResponse, Failure> {
+        self.ask(self.admin().check(CheckRequest {})).await
+    }
+
+    /// Opens the stream of a backup.
+    pub async fn backup(&self) -> Result<Streaming<BackupResponse>, Failure> {
+        self.ask(self.admin().backup(BackupRequest {})).await
+    }
+
+    /// The next part of a backup; `None` at its end.
+    pub async fn next_part(&self, stream: &mut Streaming<BackupResponse>) -> Result<Option<BackupResponse>, Failure> {
         stream.message().await.map_err(|status| self.fail(&status))
     }
 

@@ -71,7 +71,7 @@ impl Failure {
             }
             Code::PermissionDenied => (DENIED, format!("denied: {said}")),
             Code::Unauthenticated => (DENIED, format!("{address} does not know you: {said}")),
-            Code::ResourceExhausted => (FAILED, format!("refused for now: {said}; try again later")),
+            Code::ResourceExhausted => (FAILED, format!("refused: {said}")),
             Code::Unimplemented => {
                 (FAILED, format!("{address} cannot do this: {said}; is it older than this `steady`?"))
             }

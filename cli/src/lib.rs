@@ -4,6 +4,7 @@
 //! What several verbs share is a noun of its own: the [`client`], a [`watch`], a [`table`], a
 //! [`target`]. Errors are [`failure::Failure`]s: one sentence, what to do next, and an exit code.
 
+pub mod admin;
 pub mod apply;
 pub mod args;
 pub mod client;
@@ -25,6 +26,7 @@ pub mod run;
 pub mod scale;
 pub mod span;
 pub mod stop;
+pub mod store;
 pub mod table;
 pub mod target;
 pub mod wait;
@@ -54,6 +56,7 @@ pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match command {
         Command::Up(args) => Box::pin(process::up(args, &global)).await,
         Command::Apiserver(args) => Box::pin(process::apiserver(args, &global)).await,
+        Command::Etcd(args) => Box::pin(process::etcd(args, &global)).await,
         Command::Controller(args) => Box::pin(process::controller(args, &global)).await,
         Command::Agent(args) => Box::pin(process::agent(args, &global)).await,
         Command::Hello(args) => hello::run(&args).await.map_err(Failure::from),
@@ -81,11 +84,16 @@ async fn verb_of(verb: Command, global: &Global) -> Result<(), Failure> {
         Command::Scale(args) => scale::run(args, global, out).await,
         Command::Logs(args) => logs::run(args, global, out).await,
         Command::Events(args) => events::run(args, global, out).await,
+        Command::Admin(args) => admin::run(args, global, out).await,
+        Command::Store(args) => store::run(args, global, out).await,
         Command::Completion(args) => completion::run(&args, out),
         Command::Version => out.line(concat!("steady ", env!("CARGO_PKG_VERSION"))),
-        Command::Up(_) | Command::Apiserver(_) | Command::Controller(_) | Command::Agent(_) | Command::Hello(_) => {
-            Ok(())
-        }
+        Command::Up(_)
+        | Command::Apiserver(_)
+        | Command::Etcd(_)
+        | Command::Controller(_)
+        | Command::Agent(_)
+        | Command::Hello(_) => Ok(()),
     }
 }
 

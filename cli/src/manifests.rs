@@ -20,9 +20,22 @@ pub struct Documents {
     faults: Vec<ParseFault>,
 }
 
+/// Fails when there are faults, with all of them.
+pub fn refuse(faults: &[ParseFault]) -> Result<(), Failure> {
+    if faults.is_empty() { Ok(()) } else { Err(Failure::usage(listed(faults))) }
+}
+
 impl Documents {
     /// Reads files, directories (their `*.yaml`, `*.yml`, `*.json`) and `-`, standard input.
     pub fn read(paths: &[PathBuf], cluster: &str) -> Result<Self, Failure> {
+        let mut documents = Self::as_written(paths, cluster)?;
+        // Stable: within a kind, the order in which a person wrote them.
+        documents.parsed.sort_by_key(|parsed| rank(parsed.object.kind()));
+        Ok(documents)
+    }
+
+    /// Reads them and leaves them in the order in which they were written.
+    pub fn as_written(paths: &[PathBuf], cluster: &str) -> Result<Self, Failure> {
         if paths.is_empty() {
             return Err(Failure::usage("say which manifest: -f FILE, -f DIRECTORY or -f - for standard input"));
         }
@@ -39,8 +52,6 @@ impl Documents {
                 documents.add(&file.display().to_string(), &text, cluster);
             }
         }
-        // Stable: within a kind, the order in which a person wrote them.
-        documents.parsed.sort_by_key(|parsed| rank(parsed.object.kind()));
         Ok(documents)
     }
 
@@ -55,13 +66,19 @@ impl Documents {
         self.parsed.iter().map(|parsed| parsed.object.clone()).collect()
     }
 
+    /// Everything that is wrong with one of them, as far as it can be told without the server.
+    pub fn faults_of_each(&self) -> Vec<ParseFault> {
+        let mut faults = self.faults.clone();
+        for parsed in &self.parsed {
+            faults.extend(validate::object(&filled(&parsed.object)).iter().map(|fault| place(parsed, fault)));
+        }
+        faults
+    }
+
     /// Everything that is wrong, as far as it can be told without the server.
     pub fn faults(&self) -> Vec<ParseFault> {
-        let mut faults = self.faults.clone();
+        let mut faults = self.faults_of_each();
         let filled: Vec<Object> = self.parsed.iter().map(|parsed| filled(&parsed.object)).collect();
-        for (parsed, object) in self.parsed.iter().zip(&filled) {
-            faults.extend(validate::object(object).iter().map(|fault| place(parsed, fault)));
-        }
         for (index, fault) in validate::duplicates(&filled) {
             faults.extend(self.parsed.get(index).map(|parsed| place(parsed, &fault)));
         }
@@ -71,8 +88,7 @@ impl Documents {
 
     /// Fails with every fault there is.
     pub fn check(&self) -> Result<(), Failure> {
-        let faults = self.faults();
-        if faults.is_empty() { Ok(()) } else { Err(Failure::usage(listed(&faults))) }
+        refuse(&self.faults())
     }
 
     /// The server's refusal, each of its faults with the line of the manifest that it is about.

@@ -66,7 +66,7 @@ impl Name {
 }
 
 /// Runs controllers until `ending` says so. One view serves all of them. `holder` is who leads: unique to a process,
-/// or to something that only one process at a time can be.
+/// or to something that only one process at a time can be. When the store is another one, all of them start anew.
 pub async fn run_controllers(
     names: &[Name],
     client: Client,
@@ -74,26 +74,35 @@ pub async fn run_controllers(
     holder: String,
     ending: watch::Receiver<bool>,
 ) {
-    let mut kinds: BTreeSet<Kind> = names.iter().flat_map(|name| name.watches()).copied().collect();
-    // Leases say who leads, sequencers guard commits.
-    kinds.extend([Kind::Lease, Kind::Sequencer]);
-    let reflector = Reflector::start(client.clone(), &kinds);
-    let running = names.iter().map(|name| -> BoxFuture<'static, ()> {
-        let (client, reflector, clock) = (client.clone(), reflector.clone(), Arc::clone(&clock));
-        let (holder, ending) = (holder.clone(), ending.clone());
-        match name {
-            Name::Deployment => Box::pin(run(deployment::Deployments, client, reflector, clock, holder, ending)),
-            Name::Service => Box::pin(run(service::Services, client, reflector, clock, holder, ending)),
-            Name::Scheduler => Box::pin(run(scheduler::Scheduler, client, reflector, clock, holder, ending)),
-            Name::Instance => Box::pin(run(instance::Instances, client, reflector, clock, holder, ending)),
-            Name::Reaper => Box::pin(run(reaper::Reaper, client, reflector, clock, holder, ending)),
-        }
-    });
-    // They end with this future: whoever drops it has stopped them.
-    let mut running: JoinSet<()> = running.collect();
-    while let Some(ended) = running.join_next().await {
-        if let Err(error) = ended {
-            tracing::error!(%error, "a controller failed; the others go on");
+    loop {
+        let mut kinds: BTreeSet<Kind> = names.iter().flat_map(|name| name.watches()).copied().collect();
+        // Leases say who leads, sequencers guard commits.
+        kinds.extend([Kind::Lease, Kind::Sequencer]);
+        let reflector = Reflector::start(client.clone(), &kinds);
+        let running = names.iter().map(|name| -> BoxFuture<'static, ()> {
+            let (client, reflector, clock) = (client.clone(), reflector.clone(), Arc::clone(&clock));
+            let (holder, ending) = (holder.clone(), ending.clone());
+            match name {
+                Name::Deployment => Box::pin(run(deployment::Deployments, client, reflector, clock, holder, ending)),
+                Name::Service => Box::pin(run(service::Services, client, reflector, clock, holder, ending)),
+                Name::Scheduler => Box::pin(run(scheduler::Scheduler, client, reflector, clock, holder, ending)),
+                Name::Instance => Box::pin(run(instance::Instances, client, reflector, clock, holder, ending)),
+                Name::Reaper => Box::pin(run(reaper::Reaper, client, reflector, clock, holder, ending)),
+            }
+        });
+        // They end with this future: whoever drops it has stopped them.
+        let mut running: JoinSet<()> = running.collect();
+        let ended = async {
+            while let Some(ended) = running.join_next().await {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "a controller failed; the others go on");
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = ended => return,
+            () = reflector.replaced() => {}
         }
     }
 }

@@ -37,6 +37,16 @@ pub struct Key {
 pub struct ParseKeyError(String);
 
 impl Key {
+    /// Of the store's epoch: greater with each restoration from a backup.
+    pub fn epoch() -> Self {
+        Key::new(Kind::Sequencer, "", "epoch")
+    }
+
+    /// Of the mark that a restoration has begun and not ended.
+    pub fn restoring() -> Self {
+        Key::new(Kind::Sequencer, "", "restoring")
+    }
+
     /// Every key of the store begins with it.
     pub const PREFIX: &'static str = "/steady/v1/";
     /// The first of all keys, which is nobody's.

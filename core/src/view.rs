@@ -28,6 +28,12 @@ impl View {
         self.revision
     }
 
+    /// Greater with each restoration of the store from a backup; 0 before the first. What is named after what happened before must be named otherwise
+    /// afterwards: it may have happened, and be forgotten.
+    pub fn epoch(&self) -> i64 {
+        self.get(&Key::epoch()).and_then(|object| object.as_sequencer()).map_or(0, |epoch| epoch.count)
+    }
+
     /// Moves it on, once every change up to `revision` is in.
     pub fn set_revision(&mut self, revision: Revision) {
         self.revision = revision;

@@ -1,6 +1,7 @@
 //! The kit: real processes of Steady for tests, each with its own port, directory and context.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+pub mod chaos;
 pub mod sim;
 
 use std::net::TcpListener;

@@ -44,6 +44,7 @@ pub async fn run(cache: Cache, store: Arc<dyn Storage>) -> FeedError {
             Ok(()) => {}
             Err(Broken::Final(error)) => return error,
             Err(Broken::Store(error)) => {
+                cache.in_touch(false);
                 tracing::warn!(%error, "following the store failed; listing it again");
                 tokio::time::sleep(delay).await;
                 delay = (delay * 2).min(Duration::from_secs(2));
@@ -81,6 +82,7 @@ async fn follow(cache: &Cache, store: &dyn Storage, delay: &mut Duration) -> Res
     }
     let mut changes = store.watch(Key::PREFIX, listing.revision).await?;
     cache.write(|state| state.adopt(listing));
+    cache.in_touch(true);
     *delay = Duration::from_millis(50);
     let mut comparison = tokio::time::interval(COMPARISON);
     comparison.tick().await;

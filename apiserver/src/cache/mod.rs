@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use steady_core::{Key, Revision, View};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 pub use codec::{decode, encode};
 pub use feed::{FeedError, run};
@@ -37,11 +38,17 @@ struct State {
 pub struct Cache {
     state: Arc<RwLock<State>>,
     progress: Arc<watch::Sender<Revision>>,
+    /// Since when the store has not answered.
+    lost: Arc<watch::Sender<Option<Instant>>>,
 }
 
 impl Default for Cache {
     fn default() -> Self {
-        Cache { state: Arc::default(), progress: Arc::new(watch::Sender::new(Revision(0))) }
+        Cache {
+            state: Arc::default(),
+            progress: Arc::new(watch::Sender::new(Revision(0))),
+            lost: Arc::new(watch::Sender::new(None)),
+        }
     }
 }
 
@@ -68,9 +75,42 @@ impl Cache {
         matches!(tokio::time::timeout(patience, reached).await, Ok(Ok(_)))
     }
 
+    /// The store answers, or does not.
+    fn in_touch(&self, in_touch: bool) {
+        self.lost.send_if_modified(|lost| {
+            let was = lost.is_none();
+            *lost = if in_touch { None } else { lost.or_else(|| Some(Instant::now())) };
+            was != in_touch
+        });
+    }
+
+    /// Returns once the store has not answered for so long: what is here may be old by now, and nobody would notice.
+    pub async fn is_lost(&self, patience: Duration) {
+        let mut lost = self.lost.subscribe();
+        loop {
+            let since = *lost.borrow_and_update();
+            let over = async {
+                match since {
+                    Some(since) => tokio::time::sleep_until(since + patience).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                changed = lost.changed() => if changed.is_err() { return },
+                () = over => return,
+            }
+        }
+    }
+
     /// At most `most` changes after a revision, in order, whole revisions only, and the revision that they reach.
     pub fn changes(&self, after: Revision, most: usize) -> Result<(Vec<Arc<Changed>>, Revision), TooOld> {
         self.read(|state| state.ring.after(after, state.view.revision(), most))
+    }
+
+    /// Forgets the changes up to a revision, which hold the values of before; whoever is further behind lists again.
+    pub fn forget(&self, before: Revision) {
+        self.state.write().unwrap_or_else(PoisonError::into_inner).ring.forget(before);
     }
 
     /// Whether this program may write the object: it knows every field that is stored.

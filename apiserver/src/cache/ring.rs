@@ -6,7 +6,7 @@ use std::sync::Arc;
 use steady_core::Revision;
 use steady_core::v1::Object;
 
-/// How many changes are kept. A watcher that is further behind lists again.
+/// How many changes are kept at most (at rest, those of a minute or two). A watcher that is further behind lists again.
 const KEPT: usize = 65_536;
 
 /// One change of one object.
@@ -58,6 +58,16 @@ impl Ring {
         }
     }
 
+    /// Forgets the changes up to a revision.
+    pub fn forget(&mut self, before: Revision) {
+        let gone = self.changes.partition_point(|change| change.revision <= before);
+        if gone > 0 {
+            self.changes.drain(..gone);
+            self.changes.shrink_to_fit();
+        }
+        self.oldest = self.oldest.max(before);
+    }
+
     /// About `most` changes after a revision, whole revisions only, and the revision that they reach: `newest`
     /// when there are no more.
     pub fn after(
@@ -100,6 +110,19 @@ mod tests {
         assert_eq!((taken.len(), at), (3, Revision(3)));
         let (taken, at) = ring.after(at, Revision(6), 10).expect("is there");
         assert_eq!((taken.len(), at), (1, Revision(6)));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_whole_revisions() {
+        let mut ring = Ring::default();
+        for revision in [2, 3, 3, 5] {
+            ring.push(change(revision));
+        }
+        ring.forget(Revision(3));
+        assert!(ring.after(Revision(2), Revision(6), 10).is_err());
+        assert_eq!(ring.after(Revision(3), Revision(6), 10).expect("is there").0.len(), 1);
+        ring.forget(Revision(9));
+        assert_eq!(ring.after(Revision(9), Revision(9), 10).expect("is there").0.len(), 0);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use v1::{ApplyResult, Object, object, service_state};
 
 use super::upsert::{result, upsert};
 use super::writes::Writes;
-use super::{Registry, RegistryError, definitions, fault, run};
+use super::{MAX_SERVICES, Registry, RegistryError, definitions, fault, run};
 use steady_core::Revision;
 
 /// Keeps a service until its tasks are gone.
@@ -112,6 +112,10 @@ fn service(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Faul
     if current.as_ref().is_some_and(Object::is_deleting) {
         let message = format!("service `{}` is being deleted; apply it again once it is gone", wanted.name());
         return Err(vec![fault("metadata.name", message)]);
+    }
+    if current.is_none() && writes.view().in_cluster(Kind::Service, wanted.cluster()).count() >= MAX_SERVICES {
+        let message = format!("cluster `{}` has {MAX_SERVICES} services, and takes no more", wanted.cluster());
+        return Err(vec![fault("metadata.cluster", message)]);
     }
     if let Some(object::Kind::Service(service)) = &mut wanted.kind {
         let spec = service.spec.get_or_insert_default();

@@ -90,7 +90,9 @@ impl Registry {
             Ok(()) => {
                 let ttl = held.spec.ttl_seconds;
                 if let Some(status) = status {
-                    self.note(&key, held, id, status).await;
+                    // The renewal is what its holder waits for.
+                    let registry = self.clone();
+                    tokio::spawn(async move { registry.note(&key, held, id, status).await });
                 }
                 Ok(ttl)
             }

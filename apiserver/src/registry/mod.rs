@@ -4,6 +4,7 @@
 //! decided on. The registry knows the store and the cache, and nothing of gRPC.
 
 mod apply;
+mod check;
 mod commit;
 mod definitions;
 mod delete;
@@ -17,20 +18,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use steady_core::validate::Fault;
-use steady_core::{Clock, Key, Kind, Revision, View, v1};
+use steady_core::{Clock, Key, Kind, Revision, Timestamp, View, v1};
 
 use crate::cache::{Cache, decode};
-use crate::storage::{Outcome, Storage, StorageError};
+use crate::storage::{Health, Listing, Outcome, Storage, StorageError};
 use writes::Writes;
 
+pub use check::Checked;
 pub use instances::Registration;
 
 /// How long a request waits for the cache to see what it must see.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two questions how far the watch is.
+const NUDGE: Duration = Duration::from_millis(250);
 /// How often a write that met another one is decided anew.
 const ATTEMPTS: usize = 20;
 
-/// Why a request was not done. Nothing of it was, except after [`RegistryError::Unavailable`]: then it may have been.
+/// Objects that a store holds at most: every API server and controller has all of them in memory.
+const MAX_OBJECTS: usize = 1_000_000;
+/// Services of a cluster (ECS: services per cluster).
+const MAX_SERVICES: usize = 5_000;
+
+/// Why a request was not done. Nothing of it was, except after [`RegistryError::Unavailable`] and
+/// [`RegistryError::Full`]: then it may have been.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RegistryError {
     /// Objects of the request are wrong: the index of each, and what.
@@ -55,7 +65,9 @@ pub enum RegistryError {
     #[error("{0}")]
     Unavailable(String),
     /// The store has no room.
-    #[error("the store is full; free space or raise its quota: {0}")]
+    #[error(
+        "the store is full and takes nothing but deletions: run `steady admin make-room`, or give etcd more room ({0})"
+    )]
     Full(String),
 }
 
@@ -94,14 +106,49 @@ impl Registry {
         self.server
     }
 
+    /// Now, by this server's clock.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
     /// The cache.
     pub fn cache(&self) -> &Cache {
         &self.cache
     }
 
+    /// Counts restorations of the store from a backup.
+    pub fn epoch(&self) -> i64 {
+        self.cache.view().epoch()
+    }
+
+    /// How the store is.
+    pub async fn health(&self) -> Result<Health, RegistryError> {
+        Ok(self.store.health().await?)
+    }
+
+    /// Makes room in a store that is full.
+    pub async fn make_room(&self) -> Result<(), RegistryError> {
+        Ok(self.store.make_room().await?)
+    }
+
+    /// Everything that is stored, read or not.
+    pub async fn everything(&self) -> Result<Listing, RegistryError> {
+        Ok(self.store.list(Key::PREFIX).await?)
+    }
+
+    /// Forgets the past before a revision.
+    pub async fn compact(&self, before: Revision) -> Result<(), RegistryError> {
+        Ok(self.store.compact(before).await?)
+    }
+
+    /// The store's revision, no older than any write acknowledged before the call.
+    pub async fn revision(&self) -> Result<Revision, RegistryError> {
+        Ok(self.store.revision().await?)
+    }
+
     /// A view that holds every write acknowledged before the call.
     pub async fn fresh_view(&self) -> Result<View, RegistryError> {
-        let revision = self.store.revision().await?;
+        let revision = self.revision().await?;
         self.see(revision).await?;
         Ok(self.cache.view())
     }
@@ -118,8 +165,15 @@ impl Registry {
             return Ok(());
         }
         // The revision may be a write outside of what is watched: ask how far the watch is.
-        self.store.nudge().await;
-        if self.cache.reach(revision, PATIENCE).await {
+        let nudged = async {
+            loop {
+                self.store.nudge().await;
+                if self.cache.reach(revision, NUDGE).await {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(PATIENCE, nudged).await.is_ok() {
             return Ok(());
         }
         let at = self.cache.revision();
@@ -149,6 +203,12 @@ impl Registry {
     /// Runs a transaction: the revision it happened at, or the revision of the conflict and what was in conflict.
     async fn execute(&self, mut writes: Writes) -> Result<Result<Revision, (Revision, Vec<String>)>, RegistryError> {
         writes.tell_losses();
+        let more = writes.more();
+        if more > 0 && writes.view().len() + more > MAX_OBJECTS {
+            return Err(RegistryError::Refused(format!(
+                "the store holds as many objects as it takes ({MAX_OBJECTS}); delete some first"
+            )));
+        }
         for key in writes.written() {
             if !self.cache.may_write(key) {
                 return Err(RegistryError::Unavailable(format!(

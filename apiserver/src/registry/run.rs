@@ -74,7 +74,8 @@ fn run(
     let mut tasks = Vec::new();
     for number in 0..count {
         let token = if guard::stands(Guard::ClientToken) { token } else { &format!("{token}{}", writes.now().0) };
-        let name = derived_id(&["run", cluster, token, &number.to_string()]);
+        let epoch = writes.view().epoch().to_string();
+        let name = derived_id(&["run", cluster, token, &number.to_string(), &epoch]);
         if let Some(there) = writes.get(&Key::new(Kind::Task, cluster, &name)).cloned() {
             let same = there.as_task().and_then(|t| t.spec.as_ref()).is_some_and(|s| s.overrides == request.overrides);
             if !same {

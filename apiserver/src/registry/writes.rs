@@ -142,6 +142,13 @@ impl Writes {
             || self.puts.iter().any(|(key, new)| key.kind != Kind::Sequencer && self.differs(key, new))
     }
 
+    /// How many objects there are more after these writes. What comes along by itself does not count.
+    pub(super) fn more(&self) -> usize {
+        let counts = |key: &&Key| !matches!(key.kind, Kind::Event | Kind::Sequencer);
+        let new = self.puts.keys().filter(counts).filter(|key| self.view.get(key).is_none()).count();
+        new.saturating_sub(self.removed.len())
+    }
+
     pub(super) fn written(&self) -> impl Iterator<Item = &Key> {
         self.puts.keys().chain(&self.removed)
     }

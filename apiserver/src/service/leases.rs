@@ -6,6 +6,7 @@ use futures::StreamExt;
 use steady_core::v1::leases_server::Leases;
 use steady_core::v1::{
     AcquireRequest, AcquireResponse, KeepAliveRequest, KeepAliveResponse, ReleaseRequest, ReleaseResponse,
+    RevisionRequest, RevisionResponse,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -43,6 +44,11 @@ impl Leases for LeasesService {
             }
         });
         Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn revision(&self, _: Request<RevisionRequest>) -> Result<Response<RevisionResponse>, Status> {
+        let revision = self.registry.revision().await.map_err(status::of)?;
+        Ok(Response::new(RevisionResponse { revision: revision.0 }))
     }
 
     async fn release(&self, request: Request<ReleaseRequest>) -> Result<Response<ReleaseResponse>, Status> {

@@ -46,6 +46,11 @@ impl LogRouter {
         session
     }
 
+    /// How many sessions are open.
+    pub(super) fn sessions(&self) -> usize {
+        self.lock().agents.len()
+    }
+
     /// The session is over; its readers hear that their output ends.
     pub(super) fn closed(&self, instance: &Key, session: i64) {
         let mut routes = self.lock();

@@ -1,5 +1,6 @@
 //! The gRPC services: decode, ask the registry, encode. No rule of Steady's is here.
 
+mod admin;
 mod agent;
 mod leases;
 mod logs;
@@ -8,11 +9,13 @@ mod status;
 mod tasks;
 mod watch;
 
+pub(crate) use admin::AdminService;
 pub(crate) use agent::AgentService;
 pub(crate) use leases::LeasesService;
 pub(crate) use logs::LogRouter;
 pub(crate) use objects::ObjectsService;
 pub(crate) use tasks::TasksService;
+pub(crate) use watch::Watches;
 
 use steady_core::v1::{Object, Selector};
 

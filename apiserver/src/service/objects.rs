@@ -10,6 +10,7 @@ use steady_core::v1::{
 use steady_core::{Key, Kind, KindExt};
 use tonic::{Request, Response, Status};
 
+use super::watch::Watches;
 use super::{selects, status, watch};
 use crate::registry::Registry;
 
@@ -19,6 +20,7 @@ const MAX_PAGE: usize = 1000;
 /// Serves the objects.
 pub(crate) struct ObjectsService {
     pub(crate) registry: Registry,
+    pub(crate) watches: Watches,
 }
 
 #[tonic::async_trait]
@@ -65,7 +67,10 @@ impl Objects for ObjectsService {
         if request.server != 0 && request.server != server {
             return Err(Status::out_of_range("another API server told that revision; list again"));
         }
-        Ok(Response::new(Box::pin(watch::stream(self.registry.cache().clone(), server, request))))
+        let watch = self.watches.enter().ok_or_else(|| {
+            Status::resource_exhausted("this API server serves as many watches as it can; use another one, or end some")
+        })?;
+        Ok(Response::new(Box::pin(watch::stream(self.registry.cache().clone(), server, request, watch))))
     }
 
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {

@@ -1,6 +1,8 @@
 //! One watcher: a snapshot, and then every change from a cursor of its own in the cache's ring.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::stream::{self, Stream};
@@ -18,8 +20,12 @@ const MAX_EVENTS: usize = 500;
 /// A watcher hears at least this often how far the cache is.
 const BOOKMARK: Duration = Duration::from_secs(10);
 
+/// Without its store for so long a server tells nobody that nothing happens.
+const LOST: Duration = Duration::from_secs(5);
 /// A watcher that takes nothing for so long is cut off.
 const SLOW: Duration = Duration::from_secs(60);
+/// Watches that one server serves at once.
+const MAX_WATCHES: usize = 20_000;
 /// Responses that may wait for a watcher.
 const WAITING: usize = 4;
 
@@ -44,12 +50,40 @@ struct Snapshot {
     after: Option<Key>,
 }
 
+/// Watches that one server serves; their number is in the status.
+#[derive(Clone, Default)]
+pub(crate) struct Watches(Arc<AtomicUsize>);
+
+/// One watch.
+pub(super) struct Entered(Arc<AtomicUsize>);
+
+impl Watches {
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// One more, for as long as it is kept; `None` when there are as many as a server serves.
+    pub(super) fn enter(&self) -> Option<Entered> {
+        let before = self.0.fetch_add(1, Ordering::Relaxed);
+        let entered = Entered(Arc::clone(&self.0));
+        (before < MAX_WATCHES).then_some(entered)
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// The stream of a request. It ends with `OUT_OF_RANGE` when the watcher fell behind what is kept, and with
 /// `RESOURCE_EXHAUSTED` when it took nothing for a minute: whoever does not read must not hold memory.
 pub(super) fn stream(
     cache: Cache,
     server: i64,
     request: WatchRequest,
+    watch: Entered,
 ) -> impl Stream<Item = Result<WatchResponse, Status>> {
     let mut kinds: Vec<Kind> = request.kinds().collect();
     if kinds.is_empty() {
@@ -68,7 +102,10 @@ pub(super) fn stream(
         sent: 0,
     };
     let (sender, receiver) = mpsc::channel(WAITING);
-    tokio::spawn(watcher.run(sender));
+    tokio::spawn(async move {
+        watcher.run(sender).await;
+        drop(watch);
+    });
     stream::unfold(Some(receiver), |receiver| async move {
         let mut receiver = receiver?;
         match receiver.recv().await {
@@ -121,6 +158,7 @@ impl Watcher {
                 return Some(response);
             }
         }
+        response.epoch = snapshot.view.epoch();
         self.snapshot = None;
         response.set_phase(Phase::InitDone);
         Some(response)
@@ -134,11 +172,16 @@ impl Watcher {
                 return Ok(response);
             }
             let seen = self.at;
-            let newer = progress.wait_for(|revision| *revision > seen);
-            match tokio::time::timeout_at(deadline, newer).await {
-                Ok(Ok(_)) => self.read()?,
-                Ok(Err(_)) => return Err(Status::unavailable("the API server is ending")),
-                Err(_) => {}
+            tokio::select! {
+                biased;
+                newer = progress.wait_for(|revision| *revision > seen) => match newer {
+                    Ok(_) => self.read()?,
+                    Err(_) => return Err(Status::unavailable("the API server is ending")),
+                },
+                () = tokio::time::sleep_until(deadline) => {}
+                () = self.cache.is_lost(LOST) => {
+                    return Err(Status::unavailable("the API server does not reach its store; watch another one"));
+                }
             }
             // Also while all that happens is of no interest to this watcher.
             if self.ready.is_empty() && tokio::time::Instant::now() >= deadline {

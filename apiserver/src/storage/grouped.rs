@@ -28,6 +28,7 @@ pub struct Grouped {
     inner: Arc<dyn Storage>,
     writes: Arc<Mutex<Writes>>,
     reads: Arc<Mutex<Reads>>,
+    nudging: Arc<tokio::sync::Mutex<()>>,
     at_once: usize,
 }
 
@@ -53,6 +54,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn only_deletes(txn: &Txn) -> bool {
+    txn.ops.iter().all(|op| matches!(op, Op::Delete { .. }))
+}
+
 fn unanswered<T>() -> Result<T, StorageError> {
     Err(StorageError::Unavailable("the write was given up".into()))
 }
@@ -60,7 +65,13 @@ fn unanswered<T>() -> Result<T, StorageError> {
 impl Grouped {
     /// Over a store. `at_once` groups may be under way: fewer make larger groups, more let a lone write pass a large one.
     pub fn new(inner: Arc<dyn Storage>, at_once: usize) -> Self {
-        Grouped { inner, writes: Arc::default(), reads: Arc::default(), at_once: at_once.max(1) }
+        Grouped {
+            inner,
+            writes: Arc::default(),
+            reads: Arc::default(),
+            nudging: Arc::default(),
+            at_once: at_once.max(1),
+        }
     }
 
     /// Commits groups until nothing waits.
@@ -89,7 +100,7 @@ impl Grouped {
         match self.inner.group(txns.clone()).await {
             Ok(outcomes) => outcomes.into_iter().map(Ok).collect(),
             // Nothing of it happened, and what is wrong with one is not the others' fault.
-            Err(StorageError::Refused(_) | StorageError::NoSpace(_) | StorageError::LeaseGone) => {
+            Err(StorageError::Refused(_) | StorageError::LeaseGone) => {
                 let mut outcomes = Vec::with_capacity(txns.len());
                 for txn in txns {
                     outcomes.push(self.inner.txn(txn).await);
@@ -127,11 +138,18 @@ impl Writes {
         let (mut written, mut compared) = (HashSet::new(), HashSet::new());
         let (mut widest, mut bytes) = (0, 0);
         while let Some(next) = self.waiting.pop_front() {
+            if next.answer.is_closed() {
+                // Nobody waits for it any more, and it was surely not done.
+                continue;
+            }
             let width = next.txn.compares.len().max(next.txn.ops.len()).max(widest);
             let size: usize = next.txn.ops.iter().map(Op::size).sum();
             let apart = next.txn.ops.iter().all(|op| !written.contains(op.key()) && !compared.contains(op.key()))
                 && next.txn.compares.iter().all(|compare| !written.contains(compare.key()));
-            let fits = group.len() < MAX_GROUP && group.len() + 1 + width <= MAX_TXN_OPS && bytes + size <= MAX_BYTES;
+            // A full store takes deletions, unless they come with something else.
+            let alike = group.first().is_none_or(|first| only_deletes(&first.txn) == only_deletes(&next.txn));
+            let fits =
+                alike && group.len() < MAX_GROUP && group.len() + 1 + width <= MAX_TXN_OPS && bytes + size <= MAX_BYTES;
             if group.is_empty() || (apart && fits) {
                 written.extend(next.txn.ops.iter().map(|op| op.key().to_owned()));
                 compared.extend(next.txn.compares.iter().map(|compare| compare.key().to_owned()));
@@ -202,7 +220,10 @@ impl Storage for Grouped {
     }
 
     async fn nudge(&self) {
-        self.inner.nudge().await;
+        // Whoever asks while somebody asks is told as well, or asks again.
+        if let Ok(_asking) = self.nudging.try_lock() {
+            self.inner.nudge().await;
+        }
     }
 
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StorageError> {
@@ -245,7 +266,12 @@ mod tests {
     }
 
     fn queue(txns: Vec<Txn>) -> Writes {
-        let waiting = txns.into_iter().map(|txn| Waiting { txn, answer: oneshot::channel().0 });
+        let waiting = txns.into_iter().map(|txn| {
+            let (answer, answered) = oneshot::channel();
+            // Somebody waits for each.
+            std::mem::forget(answered);
+            Waiting { txn, answer }
+        });
         Writes { waiting: waiting.collect(), running: 1 }
     }
 
@@ -261,6 +287,16 @@ mod tests {
         assert_eq!(groups(vec![swap("a", none, "a"), swap("a", none, "a")]), [1, 1], "the same key");
         assert_eq!(groups(vec![swap("f", none, "a"), swap("f", none, "b")]), [2], "the same fence");
         assert_eq!(groups(vec![swap("a", none, "a"), swap("a", none, "a"), swap("b", none, "b")]), [2, 1]);
+    }
+
+    #[test]
+    fn what_nobody_waits_for_any_more_is_not_done_and_deletions_go_by_themselves() {
+        let mut writes = queue(vec![swap("a", Revision(0), "a")]);
+        writes.waiting.push_back(Waiting { txn: swap("b", Revision(0), "b"), answer: oneshot::channel().0 });
+        let delete = |key: &str| Txn { compares: vec![], ops: vec![Op::Delete { key: key.into() }] };
+        writes.waiting.extend(queue(vec![delete("c"), delete("d")]).waiting);
+        let sizes: Vec<usize> = std::iter::from_fn(|| Some(writes.take().len()).filter(|n| *n > 0)).collect();
+        assert_eq!(sizes, [1, 2]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use steady_core::Revision;
 
-pub use etcd::{Etcd, EtcdSettings, EtcdTls};
+pub use etcd::{Etcd, EtcdSettings, EtcdTls, Peer};
 pub use grouped::Grouped;
 pub use memory::Memory;
 
@@ -171,7 +171,7 @@ pub enum StorageError {
     /// The lease is not there (any more).
     #[error("the lease is gone")]
     LeaseGone,
-    /// The store has no room left.
+    /// The store has no room left. Of a write: **it may have happened** all the same.
     #[error("the store is full: {0}")]
     NoSpace(String),
 }
@@ -231,8 +231,7 @@ pub trait Storage: Send + Sync {
     /// Writes all or nothing. An [`StorageError::Unavailable`] leaves open whether it happened.
     async fn txn(&self, txn: Txn) -> Result<Outcome, StorageError>;
     /// Several transactions in one request, each with its own outcome. None writes what another compares or writes. An
-    /// error is of all of them; after a [`StorageError::Refused`], [`StorageError::NoSpace`] or
-    /// [`StorageError::LeaseGone`] none happened.
+    /// error is of all of them; after a [`StorageError::Refused`] or [`StorageError::LeaseGone`] none happened.
     async fn group(&self, txns: Vec<Txn>) -> Result<Vec<Outcome>, StorageError>;
     /// Every change of a prefix after a revision, in order, without gap; [`StorageError::Compacted`] when there would
     /// be one.

@@ -1,10 +1,9 @@
 //! `steady agent`: this machine as a container instance.
 
 use futures::future::try_join_all;
-use steady_runtime::Client;
 
 use super::ending::ending;
-use super::machine::{Wanted, address_towards, data_directory, host_name, lock, prepare};
+use super::machine::{Connections, Wanted, address_towards, data_directory, host_name, lock, prepare};
 use super::{Agent, log};
 use crate::args::Global;
 use crate::failure::Failure;
@@ -15,7 +14,7 @@ pub async fn agent(args: Agent, global: &Global) -> Result<(), Failure> {
     log::to_stderr();
     let ending = ending()?;
     let servers = global.servers()?;
-    let client = Client::new(&servers).map_err(|e| Failure::usage(e.to_string()))?;
+    let mut connections = Connections::to(&servers);
     let base = args.name.clone().unwrap_or_else(host_name);
     let directory = data_directory(args.data_dir.clone())?.join("agent");
     let _lock = lock(&directory)?;
@@ -46,7 +45,7 @@ pub async fn agent(args: Agent, global: &Global) -> Result<(), Failure> {
                 servers.join(", ")
             ));
         }
-        running.push(ready.run(client.clone(), ending.clone()));
+        running.push(ready.run(connections.of(number)?, ending.clone()));
     }
     try_join_all(running).await.map(|_| ())
 }

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use steady_apiserver::bundled::BundledEtcd;
 use steady_apiserver::server::Server;
-use steady_apiserver::storage::{Etcd, EtcdSettings, Grouped, Storage};
+use steady_apiserver::storage::{Etcd, Grouped, Storage};
 
 use super::ending::ending;
 use super::hidden::guard_words;
 use super::machine::{data_directory, lock};
-use super::{Apiserver, log};
+use super::{Apiserver, EtcdArgs, log};
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::out::note;
@@ -24,18 +24,17 @@ fn grouped(etcd: Etcd) -> Arc<dyn Storage> {
 }
 
 /// The store, and the etcd that was started for it.
-pub(super) struct Store {
-    pub(super) storage: Arc<dyn Storage>,
+pub(crate) struct Store {
+    pub(crate) storage: Arc<dyn Storage>,
     pub(super) bundled: Option<BundledEtcd>,
 }
 
 impl Store {
     /// Connects to an etcd that is there, or starts the bundled one on a directory.
-    pub(super) async fn open(endpoints: &[String], directory: &Path) -> Result<Self, Failure> {
-        if !endpoints.is_empty() {
-            let settings = EtcdSettings { endpoints: endpoints.to_vec(), tls: None };
-            let store = Etcd::connect(&settings).await.map_err(|e| {
-                Failure::failed(format!("etcd at {} does not answer: {e}; check --etcd", endpoints.join(",")))
+    pub(crate) async fn open(etcd: &EtcdArgs, directory: &Path) -> Result<Self, Failure> {
+        if !etcd.etcd.is_empty() {
+            let store = Etcd::connect(&etcd.settings()?).await.map_err(|e| {
+                Failure::failed(format!("etcd at {} does not answer: {e}; check --etcd", etcd.etcd.join(",")))
             })?;
             return Ok(Store { storage: grouped(store), bundled: None });
         }
@@ -54,7 +53,7 @@ impl Store {
     }
 
     /// Ends what was started.
-    pub(super) async fn close(self) {
+    pub(crate) async fn close(self) {
         drop(self.storage);
         if let Some(bundled) = self.bundled {
             bundled.stop().await;
@@ -74,7 +73,7 @@ pub async fn apiserver(args: Apiserver, _: &Global) -> Result<(), Failure> {
     let mut ending = ending()?;
     let listen = listen_address(&args.listen)?;
     let directory = data_directory(args.data_dir)?;
-    let _lock = if args.etcd.is_empty() { Some(lock(&directory)?) } else { None };
+    let _lock = if args.etcd.etcd.is_empty() { Some(lock(&directory)?) } else { None };
     let mut store = Store::open(&args.etcd, &directory).await?;
     let mut server =
         Server::start(listen, Arc::clone(&store.storage)).await.map_err(|e| Failure::failed(e.to_string()))?;

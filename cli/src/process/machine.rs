@@ -20,7 +20,7 @@ use crate::failure::Failure;
 const HOLLOW: (i32, i32) = (64 * 1024, 256 * 1024);
 
 /// `$XDG_DATA_HOME/steady`, or `~/.local/share/steady`.
-pub(super) fn data_directory(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
+pub(crate) fn data_directory(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
     if let Some(given) = given {
         return std::path::absolute(given).map_err(|e| Failure::failed(e.to_string()));
     }
@@ -30,7 +30,7 @@ pub(super) fn data_directory(given: Option<PathBuf>) -> Result<PathBuf, Failure>
 }
 
 /// A directory that no other process uses for as long as the file lives.
-pub(super) fn lock(directory: &Path) -> Result<File, Failure> {
+pub(crate) fn lock(directory: &Path) -> Result<File, Failure> {
     let path = directory.join("lock");
     let failed = |e: std::io::Error| Failure::failed(format!("{}: {e}; choose another --data-dir", path.display()));
     fs::create_dir_all(directory).map_err(failed)?;
@@ -61,6 +61,29 @@ pub(super) struct Wanted {
     /// Instances that share the machine.
     pub(super) share: u32,
     pub(super) stop_tasks: bool,
+}
+
+/// Instances that share a connection. Each has a stream open all the time, and a connection has so many and no more.
+const SHARED: u32 = 500;
+
+/// Connections of the instances of one process.
+pub(super) struct Connections {
+    servers: Vec<String>,
+    open: Vec<Client>,
+}
+
+impl Connections {
+    pub(super) fn to(servers: &[String]) -> Self {
+        Connections { servers: servers.to_vec(), open: Vec::new() }
+    }
+
+    /// The connection of an instance, numbered from 1 on and asked for in order.
+    pub(super) fn of(&mut self, number: u32) -> Result<Client, Failure> {
+        if (number - 1).is_multiple_of(SHARED) {
+            self.open.push(Client::new(&self.servers).map_err(|e| Failure::usage(e.to_string()))?);
+        }
+        self.open.last().cloned().ok_or_else(|| Failure::failed("instances are numbered from 1"))
+    }
 }
 
 /// An agent that is ready to run.

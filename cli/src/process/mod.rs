@@ -1,4 +1,4 @@
-//! The processes of Steady as subcommands: `up`, `apiserver`, `controller`, `agent`; here their arguments.
+//! The processes of Steady as subcommands: `up`, `apiserver`, `etcd`, `controller`, `agent`; here their arguments.
 // Doc comments of arguments are help texts: no backticks.
 #![allow(clippy::doc_markdown)]
 
@@ -6,6 +6,7 @@ mod agent;
 mod apiserver;
 mod controller;
 mod ending;
+mod etcd;
 mod hidden;
 mod log;
 mod machine;
@@ -14,12 +15,19 @@ mod up;
 pub use agent::agent;
 pub use apiserver::apiserver;
 pub use controller::controller;
+pub use etcd::etcd;
 pub use hidden::hidden;
 pub use up::up;
 
+pub(crate) use apiserver::Store;
+pub(crate) use machine::{data_directory, lock};
+
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
+use steady_apiserver::storage::{EtcdSettings, EtcdTls};
+
+use crate::failure::Failure;
 
 /// What starts an agent's containers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -33,6 +41,104 @@ pub enum RuntimeChoice {
     Process,
     /// Simulated tasks.
     Hollow,
+}
+
+/// Which etcd to use, and how.
+#[derive(Debug, Clone, Default, Args)]
+pub struct EtcdArgs {
+    /// An etcd that is already there, instead of the bundled one: some of its members.
+    #[arg(long, value_name = "URL[,URL]", value_delimiter = ',')]
+    pub etcd: Vec<String>,
+    /// For https: the authority that signed etcd's certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "etcd")]
+    pub etcd_cacert: Option<PathBuf>,
+    /// The certificate that etcd is to know us by, PEM.
+    #[arg(long, value_name = "FILE", requires = "etcd_key")]
+    pub etcd_cert: Option<PathBuf>,
+    /// Its key, PEM.
+    #[arg(long, value_name = "FILE", requires = "etcd_cert")]
+    pub etcd_key: Option<PathBuf>,
+}
+
+impl EtcdArgs {
+    /// What the storage needs to know of it.
+    pub(crate) fn settings(&self) -> Result<EtcdSettings, Failure> {
+        let read = |path: &PathBuf| {
+            std::fs::read(path).map_err(|error| Failure::usage(format!("{}: {error}", path.display())))
+        };
+        if let Some(plain) = self.etcd.iter().find(|url| !url.starts_with("https://") && self.etcd_cacert.is_some()) {
+            return Err(Failure::usage(format!(
+                "--etcd {plain} is no https:// address, and --etcd-cacert is for those"
+            )));
+        }
+        let identity = match (&self.etcd_cert, &self.etcd_key) {
+            (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+            _ => None,
+        };
+        let tls = match &self.etcd_cacert {
+            Some(path) => Some(EtcdTls { authority: read(path)?, identity }),
+            None => None,
+        };
+        if let Some(url) = self.etcd.iter().find(|url| url.starts_with("https://") && tls.is_none()) {
+            return Err(Failure::usage(format!("--etcd {url} needs --etcd-cacert FILE: the authority that signed it")));
+        }
+        Ok(EtcdSettings { endpoints: self.etcd.clone(), tls })
+    }
+}
+
+/// Arguments of `steady etcd`.
+#[derive(Debug, Clone, Args)]
+#[command(after_long_help = "A cluster of one that may grow, then a member more on each of two machines, and back:
+
+  steady etcd --name a --client-url http://10.0.0.1:2379 --peer-url http://10.0.0.1:2380
+  steady etcd --name b --client-url http://10.0.0.2:2379 --peer-url http://10.0.0.2:2380 join http://10.0.0.1:2379
+  steady etcd --name c --client-url http://10.0.0.3:2379 --peer-url http://10.0.0.3:2380 join http://10.0.0.1:2379
+  steady etcd leave c http://10.0.0.1:2379
+
+API servers find new members by themselves. The same command starts a member again after it ended. The data of
+`steady up` may be grown too: --data-dir its directory.")]
+pub struct Etcd {
+    /// Name of this member [default: the host's name].
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Where its data is kept [default: $XDG_DATA_HOME/steady or ~/.local/share/steady].
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Where API servers reach it.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:2379")]
+    pub client_url: String,
+    /// Where the other members reach it.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:2380")]
+    pub peer_url: String,
+    /// What else to do.
+    #[command(subcommand)]
+    pub verb: Option<EtcdVerb>,
+}
+
+/// What `steady etcd` does beside starting a member.
+#[derive(Debug, Clone, Subcommand)]
+pub enum EtcdVerb {
+    /// Start this member as one more of an etcd that is there.
+    Join {
+        /// A member that is there.
+        #[arg(value_name = "URL")]
+        member: String,
+    },
+    /// Take a member out. Its process ends by itself, its data is of no use any more.
+    Leave {
+        /// The member's name.
+        #[arg(value_name = "NAME")]
+        leaver: String,
+        /// A member that stays.
+        #[arg(value_name = "URL")]
+        member: String,
+    },
+    /// List the members.
+    Members {
+        /// A member.
+        #[arg(value_name = "URL")]
+        member: String,
+    },
 }
 
 /// Arguments of `steady up`.
@@ -57,9 +163,9 @@ pub struct Up {
     /// Container instances on this machine.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub instances: u32,
-    /// An etcd that is already there, instead of the bundled one.
-    #[arg(long, value_name = "URL", value_delimiter = ',')]
-    pub etcd: Vec<String>,
+    /// The etcd to keep everything in.
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
     /// Docker's socket.
     #[arg(long, value_name = "PATH")]
     pub docker_socket: Option<PathBuf>,
@@ -75,8 +181,8 @@ pub struct Apiserver {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:7443")]
     pub listen: String,
     /// The etcd to keep everything in.
-    #[arg(long, value_name = "URL", value_delimiter = ',')]
-    pub etcd: Vec<String>,
+    #[command(flatten)]
+    pub etcd: EtcdArgs,
     /// Instead of --etcd: a directory for a bundled etcd.
     #[arg(long, value_name = "DIR", conflicts_with = "etcd")]
     pub data_dir: Option<PathBuf>,

@@ -15,7 +15,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::apiserver::{Store, listen_address};
 use super::ending::ending;
-use super::machine::{Wanted, data_directory, host_name, lock, prepare};
+use super::machine::{Connections, Wanted, data_directory, host_name, lock, prepare};
 use super::{RuntimeChoice, Up, log};
 use crate::args::Global;
 use crate::client::Client;
@@ -81,7 +81,7 @@ async fn start(args: &Up, global: &Global, directory: &Path, out: &mut Out) -> R
     };
     let address = format!("http://{}", server.address);
     tick(out, "api", &address, began)?;
-    let api = Api::new(&[address]).map_err(|e| Failure::failed(e.to_string()))?;
+    let api = Api::new(std::slice::from_ref(&address)).map_err(|e| Failure::failed(e.to_string()))?;
     let (stop_controllers, controllers_end) = watch::channel(false);
     // Only one `up` at a time has the directory: what one before it led, this one leads at once.
     let leader = Identity::load(directory, "up").map_err(|e| Failure::failed(e.to_string()))?.uid;
@@ -91,7 +91,7 @@ async fn start(args: &Up, global: &Global, directory: &Path, out: &mut Out) -> R
     });
     let (stop_agents, agents_end) = watch::channel(false);
     let mut running = Running { stop_controllers, controllers, stop_agents, agents: JoinSet::new(), server, store };
-    match agents(args, global, directory, &api, &agents_end, &mut running.agents, out).await {
+    match agents(args, global, directory, &address, &agents_end, &mut running.agents, out).await {
         Ok(()) => Ok(running),
         Err(failure) => {
             stop(running, args, out).await;
@@ -104,12 +104,13 @@ async fn agents(
     args: &Up,
     global: &Global,
     directory: &Path,
-    api: &Api,
+    address: &str,
     ending: &watch::Receiver<bool>,
     running: &mut JoinSet<Result<(), Failure>>,
     out: &mut Out,
 ) -> Result<(), Failure> {
     let began = Instant::now();
+    let mut connections = Connections::to(&[address.to_owned()]);
     for number in 1..=args.instances {
         let name = if args.instances == 1 { host_name() } else { format!("node-{number}") };
         let ready = prepare(Wanted {
@@ -138,7 +139,7 @@ async fn agents(
             );
             tick(out, "agent", &what, began)?;
         }
-        running.spawn(ready.run(api.clone(), ending.clone()));
+        running.spawn(ready.run(connections.of(number)?, ending.clone()));
     }
     Ok(())
 }

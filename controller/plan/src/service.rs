@@ -221,7 +221,8 @@ fn new_task(
 ) -> Object {
     let meta = known.object.meta();
     let name = deployment.object.name();
-    let id = derived_id(&[&meta.uid, name, &slot.to_string(), &attempt.to_string()]);
+    let epoch = known.view.epoch().to_string();
+    let id = derived_id(&[&meta.uid, name, &slot.to_string(), &attempt.to_string(), &epoch]);
     let spec = TaskSpec {
         task_definition: deployment.spec.task_definition.clone(),
         group: format!("service:{}", meta.name),

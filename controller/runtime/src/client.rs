@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use steady_core::Revision;
+use steady_core::v1::RevisionRequest;
+use steady_core::v1::admin_client::AdminClient;
 use steady_core::v1::agent_client::AgentClient;
 use steady_core::v1::leases_client::LeasesClient;
 use steady_core::v1::objects_client::ObjectsClient;
 use steady_core::v1::tasks_client::TasksClient;
-use steady_core::v1::{GetRequest, ObjectRef};
-use steady_core::{DEFAULT_CLUSTER, Kind, Revision};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http;
@@ -68,9 +69,11 @@ impl Client {
         Ok(Self::over(wires))
     }
 
-    /// Calls over these wires, of which there is at least one.
+    /// Calls over these wires, of which there is at least one. The first one used is left to chance: not every client
+    /// should be at the same server.
     pub fn over(wires: Vec<Wire>) -> Self {
-        Client { wires: wires.into(), current: Arc::default() }
+        let first = fastrand::usize(..wires.len().max(1));
+        Client { wires: wires.into(), current: Arc::new(AtomicUsize::new(first)) }
     }
 
     fn wire(&self) -> Wire {
@@ -78,9 +81,16 @@ impl Client {
         self.wires[current].clone()
     }
 
-    /// Uses the next address from now on: the one in use does not answer.
-    pub fn rotate(&self) {
-        self.current.fetch_add(1, Ordering::Relaxed);
+    /// Which address is in use: what [`Client::rotate`] is told when that one does not answer.
+    pub fn place(&self) -> usize {
+        self.current.load(Ordering::Relaxed)
+    }
+
+    /// Uses the next address from now on, because the one at this place does not answer; unless another one is in use
+    /// already: calls fail together.
+    pub fn rotate(&self, place: usize) {
+        let next = place.wrapping_add(1);
+        let _ = self.current.compare_exchange(place, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Calls for objects.
@@ -91,6 +101,11 @@ impl Client {
     /// Calls for leases.
     pub fn leases(&self) -> LeasesClient<Wire> {
         LeasesClient::new(self.wire())
+    }
+
+    /// Calls of those who look after the control plane.
+    pub fn admin(&self) -> AdminClient<Wire> {
+        AdminClient::new(self.wire()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// Calls for tasks.
@@ -105,9 +120,8 @@ impl Client {
 
     /// The store's revision, no older than any write acknowledged before the call.
     pub async fn revision(&self) -> Result<Revision, Status> {
-        let cluster = ObjectRef { kind: Kind::Cluster.into(), name: DEFAULT_CLUSTER.into(), ..ObjectRef::default() };
-        let mut objects = self.objects();
-        let answer = within(DEADLINE, objects.get(GetRequest { r#ref: Some(cluster) })).await?;
+        let mut leases = self.leases();
+        let answer = within(DEADLINE, leases.revision(RevisionRequest {})).await?;
         Ok(Revision(answer.into_inner().revision))
     }
 }

@@ -22,7 +22,7 @@ pub(crate) enum Failure {
     Fenced,
     /// No answer: the commit may have happened. Look at a view that is newer than now before doing anything.
     Unknown(Status),
-    /// The API refuses it as it is: a defect of the plan.
+    /// The API refuses it: it has too much to do, or the plan is wrong.
     Refused(Status),
 }
 
@@ -60,7 +60,8 @@ async fn commit(client: &Client, request: CommitRequest) -> Result<v1::CommitRes
     let mut objects = client.objects();
     within(DEADLINE, objects.commit(request)).await.map(tonic::Response::into_inner).map_err(|status| {
         match status.code() {
-            Code::Aborted if is_fenced(&status) => Failure::Fenced,
+            Code::Aborted if says(&status, "LEASE_LOST") => Failure::Fenced,
+            Code::ResourceExhausted if says(&status, "OVERLOADED") => Failure::Refused(status),
             Code::Aborted => Failure::Stale(status.message().to_owned()),
             Code::InvalidArgument | Code::FailedPrecondition | Code::AlreadyExists | Code::NotFound => {
                 Failure::Refused(status)
@@ -70,9 +71,10 @@ async fn commit(client: &Client, request: CommitRequest) -> Result<v1::CommitRes
     })
 }
 
-fn is_fenced(status: &Status) -> bool {
+/// Whether the API names this reason.
+fn says(status: &Status, reason: &str) -> bool {
     let info = status.get_details_error_info();
-    info.is_some_and(|info| info.reason == "LEASE_LOST" && info.domain == "steady")
+    info.is_some_and(|info| info.reason == reason && info.domain == "steady")
 }
 
 /// Groups as commits: none is split, and small ones go together.

@@ -55,7 +55,7 @@ impl Leadership {
             let _ = tokio::time::timeout(TTL, reflector.until(ours)).await;
             let request =
                 AcquireRequest { name: name.clone(), holder: holder.into(), ttl_seconds: TTL.as_secs() as i32 };
-            let mut leases = client.leases();
+            let (mut leases, place) = (client.leases(), client.place());
             match within(DEADLINE, leases.acquire(request)).await {
                 Ok(answer) => {
                     let answer = answer.into_inner();
@@ -67,7 +67,7 @@ impl Leadership {
                 }
                 Err(status) => {
                     tracing::debug!(controller, %status, "the lease could not be taken; trying again");
-                    client.rotate();
+                    client.rotate(place);
                     tokio::time::sleep(Duration::from_millis(500)).await;
                 }
             }
@@ -111,12 +111,13 @@ async fn renew(client: &Client, request: KeepAliveRequest, doing: watch::Receive
     let mut renewed = Instant::now();
     while renewed.elapsed() < TTL {
         let (beats, stream) = mpsc::channel(1);
+        let place = client.place();
         let opened = async {
             beats.send(request()).await.ok()?;
             client.leases().keep_alive(ReceiverStream::new(stream)).await.ok()
         };
         let Ok(Some(answers)) = tokio::time::timeout(RENEWAL, opened).await else {
-            client.rotate();
+            client.rotate(place);
             tokio::time::sleep(Duration::from_millis(200)).await;
             continue;
         };
@@ -133,6 +134,7 @@ async fn renew(client: &Client, request: KeepAliveRequest, doing: watch::Receive
                 break;
             }
         }
+        client.rotate(place);
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

@@ -13,6 +13,7 @@ use steady_core::v1::watch_response::Phase;
 use steady_core::v1::{Object, WatchRequest, WatchResponse};
 use steady_core::{Key, Kind, Revision, View};
 use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use crate::Client;
@@ -23,6 +24,10 @@ const PENDING: usize = 4096;
 
 /// A watch that says nothing for so long is dead: an API server says something every 10 s.
 const SILENCE: Duration = Duration::from_secs(25);
+
+/// Snapshots are read from the store as it is. When they are older than what is known for so long, whoever answers, then
+/// the store was put back without anybody saying so.
+const BEHIND: Duration = Duration::from_secs(30);
 
 /// What changed in a view.
 #[derive(Debug, Clone)]
@@ -38,6 +43,7 @@ pub enum News {
 pub struct Reflector {
     view: watch::Receiver<View>,
     news: broadcast::Sender<News>,
+    replaced: watch::Receiver<bool>,
     /// Ends the following when the last clone is gone.
     _following: Arc<Following>,
 }
@@ -55,18 +61,22 @@ impl Reflector {
     pub fn start(client: Client, kinds: &BTreeSet<Kind>) -> Self {
         let (publish, view) = watch::channel(View::default());
         let news = broadcast::Sender::new(PENDING);
+        let (replace, replaced) = watch::channel(false);
         let mirror = Mirror {
             client,
             kinds: kinds.iter().map(|kind| i32::from(*kind)).collect(),
             view: View::default(),
             server: 0,
+            epoch: None,
+            behind_since: None,
+            replace,
             part: None,
             changed: Vec::new(),
             publish,
             news: news.clone(),
         };
         let following = Arc::new(Following(tokio::spawn(mirror.follow())));
-        Reflector { view, news, _following: following }
+        Reflector { view, news, replaced, _following: following }
     }
 
     /// The newest view.
@@ -83,6 +93,15 @@ impl Reflector {
             Some(view) => view,
             // The following only ends with the last clone.
             None => std::future::pending().await,
+        }
+    }
+
+    /// Returns when the store is another one, or was restored from a backup. What is known of the one before is wrong, its
+    /// revisions too: start anew.
+    pub async fn replaced(&self) {
+        let mut replaced = self.replaced.clone();
+        if replaced.wait_for(|replaced| *replaced).await.is_err() {
+            std::future::pending::<()>().await;
         }
     }
 
@@ -106,6 +125,11 @@ struct Mirror {
     view: View,
     /// Who told it.
     server: i64,
+    /// How often the store was restored.
+    epoch: Option<i64>,
+    /// Since when API servers have been behind what is known.
+    behind_since: Option<Instant>,
+    replace: watch::Sender<bool>,
     /// A snapshot that is not whole yet.
     part: Option<View>,
     /// Objects changed since the last view was published.
@@ -123,7 +147,7 @@ impl Mirror {
             .without_max_times();
         let mut delays = retries.build();
         loop {
-            let before = self.view.revision();
+            let (before, place) = (self.view.revision(), self.client.place());
             let ended = self.watch().await;
             if self.view.revision() > before {
                 delays = retries.build();
@@ -137,7 +161,7 @@ impl Mirror {
                 Code::DataLoss => tracing::warn!(%ended, "watching again"),
                 _ => {
                     tracing::debug!(%ended, "the watch ended; watching again, from the next API server");
-                    self.client.rotate();
+                    self.client.rotate(place);
                 }
             }
             tokio::time::sleep(delays.next().unwrap_or_default()).await;
@@ -185,10 +209,25 @@ impl Mirror {
             Phase::InitDone => {
                 let mut whole = self.part.take().unwrap_or_default();
                 whole.set_revision(revision);
-                if revision < self.publish.borrow().revision() {
+                if *self.epoch.get_or_insert(response.epoch) != response.epoch {
+                    tracing::warn!(
+                        epoch = response.epoch,
+                        "the store was restored from a backup; forgetting what was known"
+                    );
+                    self.replace.send_replace(true);
+                    return Err(Status::unavailable("the store was restored"));
+                }
+                let known = self.publish.borrow().revision();
+                if revision < known {
                     // An API server that is behind the one before: what is known is newer.
+                    let since = *self.behind_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() > BEHIND {
+                        tracing::error!(%revision, %known, "the store lost what was known of it; forgetting that too");
+                        self.replace.send_replace(true);
+                    }
                     return Err(Status::unavailable(format!("an API server is behind what is known, at {revision}")));
                 }
+                self.behind_since = None;
                 tracing::debug!(%revision, objects = whole.len(), "listed");
                 self.view = whole;
                 self.server = response.server;

@@ -175,19 +175,25 @@ async fn pass<C: Controller>(shared: Arc<Shared<C>>, fence: Fence, key: Key, gat
     });
     let changes: usize = groups.iter().map(Vec::len).sum();
     tracing::debug!(controller = C::NAME, %key, changes, revision = %view.revision(), "committing");
-    let mut reached = None;
+    let (mut reached, place) = (None, shared.client.place());
     let outcome = match execute(&shared.client, groups, Guards { fence, sequencer }, &mut reached).await {
         Ok(()) => Outcome::Done { wake_at, reached },
         Err(failure) => {
             // The next look is no older than what was written before it failed.
             let seen = view.revision().max(reached.unwrap_or_default());
-            again(&shared.client, C::NAME, &key, seen, failure).await
+            again((&shared.client, place), C::NAME, &key, seen, failure).await
         }
     };
     (key, outcome)
 }
 
-async fn again(client: &Client, controller: &str, key: &Key, seen: Revision, failure: Failure) -> Outcome {
+async fn again(
+    (client, place): (&Client, usize),
+    controller: &str,
+    key: &Key,
+    seen: Revision,
+    failure: Failure,
+) -> Outcome {
     match failure {
         Failure::Stale(message) => {
             tracing::debug!(controller, %key, message, "looking again");
@@ -201,12 +207,14 @@ async fn again(client: &Client, controller: &str, key: &Key, seen: Revision, fai
         Failure::Unknown(status) => {
             tracing::warn!(controller, %key, message = status.message(), "the outcome of a commit is unknown");
             // Whatever became of it, the next look is newer than now.
+            client.rotate(place);
             let after = loop {
-                client.rotate();
-                match client.revision().await {
-                    Ok(revision) => break revision,
-                    Err(_) => tokio::time::sleep(UNREACHABLE).await,
+                let place = client.place();
+                if let Ok(revision) = client.revision().await {
+                    break revision;
                 }
+                client.rotate(place);
+                tokio::time::sleep(UNREACHABLE).await;
             };
             Outcome::Again { after, error: Some(format!("a commit's outcome is unknown: {}", status.message())) }
         }

@@ -27,9 +27,11 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use steady_agent::runtime::ContainerId;
+use steady_apiserver::cache::decode;
 use steady_apiserver::storage::{Change, Memory, Outcome, Storage, StorageError, Txn};
-use steady_core::Revision;
 use steady_core::guard::{self, Guard};
+use steady_core::v1::{Fence, Object};
+use steady_core::{Revision, task};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
@@ -384,6 +386,27 @@ impl World {
     /// Between these many milliseconds.
     pub(crate) fn between(&self, from: usize, to: usize) -> Duration {
         Duration::from_millis((from + self.below(to - from)) as u64)
+    }
+}
+
+/// Judges a history from the outside, revision by revision; what is broken, once something is. Who wrote what is not known
+/// there: stops and starts of a service are those that its sequencer counts and no agent reports.
+pub fn judge_revision() -> impl FnMut(Revision, &[Change]) -> Option<String> {
+    let mut judge = Judge::default();
+    move |revision, changes| {
+        let of_service = changes.iter().any(|change| path_of(change).starts_with("/steady/v1/sequencers/service/"));
+        let last = |object: &Object| task::of(object).map(|task| task.status.last_status());
+        let reported = changes.iter().any(|change| {
+            let Change::Put(entry) = change else { return false };
+            let Ok(new) = decode(entry) else { return false };
+            let old = judge.view.get(&new.key).and_then(|old| last(old));
+            old.is_some() && old != last(&new.object)
+        });
+        let lease = if of_service && !reported { "controller.service" } else { "" };
+        let fence = Some(Fence { lease: lease.to_owned(), epoch: 0 });
+        let origin = Origin { name: "history".to_owned(), call: "Apply".to_owned(), fence };
+        judge.revision(revision, changes, Some(&origin));
+        judge.broken.clone()
     }
 }
 

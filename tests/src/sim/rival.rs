@@ -30,9 +30,9 @@ pub(crate) async fn run(world: Arc<World>, life: Arc<Life>) {
         for changes in plan.groups {
             let changes = changes.into_iter().map(v1::Change::from).collect();
             let request = CommitRequest { changes, fence: None, sequencer: None };
-            let mut objects = client.objects();
+            let (mut objects, place) = (client.objects(), client.place());
             if tokio::time::timeout(super::PATIENCE, objects.commit(request)).await.is_err() {
-                client.rotate();
+                client.rotate(place);
             }
         }
     }

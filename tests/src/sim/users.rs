@@ -61,6 +61,7 @@ impl Users {
     /// Asks until there is an answer.
     async fn ask<T, F: Future<Output = Result<T, Status>>>(&self, ask: impl Fn(Client) -> F) -> Result<T, Status> {
         loop {
+            let place = self.client.place();
             match tokio::time::timeout(PATIENCE, ask(self.client.clone())).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(status)) if status.code() != Code::Unavailable && status.code() != Code::Aborted => {
@@ -68,7 +69,7 @@ impl Users {
                 }
                 Ok(Err(_)) | Err(_) => {}
             }
-            self.client.rotate();
+            self.client.rotate(place);
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
     }

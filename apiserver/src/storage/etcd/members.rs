@@ -16,7 +16,8 @@ use crate::storage::StorageError;
 
 /// How long a call may take, tries on other members included. An election takes less than two seconds.
 const DEADLINE: Duration = Duration::from_secs(3);
-/// How long one member may take for a read, while there are others.
+/// How long one member may take, while there are others: a write that was passed on to a leader that died in that moment
+/// is never answered.
 const ATTEMPT: Duration = Duration::from_millis(1500);
 /// Between tries, once every member was tried.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -102,7 +103,12 @@ impl Members {
             let client = client.map_err(|error| StorageError::Refused(format!("{endpoint}: {error}")))?;
             members.push(Member { endpoint: endpoint.clone(), client });
         }
-        *self.known.write().unwrap_or_else(PoisonError::into_inner) = members.into();
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        // The one in use stays the one in use.
+        let used = known.get(self.current.load(Ordering::Relaxed) % known.len().max(1)).map(|m| m.endpoint.clone());
+        let place = members.iter().position(|member| Some(&member.endpoint) == used.as_ref());
+        self.current.store(place.unwrap_or(0), Ordering::Relaxed);
+        *known = members.into();
         Ok(())
     }
 
@@ -110,7 +116,8 @@ impl Members {
     async fn sync(&self) -> Result<(), StorageError> {
         let listed =
             self.read("member list", |client| async move { client.cluster_client().member_list().await }).await?;
-        let advertised = listed.members().iter().flat_map(|member| member.client_urls().iter().cloned());
+        let voters = listed.members().iter().filter(|member| !member.is_learner());
+        let advertised = voters.flat_map(|member| member.client_urls().iter().cloned());
         let loopback = |url: &str| ["127.", "localhost", "[::1]"].iter().any(|host| url.contains(host));
         let near = self.given.iter().any(|url| loopback(url));
         let mut endpoints = self.given.clone();
@@ -148,7 +155,19 @@ impl Members {
     where
         Call: Future<Output = Result<T, Error>>,
     {
-        self.call(what, ATTEMPT, |_| true, call).await
+        self.call(what, true, |_| true, call).await.map(|(answer, _)| answer)
+    }
+
+    /// The same, with the number of the member that answered.
+    pub(super) async fn read_from<T, Call>(
+        &self,
+        what: &str,
+        call: impl Fn(Client) -> Call,
+    ) -> Result<(T, usize), StorageError>
+    where
+        Call: Future<Output = Result<T, Error>>,
+    {
+        self.call(what, true, |_| true, call).await
     }
 
     /// A call that changes something: asked again only if it was surely not done.
@@ -156,16 +175,17 @@ impl Members {
     where
         Call: Future<Output = Result<T, Error>>,
     {
-        self.call(what, DEADLINE, is_undone, call).await
+        self.call(what, false, is_undone, call).await.map(|(answer, _)| answer)
     }
 
+    /// `silence` and `again`: whether to ask anew after no answer, and after an error.
     async fn call<T, Call>(
         &self,
         what: &str,
-        attempt: Duration,
+        silence: bool,
         again: impl Fn(&Error) -> bool,
         call: impl Fn(Client) -> Call,
-    ) -> Result<T, StorageError>
+    ) -> Result<(T, usize), StorageError>
     where
         Call: Future<Output = Result<T, Error>>,
     {
@@ -174,14 +194,14 @@ impl Members {
         loop {
             let (number, client) = self.current();
             let many = self.all().len();
-            let attempt = if many > 1 { attempt } else { DEADLINE };
+            let attempt = if many > 1 { ATTEMPT } else { DEADLINE };
             let (error, again) =
                 match tokio::time::timeout_at(deadline.min(Instant::now() + attempt), call(client)).await {
-                    Ok(Ok(answer)) => return Ok(answer),
+                    Ok(Ok(answer)) => return Ok((answer, number)),
                     Ok(Err(error)) => (explain(&error), again(&error)),
                     Err(_) => {
                         let silent = format!("etcd did not answer {what} within {attempt:?}");
-                        (StorageError::Unavailable(silent), attempt < DEADLINE)
+                        (StorageError::Unavailable(silent), silence)
                     }
                 };
             if !matches!(error, StorageError::Unavailable(_)) {
@@ -209,10 +229,14 @@ async fn follow(members: Weak<Members>) {
     }
 }
 
+/// What etcd says of a write that it did not even begin.
+const REFUSALS: [&str; 3] =
+    ["etcdserver: no leader", "etcdserver: too many requests", "etcdserver: rpc not supported for learner"];
+
 /// Whether a call that failed was surely not done: nobody heard it, or whoever did refused it at the door.
 fn is_undone(error: &Error) -> bool {
     if let Error::GRpcStatus(status) = error
-        && ["etcdserver: no leader", "etcdserver: too many requests"].iter().any(|text| status.message().contains(text))
+        && REFUSALS.iter().any(|text| status.message().contains(text))
     {
         return true;
     }

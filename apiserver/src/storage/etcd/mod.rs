@@ -1,9 +1,11 @@
 //! The store in etcd, 3.5 and later (3.4 tolerated).
 
 mod members;
+mod membership;
 mod wire;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,12 +19,13 @@ use steady_core::Revision;
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::{
-    Alarm, Changes, Compare, Entry, Health, LeaseId, Listing, MemberHealth, Outcome, Storage, StorageError, Txn,
+    Alarm, Changes, Compare, Entry, Health, LeaseId, Listing, MemberHealth, Op, Outcome, Storage, StorageError, Txn,
 };
 use members::{Members, explain};
-use wire::{batch, check, entry, failed, prefix_end, revision_of, to_etcd};
+use wire::{Told, batch, check, entry, failed, prefix_end, revision_of, to_etcd};
 
 pub use members::{EtcdSettings, EtcdTls};
+pub use membership::Peer;
 
 /// Keys of one page of a listing.
 const PAGE: i64 = 2_000;
@@ -37,24 +40,53 @@ const STATUS: Duration = Duration::from_secs(2);
 /// How long a member may take to rewrite its file.
 const DEFRAGMENTATION: Duration = Duration::from_secs(120);
 
+/// What every key begins with.
+const ROOT: &str = "/steady/";
+
+/// Whether an etcd that is asked how far a watch is says so after all that the watch has to tell until then. Before 3.4.25
+/// and 3.5.8 it says so at once.
+fn is_honest(version: &str) -> bool {
+    let mut numbers = version.split(['.', '-', '+']).map(|number| number.parse::<u32>().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0);
+    match (next(), next(), next()) {
+        (3, 4, patch) => patch >= 25,
+        (3, 5, patch) => patch >= 8,
+        (major, minor, _) => (major, minor) > (3, 5),
+    }
+}
+
 /// One lease's open keep-alive stream.
-type KeepAlive = Arc<AsyncMutex<(LeaseKeeper, LeaseKeepAliveStream)>>;
+type KeepAlive = Arc<AsyncMutex<Keeper>>;
+
+struct Keeper {
+    ask: LeaseKeeper,
+    answers: LeaseKeepAliveStream,
+    /// Number of the member that it is open at.
+    member: usize,
+}
 
 /// A store in etcd.
 pub struct Etcd {
     members: Arc<Members>,
     /// Of every open watch, to ask it how far it is.
     watchers: AsyncMutex<Vec<WatchRequestSender>>,
+    /// A watch is on a member whose word on how far it is cannot be trusted.
+    lied: AtomicBool,
     leases: Mutex<HashMap<i64, KeepAlive>>,
 }
 
 impl Etcd {
     /// Connects; fails when no member answers within three seconds.
     pub async fn connect(settings: &EtcdSettings) -> Result<Self, StorageError> {
-        let members = Members::open(settings).await?;
-        let store = Etcd { members, watchers: AsyncMutex::default(), leases: Mutex::default() };
+        let store = Self::open(settings).await?;
         store.revision().await?;
         Ok(store)
+    }
+
+    /// Connects when first used.
+    pub async fn open(settings: &EtcdSettings) -> Result<Self, StorageError> {
+        let members = Members::open(settings).await?;
+        Ok(Etcd { members, watchers: AsyncMutex::default(), lied: AtomicBool::default(), leases: Mutex::default() })
     }
 
     fn keeper(&self, lease: LeaseId) -> Option<KeepAlive> {
@@ -70,8 +102,8 @@ impl Etcd {
             return Ok(keeper);
         }
         let open = |client: etcd_client::Client| async move { client.lease_client().keep_alive(lease.0).await };
-        let opened = self.members.read("lease keep-alive", open).await?;
-        let keeper = Arc::new(AsyncMutex::new(opened));
+        let ((ask, answers), member) = self.members.read_from("lease keep-alive", open).await?;
+        let keeper = Arc::new(AsyncMutex::new(Keeper { ask, answers, member }));
         self.leases.lock().unwrap_or_else(PoisonError::into_inner).insert(lease.0, keeper.clone());
         Ok(keeper)
     }
@@ -155,36 +187,50 @@ impl Storage for Etcd {
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<Changes, StorageError> {
         // The first answer says that the watch stands, or that its start is compacted.
-        let opened = self.members.read("watch", |client| async move {
+        let opened = self.members.read_from("watch", |client| async move {
+            let version = client.maintenance_client().status().await?.version().to_owned();
+            let honest = is_honest(&version);
             let options = WatchOptions::new().with_prefix().with_start_revision(after.0 + 1).with_progress_notify();
             let mut client = client.watch_client().max_decoding_message_size(MAX_MESSAGE);
-            let (asking, mut answers) = client.watch(prefix, Some(options)).await?.split();
+            let from = if honest { prefix } else { ROOT };
+            let (asking, mut answers) = client.watch(from, Some(options)).await?.split();
             let first = answers.message().await?;
-            Ok((asking, answers, first))
+            Ok((asking, answers, first, honest))
         });
-        let (member, _) = self.members.current();
-        let (asking, answers, first) = opened.await?;
-        self.watchers.lock().await.push(asking);
+        let ((asking, answers, first, honest), member) = opened.await?;
+        if honest {
+            self.watchers.lock().await.push(asking);
+        } else {
+            self.lied.store(true, Ordering::Relaxed);
+        }
+        let told = Told { prefix: prefix.to_owned(), honest };
         let first = first.ok_or_else(|| StorageError::Unavailable("etcd ended the watch".into()))?;
         check(&first, after)?;
         let members = Arc::clone(&self.members);
-        let batches = stream::unfold(Some((answers, after, members)), move |state| async move {
-            let (mut answers, at, members) = state?;
+        let batches = stream::unfold(Some((answers, after, members, told)), move |state| async move {
+            let (mut answers, at, members, told) = state?;
             let next = match answers.message().await {
-                Ok(Some(answer)) => check(&answer, at).map(|()| batch(&answer, at)),
+                Ok(Some(answer)) => check(&answer, at).map(|()| batch(&answer, at, &told)),
                 Ok(None) => Err(StorageError::Unavailable("etcd ended the watch".into())),
                 Err(error) => Err(explain(&error)),
             };
             if matches!(next, Err(StorageError::Unavailable(_))) {
                 members.rotate(member);
             }
-            let state = next.as_ref().ok().map(|batch| (answers, batch.revision, members));
+            let state = next.as_ref().ok().map(|batch| (answers, batch.revision, members, told));
             Some((next, state))
         });
         Ok(batches.boxed())
     }
 
     async fn nudge(&self) {
+        if self.lied.load(Ordering::Relaxed) {
+            // What is written is told in its turn.
+            let put = Op::Put { key: format!("{ROOT}nudge"), value: bytes::Bytes::new(), lease: None };
+            if let Err(error) = self.txn(Txn { compares: vec![], ops: vec![put] }).await {
+                tracing::debug!(%error, "the watches were not nudged");
+            }
+        }
         let mut asking = self.watchers.lock().await;
         let mut open = Vec::with_capacity(asking.len());
         for mut watcher in asking.drain(..) {
@@ -207,17 +253,17 @@ impl Storage for Etcd {
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StorageError> {
         let keeper = self.open_keeper(lease).await?;
-        let mut stream = keeper.lock().await;
-        let (member, _) = self.members.current();
+        let mut keeper = keeper.lock().await;
+        let member = keeper.member;
         let renewed = tokio::time::timeout(RENEWAL, async {
-            stream.0.keep_alive().await?;
-            stream.1.message().await
+            keeper.ask.keep_alive().await?;
+            keeper.answers.message().await
         });
         let renewed = match renewed.await {
             Ok(renewed) => renewed.map_err(|error| explain(&error)),
             Err(_) => Err(StorageError::Unavailable(format!("etcd did not renew the lease within {RENEWAL:?}"))),
         };
-        drop(stream);
+        drop(keeper);
         if matches!(renewed, Ok(None) | Err(StorageError::Unavailable(_))) {
             self.members.rotate(member);
         }
@@ -297,28 +343,44 @@ impl Storage for Etcd {
 
     async fn make_room(&self) -> Result<(), StorageError> {
         self.compact(self.revision().await?).await?;
+        // One that is down must not keep the others from having room again.
+        let mut failed = Vec::new();
         for known in self.members.all().iter() {
-            let mut maintenance = known.client.maintenance_client();
-            match tokio::time::timeout(DEFRAGMENTATION, maintenance.defragment()).await {
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => return Err(StorageError::Unavailable(format!("{}: {error}", known.endpoint))),
-                Err(_) => {
-                    let silent = format!("{} did not defragment within {DEFRAGMENTATION:?}", known.endpoint);
-                    return Err(StorageError::Unavailable(silent));
-                }
+            if let Err(error) = shrink(&known.client).await {
+                failed.push(format!("{}: {error}", known.endpoint));
             }
         }
-        for member in self.members.all().iter() {
-            let id = member.client.maintenance_client().status().await;
-            let id = id.map_err(|error| explain(&error))?.header().map_or(0, etcd_client::ResponseHeader::member_id);
-            self.members
-                .read("alarm", |client| async move {
-                    let mut options = AlarmOptions::new();
-                    options.with_member(id);
-                    client.maintenance_client().alarm(AlarmAction::Deactivate, AlarmType::Nospace, Some(options)).await
-                })
-                .await?;
+        if failed.is_empty() { Ok(()) } else { Err(StorageError::Unavailable(failed.join("; "))) }
+    }
+}
+
+/// Has a member rewrite its file, and takes back its alarm that it is full.
+async fn shrink(client: &etcd_client::Client) -> Result<(), StorageError> {
+    let mut maintenance = client.maintenance_client();
+    let work = async {
+        let id = maintenance.status().await?.header().map_or(0, etcd_client::ResponseHeader::member_id);
+        maintenance.defragment().await?;
+        let mut options = AlarmOptions::new();
+        options.with_member(id);
+        maintenance.alarm(AlarmAction::Deactivate, AlarmType::Nospace, Some(options)).await
+    };
+    match tokio::time::timeout(DEFRAGMENTATION, work).await {
+        Ok(done) => done.map(|_| ()).map_err(|error| explain(&error)),
+        Err(_) => Err(StorageError::Unavailable(format!("no end of its defragmentation within {DEFRAGMENTATION:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_newer_members_are_asked_how_far_a_watch_is() {
+        for honest in ["3.4.25", "3.5.8", "3.5.21", "3.6.0", "3.7.0-rc.1", "4.0.0"] {
+            assert!(is_honest(honest), "{honest}");
         }
-        Ok(())
+        for liar in ["3.4.23", "3.5.0", "3.5.7", "3.3.99", ""] {
+            assert!(!is_honest(liar), "{liar}");
+        }
     }
 }

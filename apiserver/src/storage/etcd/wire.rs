@@ -75,13 +75,22 @@ pub(super) fn check(answer: &WatchResponse, after: Revision) -> Result<(), Stora
     Ok(())
 }
 
+/// What is told of a watch's answers.
+#[derive(Clone)]
+pub(super) struct Told {
+    /// The keys of interest.
+    pub(super) prefix: String,
+    /// An answer without events is true.
+    pub(super) honest: bool,
+}
+
 /// What an answer tells. Events at or before `at` were told already (etcd 3.4 repeats some).
-pub(super) fn batch(answer: &WatchResponse, at: Revision) -> Batch {
+pub(super) fn batch(answer: &WatchResponse, at: Revision, told: &Told) -> Batch {
     let changes: Vec<Change> = answer
         .events()
         .iter()
         .filter_map(|event| Some((event.event_type(), event.kv()?)))
-        .filter(|(_, kv)| kv.mod_revision() > at.0)
+        .filter(|(_, kv)| kv.mod_revision() > at.0 && kv.key().starts_with(told.prefix.as_bytes()))
         .map(|(kind, kv)| match kind {
             EventType::Put => Change::Put(entry(kv)),
             EventType::Delete => Change::Deleted {
@@ -92,8 +101,8 @@ pub(super) fn batch(answer: &WatchResponse, at: Revision) -> Batch {
         .collect();
     // With events, the header may be ahead of them: only their own revision has surely been told.
     let last = answer.events().last().and_then(|e| e.kv()).map(|kv| Revision(kv.mod_revision()));
-    let told = if answer.created() { at } else { last.unwrap_or_else(|| revision_of(answer.header())) };
-    Batch { revision: told.max(at), changes }
+    let silent = if answer.created() || !told.honest { at } else { revision_of(answer.header()) };
+    Batch { revision: last.unwrap_or(silent).max(at), changes }
 }
 
 /// The end of the range of keys with this prefix.
