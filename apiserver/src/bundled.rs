@@ -67,24 +67,20 @@ pub struct Membership {
     pub cluster: Vec<(String, String)>,
     /// The others are there already.
     pub joins: bool,
-    /// Further arguments of etcd.
-    pub more: Vec<String>,
 }
 
 impl Membership {
+    /// One that has no others.
+    #[must_use]
+    pub fn alone(name: &str, client_url: String, peer_url: String) -> Self {
+        let cluster = vec![(name.to_owned(), peer_url.clone())];
+        Membership { name: name.to_owned(), client_url, peer_url, cluster, joins: false }
+    }
+
     /// Alone, on two ports of the loopback address that are free.
-    fn alone(directory: &Path) -> Result<Self, BundledError> {
+    fn local(directory: &Path) -> Result<Self, BundledError> {
         let (client, peer) = free_ports().map_err(|error| file(directory, error))?;
-        let (client_url, peer_url) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
-        let (name, more) = ("steady".to_owned(), Vec::new());
-        Ok(Membership {
-            cluster: vec![(name.clone(), peer_url.clone())],
-            name,
-            client_url,
-            peer_url,
-            joins: false,
-            more,
-        })
+        Ok(Self::alone("steady", format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}")))
     }
 }
 
@@ -108,7 +104,7 @@ impl BundledEtcd {
     /// Starts it on a data directory. `guard` is the program and its first arguments that run a command which ends
     /// with its parent (`steady __guard`).
     pub async fn start(directory: &Path, guard: &[String]) -> Result<(Self, Etcd), BundledError> {
-        let (etcd, store) = Self::start_member(directory, guard, &Membership::alone(directory)?).await?;
+        let (etcd, store) = Self::start_member(directory, guard, &Membership::local(directory)?).await?;
         etcd.answers(&store).await?;
         Ok((etcd, store))
     }
@@ -229,7 +225,7 @@ fn command(guard: &[String], program: &Path, directory: &Path, member: &Membersh
     command.arg(format!("--initial-cluster={}", cluster.join(",")));
     command.arg(format!("--initial-cluster-state={}", if member.joins { "existing" } else { "new" }));
     command.args(["--auto-compaction-mode=periodic", "--auto-compaction-retention=10m"]);
-    command.args(["--quota-backend-bytes=8589934592", "--log-level=warn"]).args(&member.more);
+    command.args(["--quota-backend-bytes=8589934592", "--log-level=warn"]);
     // In its own group, so that Ctrl-C on a terminal does not reach it before those who need it have ended.
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     command

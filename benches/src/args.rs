@@ -24,7 +24,7 @@ pub(crate) enum Benchmark {
     Commits,
     /// P9: events that reach 1, 100 and 1,000 watchers
     Watchers,
-    /// P7: Get, List and Commit with 10, 1,000 and 3,000 instances
+    /// P7: Get, List and Commit with 10, 1,000, 3,000 and 10,000 instances
     Flat,
     /// P11: from kill -9 of the controllers that lead until others act
     Failover,

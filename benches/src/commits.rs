@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use steady_core::Revision;
 use steady_core::v1::change::Change as Wire;
-use steady_core::v1::{Change, CommitRequest, Expect, Object, PutSpec, Reservation, ReservationSpec};
-use steady_core::{DEFAULT_CLUSTER, Revision};
+use steady_core::v1::{Expect, PutSpec};
 use steady_runtime::Client;
 
 use crate::args::Scale;
@@ -15,25 +15,22 @@ use crate::sample::{Sample, millis};
 use crate::store::Store;
 use crate::subject::Subject;
 use crate::workspace::Workspace;
+use crate::write::{CONNECTIONS, SIZE, clients, commit, object};
 
 /// How long each side writes in a round.
 const TIME: Duration = Duration::from_secs(4);
-/// Bytes of an object.
-const SIZE: usize = 512;
 /// Clients that write at once.
 const CLIENTS: usize = 64;
-/// Clients share connections, as the yardstick's do.
-const CONNECTIONS: usize = 8;
 
 /// Measures.
 pub(crate) async fn run(workspace: &Workspace, scale: Scale) -> anyhow::Result<Report> {
     let store = Store::start(&workspace.directory("etcd")?, &workspace.steady).await?;
     let subject = Subject::apiserver(workspace, &store).await?;
-    let clients: Vec<Client> =
-        (0..CONNECTIONS).map(|_| Client::new(std::slice::from_ref(&subject.address))).collect::<Result<_, _>>()?;
+    let clients = clients(&subject)?;
     let mut last = Vec::new();
     for client in 0..CLIENTS {
-        last.push(commit(&clients[client % CONNECTIONS], Wire::Create(object(client, 0))).await?);
+        let create = Wire::Create(object(&own(client), 0));
+        last.push(commit(&clients[client % CONNECTIONS], vec![create]).await?.0);
     }
     let value = Bytes::from(vec![b'x'; SIZE]);
     let others = Others::watch(&[subject.pid, store.pid]);
@@ -96,9 +93,10 @@ async fn write(clients: &[Client], last: &mut [i64]) -> anyhow::Result<(f64, Sam
             tokio::spawn(async move {
                 let mut latencies = Vec::new();
                 while began.elapsed() < TIME {
-                    let (object, expect) = (Some(object(client, revision)), Some(Expect { revision }));
+                    let (object, expect) = (Some(object(&own(client), revision)), Some(Expect { revision }));
+                    let put = Wire::PutSpec(PutSpec { object, fields: vec![], expect });
                     let start = Instant::now();
-                    revision = commit(&api, Wire::PutSpec(PutSpec { object, fields: vec![], expect })).await?;
+                    revision = commit(&api, vec![put]).await?.0;
                     latencies.push(millis(start.elapsed()));
                 }
                 anyhow::Ok((revision, latencies))
@@ -116,14 +114,7 @@ async fn write(clients: &[Client], last: &mut [i64]) -> anyhow::Result<(f64, Sam
     Ok((all.values().len() as f64 / began.elapsed().as_secs_f64(), all))
 }
 
-async fn commit(client: &Client, change: Wire) -> anyhow::Result<i64> {
-    let changes = vec![Change { change: Some(change) }];
-    let answer = client.objects().commit(CommitRequest { changes, ..CommitRequest::default() }).await?;
-    Ok(answer.into_inner().revision)
-}
-
-/// Each client has an object of its own, of about the yardstick's size.
-fn object(client: usize, bound: i64) -> Object {
-    let spec = ReservationSpec { scheduler: "x".repeat(SIZE - 120), bound };
-    Object::new(DEFAULT_CLUSTER, &format!("bench-{client}"), Reservation { spec: Some(spec) })
+/// The name of a client's own object.
+fn own(client: usize) -> String {
+    format!("bench-{client}")
 }

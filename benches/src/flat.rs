@@ -3,8 +3,7 @@
 use std::time::{Duration, Instant};
 
 use steady_core::v1::change::Change as Wire;
-use steady_core::v1::{Change, CommitRequest, Expect, GetRequest, ListRequest, Object, ObjectRef, PutSpec};
-use steady_core::v1::{Reservation, ReservationSpec};
+use steady_core::v1::{Expect, GetRequest, ListRequest, ObjectRef, PutSpec};
 use steady_core::{DEFAULT_CLUSTER, Kind};
 use steady_runtime::Client;
 
@@ -13,13 +12,14 @@ use crate::machine::{self, Others};
 use crate::report::{Report, Target};
 use crate::sample::{Sample, millis};
 use crate::store::Store;
-use crate::subject::Subject;
+use crate::subject::{Child, Subject};
 use crate::workspace::Workspace;
+use crate::write::{commit, object};
 
 /// Calls of each sort in a round.
 const CALLS: u32 = 300;
-/// Registered instances, smallest first. (On two cores that agents, API server and etcd share, 10,000 do not all connect.)
-const SIZES: [u32; 3] = [10, 1_000, 3_000];
+/// Registered instances, smallest first.
+const SIZES: [u32; 4] = [10, 1_000, 3_000, 10_000];
 /// After the last instance is connected: what was written for it is over.
 const SETTLE: Duration = Duration::from_secs(5);
 
@@ -38,9 +38,15 @@ pub(crate) async fn run(workspace: &Workspace, scale: Scale) -> anyhow::Result<R
     let mut least = [Sample::default(), Sample::default(), Sample::default()];
     for size in SIZES {
         let store = Store::start(&workspace.directory(&format!("etcd-{size}"))?, &workspace.steady).await?;
-        let subject = Subject::cluster(workspace, &store, size).await?;
+        let directory = workspace.directory(&format!("steady-{size}"))?;
+        let mut subject = Subject::spawn(&workspace.steady, &directory, &["apiserver", "--etcd", &store.endpoint])?;
+        subject.answers().await?;
+        let data = workspace.directory(&format!("agent-data-{size}"))?;
+        let agents = Child::agents(workspace, &subject, size, &data, &format!("agent-{size}"))?;
+        let controllers = Child::controllers(workspace, &subject)?;
+        subject.instances(size).await?;
         tokio::time::sleep(SETTLE).await;
-        let others = Others::watch(&[subject.pid, store.pid]);
+        let others = Others::watch(&[subject.pid, store.pid, agents.pid, controllers.pid]);
         for (index, (call, name)) in calls.into_iter().enumerate() {
             let mut sample = Sample::default();
             for _ in 0..scale.rounds {
@@ -59,7 +65,15 @@ pub(crate) async fn run(workspace: &Workspace, scale: Scale) -> anyhow::Result<R
             }
         }
         report.others(&others);
-        report.figure(&format!("memory of steady, {size} instances"), "MiB", machine::resident(subject.pid));
+        report.figure(&format!("memory of the API server, {size} instances"), "MiB", machine::resident(subject.pid));
+        report.figure(
+            &format!("memory of the controllers, {size} instances"),
+            "MiB",
+            machine::resident(controllers.pid),
+        );
+        for child in [agents, controllers] {
+            child.kill().await?;
+        }
         subject.stop().await?;
         store.stop().await;
     }
@@ -69,13 +83,7 @@ pub(crate) async fn run(workspace: &Workspace, scale: Scale) -> anyhow::Result<R
 async fn measure(client: &Client, call: Call, sample: &mut Sample) -> anyhow::Result<()> {
     let mut objects = client.objects();
     let name = format!("bench-{call:?}-{}", sample.values().len());
-    let object = |bound| {
-        let spec = ReservationSpec { scheduler: "bench".into(), bound };
-        Object::new(DEFAULT_CLUSTER, &name, Reservation { spec: Some(spec) })
-    };
-    let changes = |change| vec![Change { change: Some(change) }];
-    let create = CommitRequest { changes: changes(Wire::Create(object(0))), ..CommitRequest::default() };
-    let mut revision = objects.commit(create).await?.into_inner().revision;
+    let mut revision = commit(client, vec![Wire::Create(object(&name, 0))]).await?.0;
     for n in 0..CALLS {
         let began = Instant::now();
         match call {
@@ -90,10 +98,9 @@ async fn measure(client: &Client, call: Call, sample: &mut Sample) -> anyhow::Re
                 objects.list(ListRequest { kind, limit: 10, ..ListRequest::default() }).await?;
             }
             Call::Commit => {
-                let (object, expect) = (Some(object(i64::from(n) + 1)), Some(Expect { revision }));
+                let (object, expect) = (Some(object(&name, i64::from(n) + 1)), Some(Expect { revision }));
                 let put = Wire::PutSpec(PutSpec { object, fields: vec![], expect });
-                let request = CommitRequest { changes: changes(put), ..CommitRequest::default() };
-                revision = objects.commit(request).await?.into_inner().revision;
+                revision = commit(client, vec![put]).await?.0;
             }
         }
         sample.push(millis(began.elapsed()));

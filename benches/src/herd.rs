@@ -22,16 +22,9 @@ pub(crate) async fn run(workspace: &Workspace, scale: Scale) -> anyhow::Result<R
     let store = Store::start(&workspace.directory("etcd")?, &workspace.steady).await?;
     let mut subject = Subject::apiserver(workspace, &store).await?;
     let listen = subject.address.trim_start_matches("http://").to_owned();
-    let data = workspace.directory("agent-data")?.display().to_string();
-    let count = scale.instances.to_string();
-    let server = subject.address.clone();
-    let spawn = |name: &str, args: &[&str]| {
-        let args = [args, &["--server", &server]].concat();
-        Child::spawn(&workspace.steady, &workspace.directory(name)?, &args)
-    };
-    let agents = ["agent", "--name", "n", "--data-dir", &data, "--runtime", "hollow", "--instances", &count];
-    let mut agent = spawn("agent", &agents)?;
-    let controller = spawn("controller", &["controller"])?;
+    let data = workspace.directory("agent-data")?;
+    let mut agent = Child::agents(workspace, &subject, scale.instances, &data, "agent")?;
+    let controller = Child::controllers(workspace, &subject)?;
     subject.instances(scale.instances).await?;
     tokio::time::sleep(SETTLE).await;
     let others = Others::watch(&[subject.pid, store.pid, agent.pid, controller.pid]);
@@ -41,7 +34,7 @@ pub(crate) async fn run(workspace: &Workspace, scale: Scale) -> anyhow::Result<R
         let before = disconnections(&subject).await?;
         let began = Instant::now();
         subject = subject.restarted(workspace, &store, &listen, round).await?;
-        back(&subject, scale.instances).await?;
+        subject.sessions(scale.instances).await?;
         api.push(millis(began.elapsed()));
         tokio::time::sleep(SETTLE).await;
         api_silent.push(disconnections(&subject).await? - before);
@@ -50,8 +43,8 @@ pub(crate) async fn run(workspace: &Workspace, scale: Scale) -> anyhow::Result<R
         let began = Instant::now();
         agent.kill().await?;
         subject.no_session().await?;
-        agent = spawn(&format!("agent-{round}"), &agents)?;
-        back(&subject, scale.instances).await?;
+        agent = Child::agents(workspace, &subject, scale.instances, &data, &format!("agent-{round}"))?;
+        subject.sessions(scale.instances).await?;
         all.push(millis(began.elapsed()));
         tokio::time::sleep(SETTLE).await;
         all_silent.push(disconnections(&subject).await? - before);
@@ -71,11 +64,6 @@ pub(crate) async fn run(workspace: &Workspace, scale: Scale) -> anyhow::Result<R
     subject.stop().await?;
     store.stop().await;
     Ok(report)
-}
-
-/// Waits until every instance's session is open: an API server answers a session's first heartbeat with its lease.
-async fn back(subject: &Subject, count: u32) -> anyhow::Result<()> {
-    subject.sessions(count).await
 }
 
 /// How often an instance was told to be silent, ever.

@@ -22,6 +22,7 @@ mod subject;
 mod tasks;
 mod watchers;
 mod workspace;
+mod write;
 
 use std::process::ExitCode;
 

@@ -72,7 +72,8 @@ impl Subject {
         Ok(subject)
     }
 
-    /// Waits until this many agents have their sessions open at this API server: until it renews their leases.
+    /// Waits until this many agents have their sessions open at this API server: it answers a session's first heartbeat with
+    /// its lease, and renews that from then on.
     pub(crate) async fn sessions(&self, count: u32) -> anyhow::Result<()> {
         self.until_sessions(|open| open >= i64::from(count)).await
     }
@@ -203,6 +204,28 @@ impl Child {
         command.kill_on_drop(true).process_group(0);
         let child = command.spawn().with_context(|| steady.display().to_string())?;
         Ok(Child { pid: child.id().context("it ended at once")?, child })
+    }
+
+    /// Starts a process of that many hollow instances of a subject's on their data; `name` tells it from others. It gets
+    /// what the other processes leave of this machine: in earnest, every agent has a machine of its own.
+    pub(crate) fn agents(
+        workspace: &Workspace,
+        subject: &Subject,
+        count: u32,
+        data: &Path,
+        name: &str,
+    ) -> anyhow::Result<Self> {
+        let data = data.display().to_string();
+        let (steady, count) = (workspace.steady.display().to_string(), count.to_string());
+        let args = ["-n", "10", &steady, "agent", "--name", "node", "--data-dir", &data, "--runtime", "hollow"];
+        let args = [&args[..], &["--instances", &count, "--server", &subject.address]].concat();
+        Self::spawn(Path::new("nice"), &workspace.directory(name)?, &args)
+    }
+
+    /// Starts a process of all controllers of a subject's.
+    pub(crate) fn controllers(workspace: &Workspace, subject: &Subject) -> anyhow::Result<Self> {
+        let name = format!("controller-{}", subject.pid);
+        Self::spawn(&workspace.steady, &workspace.directory(&name)?, &["controller", "--server", &subject.address])
     }
 
     /// Asks it to end, and waits until it has.

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::future::try_join_all;
+use steady_core::Kind;
+use steady_core::v1::WatchRequest;
 use steady_core::v1::change::Change as Wire;
-use steady_core::v1::{Change, CommitRequest, Object, Reservation, ReservationSpec, WatchRequest};
-use steady_core::{DEFAULT_CLUSTER, Kind};
 use steady_runtime::Client;
 use tokio::task::JoinSet;
 
@@ -21,23 +21,19 @@ use crate::sample::Sample;
 use crate::store::Store;
 use crate::subject::Subject;
 use crate::workspace::Workspace;
+use crate::write::{SIZE, clients, commit, object};
 
 /// How long each side writes in a round.
 const TIME: Duration = Duration::from_secs(4);
-/// Bytes of an object.
-const SIZE: usize = 512;
 /// Puts of one transaction, and changes of one commit.
 const BATCH: usize = 10;
-/// Watchers share connections.
-const CONNECTIONS: usize = 8;
 
 /// Measures with 1, 100 and 1,000 watchers.
 pub(crate) async fn run(workspace: &Workspace, scale: Scale) -> anyhow::Result<Report> {
     let store = Store::start(&workspace.directory("etcd")?, &workspace.steady).await?;
     let subject = Subject::apiserver(workspace, &store).await?;
-    let clients: Vec<Client> =
-        (0..CONNECTIONS).map(|_| Client::new(std::slice::from_ref(&subject.address))).collect::<Result<_, _>>()?;
-    let create = (0..BATCH).map(|n| Wire::Create(object(n, 0)));
+    let clients = clients(&subject)?;
+    let create = (0..BATCH).map(|n| Wire::Create(object(&format!("bench-{n}"), 0)));
     commit(&clients[0], create.collect()).await?;
     let mut report = Report::new("watchers", "P9", scale);
     let others = Others::watch(&[subject.pid, store.pid]);
@@ -90,21 +86,10 @@ async fn fan_out(clients: &[Client], count: usize) -> anyhow::Result<f64> {
     while began.elapsed() < TIME {
         bound += 1;
         let puts = (0..BATCH).map(|n| {
-            let object = Some(object(n, bound));
+            let object = Some(object(&format!("bench-{n}"), bound));
             Wire::PutSpec(steady_core::v1::PutSpec { object, ..Default::default() })
         });
         commit(&clients[0], puts.collect()).await?;
     }
     Ok((seen.load(Ordering::Relaxed) - before) as f64 / began.elapsed().as_secs_f64())
-}
-
-async fn commit(client: &Client, changes: Vec<Wire>) -> anyhow::Result<()> {
-    let changes = changes.into_iter().map(|change| Change { change: Some(change) }).collect();
-    client.objects().commit(CommitRequest { changes, ..CommitRequest::default() }).await?;
-    Ok(())
-}
-
-fn object(n: usize, bound: i64) -> Object {
-    let spec = ReservationSpec { scheduler: "x".repeat(SIZE - 120), bound };
-    Object::new(DEFAULT_CLUSTER, &format!("bench-{n}"), Reservation { spec: Some(spec) })
 }

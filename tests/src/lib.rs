@@ -89,6 +89,27 @@ pub struct Place {
     pub address: String,
 }
 
+impl Drop for Place {
+    /// Ends what outlived its agent, as tasks do, and says the last lines of every log when the test failed.
+    fn drop(&mut self) {
+        for shim in self.shims() {
+            let _ = kill_process(shim, Signal::TERM);
+        }
+        if !std::thread::panicking() {
+            return;
+        }
+        for file in std::fs::read_dir(self.directory.path()).into_iter().flatten().flatten() {
+            let path = file.path();
+            if path.extension().is_some_and(|extension| extension == "log") {
+                let log = std::fs::read_to_string(&path).unwrap_or_default();
+                let from = log.lines().count().saturating_sub(60);
+                eprintln!("--- {}", path.display());
+                log.lines().skip(from).for_each(|line| eprintln!("{line}"));
+            }
+        }
+    }
+}
+
 impl Default for Place {
     fn default() -> Self {
         Self::new()
@@ -122,6 +143,57 @@ impl Place {
         running
     }
 
+    /// Debian's etcd, a member alone that listens at `scheme://`; and where. `more` are further arguments.
+    pub fn etcd(&self, scheme: &str, more: &[&str]) -> (Running, String) {
+        let (client, peer) =
+            (format!("{scheme}://127.0.0.1:{}", free_port()), format!("http://127.0.0.1:{}", free_port()));
+        (self.etcd_at(&client, &peer, more), client)
+    }
+
+    /// The same at given places: a second time on the same data.
+    pub fn etcd_at(&self, client: &str, peer: &str, more: &[&str]) -> Running {
+        let mut command = Command::new("etcd");
+        command.arg("--data-dir").arg(self.path("etcd")).args(more);
+        command.args(["--listen-client-urls", client, "--advertise-client-urls", client]);
+        command.args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]);
+        command.args(["--initial-cluster", &format!("default={peer}")]);
+        let etcd = Running::start(command, &self.path("etcd.log"));
+        let (_, address) = client.split_once("://").unwrap();
+        eventually("etcd listens: is the package etcd-server installed?", Duration::from_secs(60), || {
+            std::net::TcpStream::connect(address).ok()
+        });
+        etcd
+    }
+
+    /// An API server over etcd, started again until it answers: one that does not find etcd ready ends.
+    pub fn apiserver(&self, etcd: &str) -> Running {
+        eventually("the API answers", Duration::from_secs(60), || {
+            let args = ["apiserver", "--etcd", etcd, "--listen", &self.address];
+            let mut api = Running::start(self.command(&args), &self.path("api.log"));
+            for _ in 0..60 {
+                if std::net::TcpStream::connect(&self.address).is_ok() {
+                    return Some(api);
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            api.kill();
+            None
+        })
+    }
+
+    /// A service of hollow tasks.
+    pub fn declare(&self, service: &str, count: usize) {
+        let manifest = format!(
+            "apiVersion: steady/v1\nkind: TaskDefinition\nmetadata: {{name: {service}}}\nspec:\n  family: {service}\n  \
+             containerDefinitions: [{{name: main, image: \"x:1\", memory: 16, stopTimeout: 2}}]\n---\napiVersion: \
+             steady/v1\nkind: Service\nmetadata: {{name: {service}}}\nspec: {{taskDefinition: {service}, \
+             desiredCount: {count}}}\n"
+        );
+        let path = self.path(&format!("{service}.yaml"));
+        std::fs::write(&path, manifest).unwrap();
+        self.ok(&["apply", "-f", path.to_str().unwrap()]);
+    }
+
     pub fn steady(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
     }
@@ -148,6 +220,17 @@ impl Place {
         let listed = self.json(&["get", "tasks"]);
         let items = listed["items"].as_array().cloned().unwrap_or_default();
         items.into_iter().filter(|t| t["status"]["lastStatus"] == "RUNNING").collect()
+    }
+
+    /// Processes that hold a task of this place's agents, each.
+    pub fn shims(&self) -> Vec<Pid> {
+        let directory = self.directory.path().display().to_string();
+        let holds = |entry: &std::fs::DirEntry| {
+            let line = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+            line.contains("__shim") && line.contains(&directory)
+        };
+        let shims = std::fs::read_dir("/proc").unwrap().flatten().filter(holds);
+        shims.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)).collect()
     }
 
     /// What happened here, for a test that failed.

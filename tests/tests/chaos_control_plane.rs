@@ -10,7 +10,7 @@ use steady_tests::chaos::cluster::Cluster;
 use steady_tests::chaos::link::Way;
 use steady_tests::chaos::load::{Load, nothing_is_lost};
 use steady_tests::chaos::{history, proxy};
-use steady_tests::{Place, Running, eventually, free_port};
+use steady_tests::{Place, Running, eventually, is_alive};
 
 /// Writes a second without which a fault proves nothing.
 const LOAD: u64 = 100;
@@ -23,7 +23,7 @@ fn servers(cluster: &Cluster) -> Vec<String> {
 #[test]
 fn members_of_etcd_are_killed_frozen_and_cut_off_and_nothing_is_lost() {
     let mut cluster = Cluster::start(2);
-    cluster.declare("web", 20);
+    cluster.place.declare("web", 20);
     cluster.settles("web", 20, "the first deployment");
     let load = Load::start(&servers(&cluster), WRITERS);
 
@@ -63,11 +63,24 @@ fn members_of_etcd_are_killed_frozen_and_cut_off_and_nothing_is_lost() {
 
     load.is_high(LOAD);
     load.forget_gaps();
-    let slow = slow_disk(&cluster, cluster.etcd[cluster.leader()].pid());
+    let leader = cluster.leader();
+    let slow = disk(&cluster, cluster.etcd[leader].pid(), "fdatasync", "delay_exit=200000");
     cluster.place.ok(&["scale", "service/web", "18"]);
     cluster.settles("web", 18, "the disk of etcd's leader is slow");
     assert!(slow() > 10, "the fault happened");
     println!("longest write gap, each fdatasync of etcd's leader takes 200 ms longer: {:?}", load.gap());
+
+    load.is_high(LOAD);
+    load.forget_gaps();
+    let leader = cluster.leader();
+    let full = disk(&cluster, cluster.etcd[leader].pid(), "fdatasync,pwrite64,fallocate", "error=ENOSPC");
+    cluster.place.ok(&["scale", "service/web", "22"]);
+    cluster.settles("web", 22, "the disk of etcd's leader is full");
+    assert!(full() > 0, "the fault happened");
+    assert!(!is_alive(i32::try_from(cluster.etcd[leader].pid()).unwrap()), "an etcd that cannot write ends");
+    println!("longest write gap, the disk of etcd's leader is full: {:?}", load.gap());
+    cluster.etcd[leader].kill();
+    cluster.etcd[leader] = cluster.etcd(leader);
 
     load.is_high(LOAD);
     let seen = load.stop();
@@ -76,29 +89,28 @@ fn members_of_etcd_are_killed_frozen_and_cut_off_and_nothing_is_lost() {
     println!("{history:?}, {} writes acknowledged", seen.iter().map(|s| s.acknowledged).sum::<u64>());
 }
 
-/// From now on every `fdatasync` of a process takes 200 ms longer. Ends it; how often it happened.
-fn slow_disk(cluster: &Cluster, pid: u32) -> impl FnOnce() -> usize {
-    let seen = cluster.place.path("fdatasync");
+/// From now on what a process writes to disk goes wrong like this (`strace`'s words). Ends it; how often it happened.
+fn disk(cluster: &Cluster, pid: u32, calls: &str, fault: &str) -> impl FnOnce() -> usize {
+    let seen = cluster.place.path("strace.out");
     let mut command = std::process::Command::new("strace");
-    command.args(["-f", "-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_exit=200000", "-o"]).arg(&seen);
-    let tracing = Running::start(
-        {
-            command.args(["-p", &pid.to_string()]);
-            command
-        },
-        &cluster.place.path("strace.log"),
-    );
+    command.args(["-f", "-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:{fault}"), "-o"]).arg(&seen);
+    command.args(["-p", &pid.to_string()]);
+    let tracing = Running::start(command, &cluster.place.path("strace.log"));
     std::thread::sleep(Duration::from_secs(5));
     move || {
         tracing.signal(Signal::TERM);
-        std::fs::read_to_string(seen).unwrap_or_default().matches("fdatasync").count()
+        std::fs::read_to_string(seen)
+            .unwrap_or_default()
+            .lines()
+            .filter(|line| line.contains("(DELAYED)") || line.contains("(INJECTED)"))
+            .count()
     }
 }
 
 #[test]
 fn api_servers_controllers_and_agents_are_killed_frozen_and_cut_off_and_nothing_is_lost() {
     let mut cluster = Cluster::start(3);
-    cluster.declare("web", 20);
+    cluster.place.declare("web", 20);
     cluster.settles("web", 20, "the first deployment");
     let load = Load::start(&servers(&cluster), WRITERS);
 
@@ -147,7 +159,7 @@ fn api_servers_controllers_and_agents_are_killed_frozen_and_cut_off_and_nothing_
 fn the_past_is_forgotten_every_second_under_load_and_nobody_minds() {
     let cluster = Cluster::start(2);
     let load = Load::start(&servers(&cluster), WRITERS);
-    cluster.declare("web", 10);
+    cluster.place.declare("web", 10);
     load.is_high(LOAD);
     let end = Instant::now() + Duration::from_secs(15);
     let mut compacted = 0;
@@ -190,16 +202,9 @@ struct Proxied {
 impl Proxied {
     fn start() -> Self {
         let place = Place::new();
-        let (endpoint, peer) =
-            (format!("http://127.0.0.1:{}", free_port()), format!("http://127.0.0.1:{}", free_port()));
-        let mut command = std::process::Command::new("etcd");
-        command.arg("--data-dir").arg(place.path("etcd"));
-        command.args(["--listen-client-urls", &endpoint, "--advertise-client-urls", &endpoint]);
-        command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-        command.args(["--initial-cluster", &format!("default={peer}")]);
-        let etcd = Running::start(command, &place.path("etcd.log"));
+        let (etcd, endpoint) = place.etcd("http", &[]);
         let proxy = proxy::Proxy::to(&endpoint);
-        let api = Self::api(&place, &proxy);
+        let api = place.apiserver(&format!("http://{}", proxy.address));
         let controller = Running::start(place.command(&["controller"]), &place.path("controller.log"));
         let data = place.path("agent").display().to_string();
         let args = ["agent", "--name", "n", "--data-dir", &data, "--runtime", "hollow", "--instances", "3"];
@@ -209,22 +214,6 @@ impl Proxied {
             (String::from_utf8_lossy(&listed.stdout).matches(" yes ").count() == 3).then_some(())
         });
         Proxied { place, proxy, api, _etcd: etcd, _controller: controller, _agent: agent, endpoint }
-    }
-
-    fn api(place: &Place, proxy: &proxy::Proxy) -> Running {
-        let etcd = format!("http://{}", proxy.address);
-        eventually("the API answers", Duration::from_secs(60), || {
-            let args = ["apiserver", "--etcd", &etcd, "--listen", &place.address];
-            let mut api = Running::start(place.command(&args), &place.path("api.log"));
-            for _ in 0..60 {
-                if std::net::TcpStream::connect(&place.address).is_ok() {
-                    return Some(api);
-                }
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            api.kill();
-            None
-        })
     }
 
     fn scale(&self, count: usize) {
@@ -246,10 +235,7 @@ impl Proxied {
 fn an_api_server_dies_at_its_nth_write_or_loses_the_answer_and_nothing_is_lost_or_doubled() {
     use proxy::Fate::{KillAfter, KillBefore, LateAnswer, LateWrite, Unanswered};
     let mut parts = Proxied::start();
-    let manifest = parts.place.path("web.yaml");
-    let text = "apiVersion: steady/v1\nkind: TaskDefinition\nmetadata: {name: web}\nspec:\n  family: web\n  containerDefinitions: [{name: main, image: \"x:1\", memory: 16, stopTimeout: 2}]\n---\napiVersion: steady/v1\nkind: Service\nmetadata: {name: web}\nspec: {taskDefinition: web, desiredCount: 2}\n";
-    std::fs::write(&manifest, text).unwrap();
-    parts.place.ok(&["apply", "-f", manifest.to_str().unwrap()]);
+    parts.place.declare("web", 2);
     parts.settles(2, "the first deployment");
     let mut tried = 0;
     for (round, nth) in [1, 2, 3, 4, 5, 7].into_iter().enumerate() {
@@ -281,7 +267,7 @@ impl Proxied {
         if dies {
             eventually("the fault happens", Duration::from_secs(30), || (self.proxy.happened() > before).then_some(()));
             self.api.kill();
-            self.api = Self::api(&self.place, &self.proxy);
+            self.api = self.place.apiserver(&format!("http://{}", self.proxy.address));
         }
         if !scaled.status.success() {
             self.scale(count);

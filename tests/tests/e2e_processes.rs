@@ -1,7 +1,6 @@
 //! Every process by itself over Debian's etcd; each is killed or frozen in turn, and nothing is lost or doubled.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -14,32 +13,6 @@ struct Parts {
     api: Running,
     controllers: [Running; 2],
     agents: [Running; 2],
-}
-
-fn etcd(place: &Place, url: &str, peer: &str) -> Running {
-    let mut command = Command::new("etcd");
-    command.arg("--data-dir").arg(place.path("etcd"));
-    command.args(["--listen-client-urls", url, "--advertise-client-urls", url]);
-    command.args(["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]);
-    command.args(["--initial-cluster", &format!("default={peer}")]);
-    Running::start(command, &place.path("etcd.log"))
-}
-
-fn api(place: &Place, etcd: &str) -> Running {
-    eventually("the API answers", Duration::from_secs(60), || {
-        let mut api = Running::start(
-            place.command(&["apiserver", "--etcd", etcd, "--listen", &place.address]),
-            &place.path("api.log"),
-        );
-        for _ in 0..50 {
-            if std::net::TcpStream::connect(&place.address).is_ok() {
-                return Some(api);
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        api.kill();
-        None
-    })
 }
 
 fn controller(place: &Place) -> Running {
@@ -55,11 +28,10 @@ fn agent(place: &Place, name: &str) -> Running {
 impl Parts {
     fn start() -> (Self, String) {
         let place = Place::new();
-        let (client, peer) = (free_port(), free_port());
-        let (url, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
+        let (url, peer) = (format!("http://127.0.0.1:{}", free_port()), format!("http://127.0.0.1:{}", free_port()));
         let parts = Parts {
-            etcd: etcd(&place, &url, &peer),
-            api: api(&place, &url),
+            etcd: place.etcd_at(&url, &peer, &[]),
+            api: place.apiserver(&url),
             controllers: [controller(&place), controller(&place)],
             agents: [agent(&place, "a"), agent(&place, "b")],
             etcd_url: url,
@@ -81,19 +53,8 @@ impl Parts {
         assert_eq!(running.len(), count, "{what}\n{}", self.place.story());
         let pids = pids(&running);
         assert!(pids.len() == count && pids.iter().all(|pid| is_alive(*pid)), "{what}\n{}", self.place.story());
-        assert_eq!(self.processes(), count, "{what}: none is doubled\n{}", self.place.story());
+        assert_eq!(self.place.shims().len(), count, "{what}: none is doubled\n{}", self.place.story());
         ids(&running)
-    }
-
-    /// Processes of tasks of this place's agents.
-    fn processes(&self) -> usize {
-        let directory = self.place.directory.path().display().to_string();
-        let all = std::fs::read_dir("/proc").unwrap().flatten();
-        let shims = all.filter(|entry| {
-            let line = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
-            line.contains("__shim") && line.contains(&directory)
-        });
-        shims.count()
     }
 
     fn scale(&self, count: &str) {
@@ -119,7 +80,7 @@ fn any_process_may_be_killed_at_any_time_and_nothing_is_lost_or_doubled() {
     parts.controllers[0] = controller(&parts.place);
 
     parts.api.kill();
-    parts.api = api(&parts.place, &parts.etcd_url);
+    parts.api = parts.place.apiserver(&parts.etcd_url);
     assert_eq!(parts.settled("the API server was restarted", 6), six);
 
     parts.agents[0].kill();
@@ -129,7 +90,7 @@ fn any_process_may_be_killed_at_any_time_and_nothing_is_lost_or_doubled() {
 
     parts.etcd.kill();
     std::thread::sleep(Duration::from_secs(1));
-    parts.etcd = etcd(&parts.place, &parts.etcd_url, &peer);
+    parts.etcd = parts.place.etcd_at(&parts.etcd_url, &peer, &[]);
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(parts.settled("etcd was restarted", 6), six);
 
@@ -144,5 +105,5 @@ fn any_process_may_be_killed_at_any_time_and_nothing_is_lost_or_doubled() {
         parts.settled("and wakes up", 5);
     }
     parts.place.ok(&["delete", "service/hello"]);
-    eventually("no process is left", Duration::from_secs(10), || (parts.processes() == 0).then_some(()));
+    eventually("no process is left", Duration::from_secs(10), || parts.place.shims().is_empty().then_some(()));
 }

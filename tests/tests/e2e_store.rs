@@ -106,18 +106,7 @@ fn member(place: &Place, name: &str, join: Option<&str>) -> (Running, String) {
 fn etcd_grows_from_one_member_to_three_and_back_under_load() {
     let place = Place::new();
     let (mut a, first) = member(&place, "a", None);
-    let args = ["apiserver", "--etcd", &first, "--listen", &place.address];
-    let _api = eventually("the API server starts", Duration::from_secs(60), || {
-        let mut api = Running::start(place.command(&args), &place.path("api.log"));
-        for _ in 0..60 {
-            if std::net::TcpStream::connect(&place.address).is_ok() {
-                return Some(api);
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        api.kill();
-        None
-    });
+    let _api = place.apiserver(&first);
     let servers = [place.address.clone()];
     let load = Load::start(&servers, 4);
     load.is_high(50);
@@ -152,15 +141,7 @@ fn etcd_grows_from_one_member_to_three_and_back_under_load() {
 #[test]
 fn a_full_store_says_so_takes_deletions_and_has_room_again_after_make_room() {
     let place = Place::new();
-    let (url, peer) = (format!("http://127.0.0.1:{}", free_port()), format!("http://127.0.0.1:{}", free_port()));
-    let mut command = Command::new("etcd");
-    command.arg("--data-dir").arg(place.path("etcd")).args(["--quota-backend-bytes", "8388608"]);
-    command.args(["--listen-client-urls", &url, "--advertise-client-urls", &url, "--listen-peer-urls", &peer]);
-    command.args(["--initial-advertise-peer-urls", &peer, "--initial-cluster", &format!("default={peer}")]);
-    let _etcd = Running::start(command, &place.path("etcd.log"));
-    eventually("etcd answers", Duration::from_secs(30), || {
-        std::net::TcpStream::connect(url.trim_start_matches("http://")).ok()
-    });
+    let (_etcd, url) = place.etcd("http", &["--quota-backend-bytes", "8388608"]);
     let args = ["up", "--etcd", &url, "--listen", &place.address, "--runtime", "hollow", "--data-dir"];
     let data = place.path("data").display().to_string();
     let _up = Running::start(place.command(&[&args[..], &[&data]].concat()), &place.path("up.log"));
@@ -226,21 +207,10 @@ fn etcd_is_reached_over_tls_with_a_certificate_and_not_without() {
     let place = Place::new();
     certificates(&place);
     let file = |name: &str| place.path(name).display().to_string();
-    let (url, peer) = (format!("https://127.0.0.1:{}", free_port()), format!("http://127.0.0.1:{}", free_port()));
-    let mut command = Command::new("etcd");
-    command.arg("--data-dir").arg(place.path("etcd")).args([
-        "--client-cert-auth",
-        "--trusted-ca-file",
-        &file("ca.pem"),
-    ]);
-    command.args(["--cert-file", &file("etcd.pem"), "--key-file", &file("etcd.key")]);
-    command.args(["--listen-client-urls", &url, "--advertise-client-urls", &url, "--listen-peer-urls", &peer]);
-    command.args(["--initial-advertise-peer-urls", &peer, "--initial-cluster", &format!("default={peer}")]);
-    let _etcd = Running::start(command, &place.path("etcd.log"));
-    eventually("etcd listens", Duration::from_secs(30), || {
-        std::net::TcpStream::connect(url.trim_start_matches("https://")).ok()
-    });
-    let (authority, certificate, key) = (file("ca.pem"), file("steady.pem"), file("steady.key"));
+    let (authority, certificate, key) = (file("ca.pem"), file("etcd.pem"), file("etcd.key"));
+    let tls = ["--client-cert-auth", "--trusted-ca-file", &authority, "--cert-file", &certificate, "--key-file", &key];
+    let (_etcd, url) = place.etcd("https", &tls);
+    let (certificate, key) = (file("steady.pem"), file("steady.key"));
     let data = file("data");
     let up = ["up", "--listen", &place.address, "--runtime", "hollow", "--data-dir", &data, "--etcd", &url];
     let nobody = place.steady(&up);

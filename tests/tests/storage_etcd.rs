@@ -1,25 +1,17 @@
 //! The store's conformance suite on real etcd: Debian's, and the bundled one.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use steady_apiserver::bundled::BundledEtcd;
 use steady_apiserver::storage::{Etcd, EtcdSettings, conformance};
-use steady_tests::{Place, Running, free_port, steady_binary};
+use steady_tests::{Place, steady_binary};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn debians_etcd_conforms() {
     let place = Place::new();
-    let (client, peer) = (free_port(), free_port());
-    let (client, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
-    let mut command = Command::new("etcd");
-    command.arg("--data-dir").arg(place.path("etcd"));
-    command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
-    command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-    command.args(["--initial-cluster", &format!("default={peer}")]);
-    let _etcd = Running::start(command, &place.path("etcd.log"));
+    let (_etcd, client) = place.etcd("http", &[]);
     let settings = EtcdSettings { endpoints: vec![client], tls: None };
     let mut store = Etcd::connect(&settings).await;
     for _ in 0..100 {

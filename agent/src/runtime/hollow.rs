@@ -100,12 +100,8 @@ impl Runtime for Hollow {
     }
 
     async fn list(&self) -> Result<Vec<Found>, RuntimeError> {
-        let found = |(id, container): (&ContainerId, &Container)| Found {
-            id: id.clone(),
-            runtime_id: id.to_string(),
-            state: container.state.clone(),
-            ports: container.ports.clone(),
-        };
+        let found =
+            |(id, container): (&ContainerId, &Container)| Found::simulated(id, &container.state, &container.ports);
         Ok(self.lock().containers.iter().map(found).collect())
     }
 

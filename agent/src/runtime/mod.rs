@@ -116,6 +116,13 @@ pub struct Found {
     pub ports: Vec<Port>,
 }
 
+impl Found {
+    /// One that no engine has: its own name is its number too.
+    pub fn simulated(id: &ContainerId, state: &State, ports: &[Port]) -> Self {
+        Found { id: id.clone(), runtime_id: id.to_string(), state: state.clone(), ports: ports.to_vec() }
+    }
+}
+
 /// A piece of output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogPiece {

@@ -56,7 +56,7 @@ fn finding(object: &str, reason: &str, message: &str) -> Finding {
 }
 
 /// Objects whose owner, place or definition is not there.
-pub(super) fn dangling(view: &View) -> Vec<Finding> {
+fn dangling(view: &View) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut needs = |object: &Object, what: Key, help: &str| {
         if view.get(&what).is_none() {
@@ -114,7 +114,8 @@ fn doubled(view: &View) -> Vec<Finding> {
         }
     }
     for (service, count) in primaries.into_iter().filter(|(_, count)| *count > 1) {
-        let message = format!("{count} deployments are PRIMARY; apply the service with --force-new-deployment");
+        let message =
+            format!("{count} deployments are PRIMARY; apply the service with another spec.forceNewDeployment");
         findings.push(finding(&service.to_string(), "TwoPrimaries", &message));
     }
     for instance in view.of_kind(Kind::ContainerInstance) {

@@ -116,7 +116,7 @@ impl Registry {
         &self.cache
     }
 
-    /// Counts restorations of the store from a backup.
+    /// Greater with each restoration of the store from a backup.
     pub fn epoch(&self) -> i64 {
         self.cache.view().epoch()
     }

@@ -37,9 +37,10 @@ async fn run(args: &Etcd, join: Option<&str>) -> Result<(), Failure> {
     let _lock = lock(&directory)?;
     let name = args.name.clone().unwrap_or_else(host_name);
     let again = has_data(&directory);
+    let alone = Membership::alone(&name, args.client_url.clone(), args.peer_url.clone());
     let (membership, others) = match join {
-        Some(member) => joining(args, &name, member, again).await?,
-        None => (alone(args, &name), None),
+        Some(member) => joining(args, alone, member, again).await?,
+        None => (alone, None),
     };
     let guard = guard_words().map_err(failed)?;
     let (mut bundled, store) = tokio::select! {
@@ -66,27 +67,17 @@ async fn run(args: &Etcd, join: Option<&str>) -> Result<(), Failure> {
     ended
 }
 
-fn alone(args: &Etcd, name: &str) -> Membership {
-    Membership {
-        name: name.to_owned(),
-        client_url: args.client_url.clone(),
-        peer_url: args.peer_url.clone(),
-        cluster: vec![(name.to_owned(), args.peer_url.clone())],
-        joins: false,
-        more: Vec::new(),
-    }
-}
-
 /// Announces this member to the others, unless it was announced before and did not get further. Who is to be asked to let
 /// it vote, and its number there; nobody when it has voted before, or when it is started `again` and they are away.
 async fn joining(
     args: &Etcd,
-    name: &str,
+    alone: Membership,
     member: &str,
     again: bool,
 ) -> Result<(Membership, Option<(Store, u64)>), Failure> {
     // With its log it knows the others; without it, it must never found a cluster of its own.
-    let lonely = Membership { joins: true, ..alone(args, name) };
+    let lonely = Membership { joins: true, ..alone };
+    let name = lonely.name.clone();
     let there = match connect(member).await {
         Ok(there) => there,
         Err(_) if again => return Ok((lonely, None)),
@@ -105,19 +96,18 @@ async fn joining(
         return Ok((lonely, own.filter(|own| own.learner).map(|own| own.id).map(|id| (there, id))));
     }
     let (peers, id) = match own {
-        Some(own) if own.name.is_empty() => (peers.clone(), own.id),
-        Some(own) => {
+        Some(own) if !own.name.is_empty() => {
             return Err(Failure::usage(format!(
                 "{} is a member already (`{}`), and its data is not in --data-dir; take it out first: steady etcd leave \
                  {} {member}",
                 args.peer_url, own.name, own.name
             )));
         }
-        None => there.announce(&args.peer_url).await.map_err(|error| {
+        _ => there.announce(&args.peer_url).await.map_err(|error| {
             Failure::failed(format!("{member} does not take {} as a member: {error}", args.peer_url))
         })?,
     };
-    let named = |peer: &Peer| if peer.id == id { name.to_owned() } else { peer.name.clone() };
+    let named = |peer: &Peer| if peer.id == id { name.clone() } else { peer.name.clone() };
     let urls = |peer: &Peer| peer.peer_urls.iter().map(|url| (named(peer), url.clone())).collect::<Vec<_>>();
     let cluster = peers.iter().flat_map(urls).collect();
     Ok((Membership { cluster, ..lonely }, Some((there, id))))

@@ -125,7 +125,7 @@ struct Mirror {
     view: View,
     /// Who told it.
     server: i64,
-    /// How often the store was restored.
+    /// The store's epoch: greater with each restoration.
     epoch: Option<i64>,
     /// Since when API servers have been behind what is known.
     behind_since: Option<Instant>,

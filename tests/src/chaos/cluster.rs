@@ -148,19 +148,6 @@ impl Cluster {
         listed["spec"]["holder"].as_str().map(str::to_owned)
     }
 
-    /// A service of hollow tasks.
-    pub fn declare(&self, service: &str, count: usize) {
-        let manifest = format!(
-            "apiVersion: steady/v1\nkind: TaskDefinition\nmetadata: {{name: {service}}}\nspec:\n  family: {service}\n  \
-             containerDefinitions: [{{name: main, image: \"x:1\", memory: 16, stopTimeout: 2}}]\n---\napiVersion: \
-             steady/v1\nkind: Service\nmetadata: {{name: {service}}}\nspec: {{taskDefinition: {service}, \
-             desiredCount: {count}}}\n"
-        );
-        let path = self.place.path(&format!("{service}.yaml"));
-        std::fs::write(&path, manifest).unwrap();
-        self.place.ok(&["apply", "-f", path.to_str().unwrap()]);
-    }
-
     /// As many tasks run as are desired, and that stays so.
     pub fn settles(&self, service: &str, count: usize, what: &str) {
         let named = format!("service/{service}");

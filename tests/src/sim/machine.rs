@@ -123,12 +123,8 @@ impl Runtime for MachineLink {
     }
 
     async fn list(&self) -> Result<Vec<Found>, RuntimeError> {
-        let found = |(id, container): (&ContainerId, &Container)| Found {
-            id: id.clone(),
-            runtime_id: id.to_string(),
-            state: container.state.clone(),
-            ports: container.ports.clone(),
-        };
+        let found =
+            |(id, container): (&ContainerId, &Container)| Found::simulated(id, &container.state, &container.ports);
         Ok(lock(&self.machine.containers).iter().map(found).collect())
     }
 

@@ -10,7 +10,9 @@ use crate::storage::{Etcd, StorageError};
 
 /// How long a new member may take until it has all the data.
 const CATCH_UP: Duration = Duration::from_secs(600);
-/// Between two tries to let it vote.
+/// How long the members may take until enough of them were connected for some seconds: before that etcd lets none go.
+const SETTLE: Duration = Duration::from_secs(30);
+/// Between two tries.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// A member, as the others know it.
@@ -40,6 +42,30 @@ impl From<&Listed> for Peer {
     }
 }
 
+/// Tries again while etcd refuses for now: it changes its members one at a time, and only while they are connected to each
+/// other for some seconds.
+async fn patiently<T, Call>(what: &str, patience: Duration, call: impl Fn() -> Call) -> Result<T, StorageError>
+where
+    Call: Future<Output = Result<T, StorageError>>,
+{
+    let deadline = Instant::now() + patience;
+    let mut told = String::new();
+    loop {
+        match call().await {
+            Err(StorageError::Unavailable(error))
+                if Instant::now() < deadline && !error.contains("member not found") =>
+            {
+                if told != error {
+                    tracing::info!(error, "{what}");
+                    told = error;
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+            done => return done,
+        }
+    }
+}
+
 impl Etcd {
     /// Every member.
     pub async fn peers(&self) -> Result<Vec<Peer>, StorageError> {
@@ -47,22 +73,30 @@ impl Etcd {
         Ok(self.members.read("member list", list).await?.members().iter().map(Peer::from).collect())
     }
 
-    /// Announces a member that does not vote yet. Returns all of them, and the new one's number.
+    /// Announces a member that does not vote yet, once. Returns all of them, and the new one's number.
     pub async fn announce(&self, peer_url: &str) -> Result<(Vec<Peer>, u64), StorageError> {
-        let added = self.members.write("member add", |client| async move {
-            let options = MemberAddOptions::new().with_is_learner();
-            client.cluster_client().member_add(vec![peer_url.to_owned()], Some(options)).await
+        let announced = patiently("the members do not take another one yet", CATCH_UP, || async move {
+            // Announced before: its answer may have been lost.
+            let peers = self.peers().await?;
+            if let Some(own) = peers.iter().find(|peer| peer.peer_urls.iter().any(|url| url == peer_url)) {
+                let id = own.id;
+                return Ok((peers, id));
+            }
+            let added = self.members.write("member add", |client| async move {
+                let options = MemberAddOptions::new().with_is_learner();
+                client.cluster_client().member_add(vec![peer_url.to_owned()], Some(options)).await
+            });
+            let added = added.await?;
+            let id = added.member().map_or(0, Listed::id);
+            Ok((added.member_list().iter().map(Peer::from).collect(), id))
         });
-        let added = added.await?;
-        let id = added.member().map_or(0, Listed::id);
-        Ok((added.member_list().iter().map(Peer::from).collect(), id))
+        announced.await
     }
 
     /// Lets a member vote as soon as it has all the data.
     pub async fn promote(&self, id: u64) -> Result<(), StorageError> {
-        let deadline = Instant::now() + CATCH_UP;
-        loop {
-            let promoted = self.members.read("member promote", |client| async move {
+        let promoted = patiently("the member does not vote yet", CATCH_UP, || {
+            self.members.read("member promote", |client| async move {
                 match client.cluster_client().member_promote(id).await {
                     // It votes already. («… which is in sync with leader»: not yet.)
                     Err(Error::GRpcStatus(status))
@@ -72,15 +106,9 @@ impl Etcd {
                     }
                     promoted => promoted.map(|_| ()),
                 }
-            });
-            match promoted.await {
-                Ok(()) => return Ok(()),
-                Err(error) if Instant::now() > deadline || error.to_string().contains("member not found") => {
-                    return Err(error);
-                }
-                Err(_) => tokio::time::sleep(PAUSE).await,
-            }
-        }
+            })
+        });
+        promoted.await
     }
 
     /// Tells the others where a member is reached from now on.
@@ -92,11 +120,13 @@ impl Etcd {
 
     /// Takes a member out; its process ends by itself.
     pub async fn dismiss(&self, id: u64) -> Result<(), StorageError> {
-        let removed = self.members.read("member remove", |client| async move {
-            match client.cluster_client().member_remove(id).await {
-                Err(Error::GRpcStatus(status)) if status.message().contains("member not found") => Ok(()),
-                removed => removed.map(|_| ()),
-            }
+        let removed = patiently("the members do not let one go yet", SETTLE, || {
+            self.members.read("member remove", |client| async move {
+                match client.cluster_client().member_remove(id).await {
+                    Err(Error::GRpcStatus(status)) if status.message().contains("member not found") => Ok(()),
+                    removed => removed.map(|_| ()),
+                }
+            })
         });
         removed.await
     }
