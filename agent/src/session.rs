@@ -28,6 +28,8 @@ const PENDING: usize = 256;
 const MAX_REPORT: usize = 500;
 /// Without a word from the API server for this long the session is over.
 const SILENCE: Duration = Duration::from_secs(15);
+/// Between signs of life, when the API server does not say.
+const HEARTBEAT: Duration = Duration::from_secs(3);
 /// Between questions about tasks that the control plane did not name.
 const VERIFY: Duration = Duration::from_secs(5);
 
@@ -112,10 +114,12 @@ impl Session {
     ) -> Result<std::convert::Infallible, Ended> {
         let mut open =
             Open { sender: sender.clone(), sequence: 0, in_flight: None, verifying: false, logs: BTreeMap::new() };
-        let mut beat = tokio::time::interval(Duration::from_secs(3));
+        let mut beat = tokio::time::interval(HEARTBEAT);
         let mut verify = tokio::time::interval(VERIFY);
         let mut registered = false;
+        verify.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            let verifies = registered && !open.verifying && !self.from_engine.borrow().unverified.is_empty();
             tokio::select! {
                 biased;
                 message = tokio::time::timeout(SILENCE, incoming.message()) => {
@@ -125,6 +129,7 @@ impl Session {
                         Some(Down::Registered(answer)) => {
                             self.belongs(&answer.store_id)?;
                             registered = true;
+                            beat = self.heartbeats(answer.heartbeat_seconds);
                             self.from_engine.mark_changed();
                         }
                         Some(message) => self.obey(&mut open, message)?,
@@ -137,15 +142,22 @@ impl Session {
                     open.report(outgoing).await?;
                 }
                 _ = beat.tick(), if registered => open.send(Up::Heartbeat(Heartbeat {})).await?,
-                _ = verify.tick(), if registered && !open.verifying => {
+                _ = verify.tick(), if verifies => {
                     let tasks = self.from_engine.borrow().unverified.clone();
-                    if !tasks.is_empty() {
-                        open.verifying = true;
-                        open.send(Up::VerifyAbsent(VerifyAbsent { tasks })).await?;
-                    }
+                    open.verifying = true;
+                    open.send(Up::VerifyAbsent(VerifyAbsent { tasks })).await?;
                 }
             }
         }
+    }
+
+    /// Ticks as often as the API server wants a sign of life. Agents that registered in the same moment, as all do when
+    /// their API server goes, have theirs at different times.
+    fn heartbeats(&self, seconds: i32) -> tokio::time::Interval {
+        let period = u64::try_from(seconds).ok().filter(|s| *s > 0).map_or(HEARTBEAT, Duration::from_secs);
+        let digits = self.identity.uid.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        let phase = period.mul_f64(f64::from(digits.unwrap_or_default()) / f64::from(u32::MAX));
+        tokio::time::interval_at(tokio::time::Instant::now() + phase, period)
     }
 
     /// An agent obeys one store for ever.

@@ -133,7 +133,7 @@ pub fn routes(registry: Registry) -> Routes {
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_RESPONSE);
     let tasks = TasksServer::new(TasksService { registry: registry.clone(), logs: logs.clone() });
-    let agent = AgentServer::new(AgentService { registry: registry.clone(), logs })
+    let agent = AgentServer::new(AgentService::new(registry.clone(), logs))
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_RESPONSE);
     Routes::new(objects)

@@ -168,6 +168,8 @@ impl Engine {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
+            // Where nothing is waited for, nothing ticks: a machine may hold thousands of engines (hollow ones).
+            let restless = self.stopping || self.tasks.values().any(Entry::is_restless);
             tokio::select! {
                 biased;
                 input = inputs.recv() => match input {
@@ -180,7 +182,7 @@ impl Engine {
                     }
                     None => return,
                 },
-                _ = tick.tick() => {
+                _ = tick.tick(), if restless => {
                     let restless = self.tasks.iter().filter(|(_, e)| e.is_restless()).map(|(name, _)| name.clone());
                     self.touched.extend(restless);
                 }

@@ -21,6 +21,17 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Between two writes of how a holder is doing.
 const NEWS: Duration = Duration::from_secs(10);
 
+/// A lease that was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// What commits are fenced with.
+    pub epoch: Epoch,
+    /// The store's revision then, or later.
+    pub revision: Revision,
+    /// As the store numbers it.
+    pub id: LeaseId,
+}
+
 /// A lease as it is stored.
 #[derive(Default)]
 struct Held {
@@ -33,7 +44,7 @@ struct Held {
 
 impl Registry {
     /// Takes a lease, or adopts it when this holder has it already (an answer was lost).
-    pub async fn acquire(&self, name: &str, holder: &str, ttl: i32) -> Result<(Epoch, Revision), RegistryError> {
+    pub async fn acquire(&self, name: &str, holder: &str, ttl: i32) -> Result<Taken, RegistryError> {
         if !TTL.contains(&ttl) || name.is_empty() || holder.is_empty() {
             let (from, to) = (TTL.start(), TTL.end());
             let message = format!("a lease needs a name, a holder and a time to live of {from} to {to} seconds");
@@ -48,7 +59,7 @@ impl Registry {
                 if let Some(id) = held.id
                     && self.store.keep_alive(id).await.is_ok()
                 {
-                    return Ok((Epoch(held.spec.epoch), self.store.revision().await?));
+                    return Ok(Taken { epoch: Epoch(held.spec.epoch), revision: self.store.revision().await?, id });
                 }
             }
             let id = self.store.grant(Duration::from_secs(ttl.unsigned_abs().into())).await?;
@@ -63,7 +74,7 @@ impl Registry {
             let op = Op::Put { key: key.to_path(), value: encode(&object), lease: Some(id) };
             let txn = Txn { compares: vec![Compare::Created(key.to_path(), Revision(0))], ops: vec![op] };
             match self.store.txn(txn).await {
-                Ok(Outcome::Committed(revision)) => return Ok((Epoch(revision.0), revision)),
+                Ok(Outcome::Committed(revision)) => return Ok(Taken { epoch: Epoch(revision.0), revision, id }),
                 // Taken at the same moment: by another, or by another call of this very holder.
                 Ok(Outcome::Conflict { .. }) => {
                     self.drop_lease(id).await;
@@ -73,6 +84,21 @@ impl Registry {
             }
         }
         Err(RegistryError::Stale(format!("lease `{name}` is being taken and lost all the time; try again")))
+    }
+
+    /// Renews a lease that this holder took by its number, without a look at the store whether it is still this holder's:
+    /// what the cache knows of it has to do.
+    pub async fn renew(&self, name: &str, holder: &str, id: LeaseId) -> Result<(), RegistryError> {
+        let key = Key::new(Kind::Lease, "", name);
+        let view = self.cache.view();
+        let lease = view.get(&key).and_then(|object| object.as_lease()?.spec.as_ref());
+        if lease.is_none_or(|lease| lease.holder != holder) {
+            return Err(RegistryError::NotFound(key));
+        }
+        self.store.keep_alive(id).await.map_err(|error| match error {
+            StorageError::LeaseGone => RegistryError::NotFound(key),
+            error => error.into(),
+        })
     }
 
     /// Renews a lease that this holder has, and notes how it is doing.

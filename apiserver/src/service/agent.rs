@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use steady_core::v1::agent_server::Agent;
@@ -16,15 +17,18 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::dispatch::Dispatch;
 use super::{LogRouter, status};
+use crate::cache::Changed;
 use crate::registry::{Registration, Registry, RegistryError};
+use crate::storage::LeaseId;
 
 /// Seconds that an instance may be silent before it counts as disconnected, and between heartbeats.
 const LEASE_SECONDS: i32 = 10;
 const HEARTBEAT_SECONDS: i32 = 3;
 /// Messages that may wait for an agent.
 const PENDING: usize = 256;
-/// Changes read at once.
+/// Changes told at once.
 const MAX_CHANGES: usize = 500;
 /// Most tasks whose absence is verified at once.
 const MAX_VERIFIED: usize = 100;
@@ -33,8 +37,16 @@ const FIRST: Duration = Duration::from_secs(10);
 
 /// Serves agents.
 pub(crate) struct AgentService {
-    pub(crate) registry: Registry,
-    pub(crate) logs: LogRouter,
+    registry: Registry,
+    logs: LogRouter,
+    dispatch: Arc<Dispatch>,
+}
+
+impl AgentService {
+    pub(crate) fn new(registry: Registry, logs: LogRouter) -> Self {
+        let dispatch = Arc::new(Dispatch::of(registry.cache().clone()));
+        AgentService { registry, logs, dispatch }
+    }
 }
 
 #[tonic::async_trait]
@@ -46,10 +58,10 @@ impl Agent for AgentService {
         request: Request<Streaming<SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let (sender, receiver) = mpsc::channel(PENDING);
-        let (registry, logs) = (self.registry.clone(), self.logs.clone());
+        let (registry, logs, dispatch) = (self.registry.clone(), self.logs.clone(), Arc::clone(&self.dispatch));
         let mut incoming = request.into_inner();
         tokio::spawn(async move {
-            if let Err(status) = open(registry, logs, &mut incoming, &sender).await {
+            if let Err(status) = open(registry, logs, &dispatch, &mut incoming, &sender).await {
                 let _ = sender.send(Err(status)).await;
             }
         });
@@ -62,6 +74,7 @@ type Sender = mpsc::Sender<Result<SessionResponse, Status>>;
 async fn open(
     registry: Registry,
     logs: LogRouter,
+    dispatch: &Dispatch,
     incoming: &mut Streaming<SessionRequest>,
     sender: &Sender,
 ) -> Result<(), Status> {
@@ -71,10 +84,10 @@ async fn open(
         return Err(Status::invalid_argument("the first message of a session is the registration"));
     };
     let Registration { instance, uid, .. } = registry.register(&register).await.map_err(status::of)?;
-    let mut session = Session { registry, logs, sender: sender.clone(), instance, uid, at: Revision(0) };
+    let mut session = Session { registry, logs, sender: sender.clone(), instance, uid, at: Revision(0), lease: None };
     session.stay_alive().await?;
     let number = session.logs.opened(&session.instance, sender.clone());
-    let ended = session.run(incoming).await;
+    let ended = session.run(incoming, dispatch).await;
     session.logs.closed(&session.instance, number);
     ended
 }
@@ -85,22 +98,30 @@ struct Session {
     sender: Sender,
     instance: Key,
     uid: String,
-    /// Every change up to here was sent.
+    /// Of the last snapshot: every change up to here was sent.
     at: Revision,
+    /// The number of its lease.
+    lease: Option<LeaseId>,
 }
 
 impl Session {
     /// Takes or renews the lease that is the instance's sign of life. The uid holds it, so that an agent that
     /// was restarted has it at once.
-    async fn stay_alive(&self) -> Result<(), Status> {
+    async fn stay_alive(&mut self) -> Result<(), Status> {
         let name = instance_lease(&self.instance.cluster, &self.instance.name);
-        if self.registry.keep_alive(&name, &self.uid, None).await.is_ok() {
+        if let Some(id) = self.lease
+            && self.registry.renew(&name, &self.uid, id).await.is_ok()
+        {
             return Ok(());
         }
-        self.registry.acquire(&name, &self.uid, LEASE_SECONDS).await.map(|_| ()).map_err(status::of)
+        let taken = self.registry.acquire(&name, &self.uid, LEASE_SECONDS).await.map_err(status::of)?;
+        self.lease = Some(taken.id);
+        Ok(())
     }
 
-    async fn run(&mut self, incoming: &mut Streaming<SessionRequest>) -> Result<(), Status> {
+    async fn run(&mut self, incoming: &mut Streaming<SessionRequest>, dispatch: &Dispatch) -> Result<(), Status> {
+        // Before the view: what is not in the view yet is told.
+        let mut changes = dispatch.follow(&self.instance);
         let view = self.registry.fresh_view().await.map_err(status::of)?;
         // An agent belongs to one store for ever: rather no answer than one that is not known.
         let store = view.get(&Key::new(Kind::Cluster, "", DEFAULT_CLUSTER));
@@ -109,21 +130,21 @@ impl Session {
         let registered = Registered { uid: self.uid.clone(), store_id, heartbeat_seconds: HEARTBEAT_SECONDS };
         self.send(ToAgent::Registered(registered)).await?;
         self.snapshot(&view).await?;
-        let mut progress = self.registry.cache().progress();
+        drop(view);
         loop {
-            let at = self.at;
             tokio::select! {
                 biased;
                 message = incoming.message() => match message? {
                     Some(message) => self.obey(message).await?,
                     None => return Ok(()),
                 },
-                moved = async { progress.wait_for(|revision| *revision > at).await.is_ok() } => {
-                    if !moved {
-                        return Err(Status::unavailable("the API server is ending"));
-                    }
-                    self.changes().await?;
-                }
+                first = changes.recv() => if let Some(first) = first {
+                    self.tell(first, &mut changes).await?;
+                } else {
+                    changes = dispatch.follow(&self.instance);
+                    let view = self.registry.cache().view();
+                    self.snapshot(&view).await?;
+                },
             }
         }
     }
@@ -140,25 +161,17 @@ impl Session {
         self.send(ToAgent::Assignments(Assignments { snapshot: true, assignments })).await
     }
 
-    async fn changes(&mut self) -> Result<(), Status> {
-        let Ok((changes, reached)) = self.registry.cache().changes(self.at, MAX_CHANGES) else {
-            let view = self.registry.cache().view();
-            return self.snapshot(&view).await;
-        };
-        self.at = reached;
+    /// Tells the agent of a change, and of all that wait behind it.
+    async fn tell(&mut self, first: Arc<Changed>, more: &mut mpsc::Receiver<Arc<Changed>>) -> Result<(), Status> {
+        let waiting = std::iter::once(first).chain(std::iter::from_fn(|| more.try_recv().ok())).take(MAX_CHANGES);
         // Of a task that changed several times only the last is of interest here.
-        let mut latest: BTreeMap<&str, &Object> = BTreeMap::new();
-        for change in changes.iter().filter(|c| !c.deleted && c.object.cluster() == self.instance.cluster) {
-            let here = |t: task::View<'_>| t.spec.container_instance == self.instance.name;
-            if task::of(&change.object).is_some_and(here) {
-                latest.insert(change.object.name(), &change.object);
-            }
-        }
+        let news = waiting.filter(|change| change.revision > self.at);
+        let latest: BTreeMap<String, Arc<Changed>> = news.map(|c| (c.object.name().to_owned(), c)).collect();
         if latest.is_empty() {
             return Ok(());
         }
         let view = self.registry.cache().view();
-        let assignments = latest.into_values().map(|task| assignment(&view, task)).collect();
+        let assignments = latest.into_values().map(|change| assignment(&view, &change.object)).collect();
         self.send(ToAgent::Assignments(Assignments { snapshot: false, assignments })).await
     }
 

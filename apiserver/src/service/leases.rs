@@ -23,8 +23,8 @@ impl Leases for LeasesService {
     async fn acquire(&self, request: Request<AcquireRequest>) -> Result<Response<AcquireResponse>, Status> {
         let request = request.into_inner();
         let taken = self.registry.acquire(&request.name, &request.holder, request.ttl_seconds).await;
-        let (epoch, revision) = taken.map_err(status::of)?;
-        Ok(Response::new(AcquireResponse { epoch: epoch.0, revision: revision.0 }))
+        let taken = taken.map_err(status::of)?;
+        Ok(Response::new(AcquireResponse { epoch: taken.epoch.0, revision: taken.revision.0 }))
     }
 
     type KeepAliveStream = Pin<Box<dyn futures::Stream<Item = Result<KeepAliveResponse, Status>> + Send>>;

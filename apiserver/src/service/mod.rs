@@ -2,6 +2,7 @@
 
 mod admin;
 mod agent;
+mod dispatch;
 mod leases;
 mod logs;
 mod objects;

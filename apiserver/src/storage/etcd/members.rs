@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
 use tokio::time::Instant;
+use tower::retry::budget::{Budget as _, TpsBudget};
 
 use crate::storage::StorageError;
 
@@ -21,6 +22,11 @@ const DEADLINE: Duration = Duration::from_secs(3);
 const ATTEMPT: Duration = Duration::from_millis(1500);
 /// Between tries, once every member was tried.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Calls that are asked again because one before was not answered, by all callers together: so many a second, and one
+/// for every two calls that were answered in the last [`BUDGET_SPAN`]. An etcd that is in trouble must not get many times
+/// the calls of one that is well.
+const BUDGET: (u32, f32) = (50, 0.5);
+const BUDGET_SPAN: Duration = Duration::from_secs(10);
 /// Between looks at who is a member.
 const SYNC: Duration = Duration::from_secs(30);
 
@@ -55,6 +61,7 @@ pub(super) struct Members {
     given: Vec<String>,
     known: RwLock<Arc<[Member]>>,
     current: AtomicUsize,
+    budget: TpsBudget,
 }
 
 impl Members {
@@ -79,6 +86,7 @@ impl Members {
             given: settings.endpoints.clone(),
             known: RwLock::default(),
             current: AtomicUsize::new(0),
+            budget: TpsBudget::new(BUDGET_SPAN, BUDGET.0, BUDGET.1),
         };
         members.set(&settings.endpoints).await?;
         let members = Arc::new(members);
@@ -197,7 +205,10 @@ impl Members {
             let attempt = if many > 1 { ATTEMPT } else { DEADLINE };
             let (error, again) =
                 match tokio::time::timeout_at(deadline.min(Instant::now() + attempt), call(client)).await {
-                    Ok(Ok(answer)) => return Ok((answer, number)),
+                    Ok(Ok(answer)) => {
+                        self.budget.deposit();
+                        return Ok((answer, number));
+                    }
                     Ok(Err(error)) => (explain(&error), again(&error)),
                     Err(_) => {
                         let silent = format!("etcd did not answer {what} within {attempt:?}");
@@ -209,7 +220,7 @@ impl Members {
             }
             self.rotate(number);
             tries += 1;
-            if !again || Instant::now() + PAUSE >= deadline {
+            if !again || Instant::now() + PAUSE >= deadline || !self.budget.withdraw() {
                 return Err(error);
             }
             if tries >= many {
@@ -274,5 +285,30 @@ pub(super) fn explain(error: &Error) -> StorageError {
         StorageError::Refused(message.to_owned())
     } else {
         StorageError::Unavailable(format!("etcd: {message}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn calls_are_asked_again_for_as_long_as_the_budget_lasts() {
+        // Nobody listens there; a client connects when it is first used.
+        let settings = EtcdSettings { endpoints: vec!["http://127.0.0.1:1".into()], tls: None };
+        let members = Members::open(&settings).await.expect("connects later");
+        let asked = AtomicU32::new(0);
+        let calls = (0..200).map(|_| {
+            members.read("get", |_| async {
+                asked.fetch_add(1, Ordering::Relaxed);
+                Err::<(), _>(Error::GRpcStatus(tonic::Status::unavailable("etcdserver: no leader")))
+            })
+        });
+        let answers = futures::future::join_all(calls).await;
+        assert!(answers.iter().all(Result::is_err));
+        // Without a budget each would be asked again every 50 ms for 3 s.
+        assert_eq!(asked.load(Ordering::Relaxed), 200 + 50 * 10);
     }
 }

@@ -2,17 +2,17 @@
 
 mod members;
 mod membership;
+mod renewals;
 mod wire;
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{
-    AlarmAction, AlarmOptions, AlarmType, GetOptions, LeaseKeepAliveStream, LeaseKeeper, SortOrder, SortTarget,
-    Txn as EtcdTxn, TxnOp, TxnOpResponse, WatchOptions, WatchRequestSender,
+    AlarmAction, AlarmOptions, AlarmType, GetOptions, SortOrder, SortTarget, Txn as EtcdTxn, TxnOp, TxnOpResponse,
+    WatchOptions, WatchRequestSender,
 };
 use futures::{StreamExt, stream};
 use steady_core::Revision;
@@ -22,6 +22,7 @@ use super::{
     Alarm, Changes, Compare, Entry, Health, LeaseId, Listing, MemberHealth, Op, Outcome, Storage, StorageError, Txn,
 };
 use members::{Members, explain};
+use renewals::Renewals;
 use wire::{Told, batch, check, entry, failed, prefix_end, revision_of, to_etcd};
 
 pub use members::{EtcdSettings, EtcdTls};
@@ -33,8 +34,6 @@ const PAGE: i64 = 2_000;
 const MAX_MESSAGE: usize = 512 * 1024 * 1024;
 /// Room that an etcd has which does not say so: its default.
 const QUOTA: u64 = 2 * 1024 * 1024 * 1024;
-/// How long the renewal of a lease may take.
-const RENEWAL: Duration = Duration::from_millis(1500);
 /// How long a member may take to say how it is.
 const STATUS: Duration = Duration::from_secs(2);
 /// How long a member may take to rewrite its file.
@@ -55,16 +54,6 @@ fn is_honest(version: &str) -> bool {
     }
 }
 
-/// One lease's open keep-alive stream.
-type KeepAlive = Arc<AsyncMutex<Keeper>>;
-
-struct Keeper {
-    ask: LeaseKeeper,
-    answers: LeaseKeepAliveStream,
-    /// Number of the member that it is open at.
-    member: usize,
-}
-
 /// A store in etcd.
 pub struct Etcd {
     members: Arc<Members>,
@@ -72,7 +61,7 @@ pub struct Etcd {
     watchers: AsyncMutex<Vec<WatchRequestSender>>,
     /// A watch is on a member whose word on how far it is cannot be trusted.
     lied: AtomicBool,
-    leases: Mutex<HashMap<i64, KeepAlive>>,
+    renewals: Renewals,
 }
 
 impl Etcd {
@@ -86,26 +75,12 @@ impl Etcd {
     /// Connects when first used.
     pub async fn open(settings: &EtcdSettings) -> Result<Self, StorageError> {
         let members = Members::open(settings).await?;
-        Ok(Etcd { members, watchers: AsyncMutex::default(), lied: AtomicBool::default(), leases: Mutex::default() })
-    }
-
-    fn keeper(&self, lease: LeaseId) -> Option<KeepAlive> {
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner).get(&lease.0).cloned()
-    }
-
-    fn forget(&self, lease: LeaseId) {
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner).remove(&lease.0);
-    }
-
-    async fn open_keeper(&self, lease: LeaseId) -> Result<KeepAlive, StorageError> {
-        if let Some(keeper) = self.keeper(lease) {
-            return Ok(keeper);
-        }
-        let open = |client: etcd_client::Client| async move { client.lease_client().keep_alive(lease.0).await };
-        let ((ask, answers), member) = self.members.read_from("lease keep-alive", open).await?;
-        let keeper = Arc::new(AsyncMutex::new(Keeper { ask, answers, member }));
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner).insert(lease.0, keeper.clone());
-        Ok(keeper)
+        Ok(Etcd {
+            members,
+            watchers: AsyncMutex::default(),
+            lied: AtomicBool::default(),
+            renewals: Renewals::default(),
+        })
     }
 }
 
@@ -252,40 +227,10 @@ impl Storage for Etcd {
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StorageError> {
-        let keeper = self.open_keeper(lease).await?;
-        let mut keeper = keeper.lock().await;
-        let member = keeper.member;
-        let renewed = tokio::time::timeout(RENEWAL, async {
-            keeper.ask.keep_alive().await?;
-            keeper.answers.message().await
-        });
-        let renewed = match renewed.await {
-            Ok(renewed) => renewed.map_err(|error| explain(&error)),
-            Err(_) => Err(StorageError::Unavailable(format!("etcd did not renew the lease within {RENEWAL:?}"))),
-        };
-        drop(keeper);
-        if matches!(renewed, Ok(None) | Err(StorageError::Unavailable(_))) {
-            self.members.rotate(member);
-        }
-        match renewed {
-            Ok(Some(answer)) if answer.ttl() > 0 => Ok(()),
-            Ok(Some(_)) => {
-                self.forget(lease);
-                Err(StorageError::LeaseGone)
-            }
-            Ok(None) => {
-                self.forget(lease);
-                Err(StorageError::Unavailable("etcd ended the lease's stream".into()))
-            }
-            Err(error) => {
-                self.forget(lease);
-                Err(error)
-            }
-        }
+        self.renewals.renew(&self.members, lease).await
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), StorageError> {
-        self.forget(lease);
         let revoked =
             self.members.read("lease revoke", |client| async move { client.lease_client().revoke(lease.0).await });
         match revoked.await {
