@@ -11,14 +11,17 @@ use steady_proto::v1::objects_client::ObjectsClient;
 use steady_proto::v1::tasks_client::TasksClient;
 use steady_proto::v1::{
     ApplyRequest, ApplyResponse, BackupRequest, BackupResponse, Change, CheckRequest, CheckResponse, CommitRequest,
-    DeleteRequest, GetRequest, ListRequest, LogsRequest, LogsResponse, MakeRoomRequest, MakeRoomResponse, Object,
-    RunTaskRequest, Selector, StatusRequest, StatusResponse, StopTaskRequest, WatchRequest, WatchResponse,
+    DeleteRequest, Expect, GetRequest, ListRequest, LogsRequest, LogsResponse, MakeRoomRequest, MakeRoomResponse,
+    Object, PutSpec, RunTaskRequest, Selector, ServiceSpec, StatusRequest, StatusResponse, StopTaskRequest,
+    WatchRequest, WatchResponse, change, object,
 };
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status, Streaming};
 
 use crate::failure::{Failure, unreachable};
 
+/// How often a change is tried again when someone else wrote the object in between.
+const TRIES: usize = 10;
 /// Longest that a connection may take to come up.
 const CONNECT: Duration = Duration::from_secs(3);
 /// Largest answer that is read: a page of a thousand large objects.
@@ -145,6 +148,32 @@ impl Client {
     pub async fn commit(&self, changes: Vec<Change>) -> Result<(), Failure> {
         let request = CommitRequest { changes, fence: None, sequencer: None };
         self.ask(self.objects().commit(request)).await.map(|_| ())
+    }
+
+    /// Changes some fields of a service's spec, whatever others do to it meanwhile. What changes nothing is not written.
+    pub async fn edit_service(
+        &self,
+        key: &Key,
+        fields: &[&str],
+        mut edit: impl FnMut(&mut ServiceSpec),
+    ) -> Result<(), Failure> {
+        let mut tries = 0;
+        loop {
+            let mut object = self.get(key).await?;
+            let (revision, before) = (object.meta().revision, object.clone());
+            if let Some(object::Kind::Service(service)) = &mut object.kind {
+                edit(service.spec.get_or_insert_default());
+            }
+            if object == before {
+                return Ok(());
+            }
+            let fields = fields.iter().map(ToString::to_string).collect();
+            let put = PutSpec { object: Some(object), fields, expect: Some(Expect { revision }) };
+            match self.commit(vec![Change { change: Some(change::Change::PutSpec(put)) }]).await {
+                Err(failure) if failure.is(Code::Aborted) && tries < TRIES => tries += 1,
+                done => return done,
+            }
+        }
     }
 
     /// Starts standalone tasks.

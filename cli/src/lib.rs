@@ -22,6 +22,7 @@ pub mod manifests;
 pub mod out;
 pub mod process;
 pub mod progress;
+pub mod rollout;
 pub mod run;
 pub mod scale;
 pub mod span;
@@ -82,6 +83,7 @@ async fn verb_of(verb: Command, global: &Global) -> Result<(), Failure> {
         Command::Run(args) => run::run(args, global, out).await,
         Command::Stop(args) => stop::run(args, global, out).await,
         Command::Scale(args) => scale::run(args, global, out).await,
+        Command::Rollout(args) => rollout::run(args, global, out).await,
         Command::Logs(args) => logs::run(args, global, out).await,
         Command::Events(args) => events::run(args, global, out).await,
         Command::Admin(args) => admin::run(args, global, out).await,

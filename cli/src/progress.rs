@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use steady_core::{Key, Kind, condition, task};
 use steady_proto::v1::Object;
-use steady_proto::v1::rollout_state::Value as Rollout;
 
 use crate::client::Client;
 use crate::columns::urls;
@@ -73,6 +72,9 @@ fn tell(world: &World, key: &Key, told: &mut BTreeMap<Key, String>, out: &mut Ou
     let Some(service) = world.view.get(key) else {
         return Err(Failure::failed(format!("{key} was deleted")));
     };
+    if let Some(reason) = rollout_failure(service) {
+        return Err(Failure::failed(format!("{key}: {reason} `steady describe {key}` tells more")));
+    }
     if is_steady(service) {
         let running = status_of(service).running_count();
         let steady = out.styled(Style::Good, "has reached a steady state");
@@ -85,11 +87,6 @@ fn tell(world: &World, key: &Key, told: &mut BTreeMap<Key, String>, out: &mut Ou
             }
         }
         return Ok(true);
-    }
-    if let Some(reason) = rollout_failure(world, service) {
-        return Err(Failure::failed(format!(
-            "{key}: its deployment failed: {reason}; `steady describe {key}` tells more"
-        )));
     }
     let line = format!("{key}  {}", counts(service, world));
     if told.get(key) != Some(&line) {
@@ -142,15 +139,19 @@ pub fn reasons(service: &Object, world: &World) -> Vec<(String, usize)> {
     found
 }
 
-/// Why the deployment in force failed, if it did.
-fn rollout_failure(world: &World, service: &Object) -> Option<String> {
-    let status = status_of(service);
-    if status.observed_generation != service.meta().generation {
+/// Why what is wanted of a service was given up, if it was.
+pub fn rollout_failure(service: &Object) -> Option<String> {
+    let service = service.as_service()?;
+    let failed = service.status.as_ref()?.failed_rollout.as_ref()?;
+    let wanted = steady_core::service::revision_digest(service.spec.as_ref()?);
+    if failed.revision_digest != wanted {
         return None;
     }
-    let deployment = world.get(Kind::Deployment, service.cluster(), &status.primary_deployment)?;
-    let status = deployment.as_deployment()?.status.as_ref()?;
-    (status.rollout_state() == Rollout::Failed).then(|| status.rollout_state_reason.clone())
+    let back = match failed.rolled_back_to.as_str() {
+        "" => String::new(),
+        before => format!(" It was rolled back to {before}."),
+    };
+    Some(format!("deployment {} failed: {}{back}", failed.deployment, failed.reason))
 }
 
 fn late(world: &World, waiting: &[Key], within: Duration) -> Failure {

@@ -2,17 +2,12 @@
 
 use clap::Args;
 use steady_core::{Key, Kind};
-use steady_proto::v1::{Change, Expect, Object, PutSpec, change, object};
-use tonic::Code;
+use steady_proto::v1::ServiceSpec;
 
 use crate::args::Global;
-use crate::client::Client;
 use crate::failure::Failure;
 use crate::out::Out;
 use crate::{progress, target};
-
-/// How often the write is tried again when someone else wrote the service in between.
-const TRIES: usize = 10;
 
 /// Arguments of `steady scale`.
 #[derive(Debug, Args)]
@@ -36,7 +31,9 @@ pub async fn run(args: Scale, global: &Global, out: &mut Out) -> Result<(), Fail
     let name = target::name_of(Kind::Service, &args.service)?;
     let client = if args.wait { global.connect_to_wait().await? } else { global.connect().await? };
     let key = Key::new(Kind::Service, &global.cluster, &name);
-    let before = set(&client, &key, args.count).await?;
+    let mut before = args.count;
+    let edit = |spec: &mut ServiceSpec| before = std::mem::replace(spec.desired_count.get_or_insert(0), args.count);
+    client.edit_service(&key, &["desiredCount"], edit).await?;
     if before == args.count {
         out.line(&format!("{key} unchanged: desiredCount is {before} already"))?;
     } else {
@@ -47,35 +44,4 @@ pub async fn run(args: Scale, global: &Global, out: &mut Out) -> Result<(), Fail
     }
     let within = global.timeout.unwrap_or(progress::PATIENCE);
     Box::pin(progress::until_steady(&client, &[(key.cluster, key.name)], within, out)).await
-}
-
-/// Sets desiredCount; what it was.
-async fn set(client: &Client, key: &Key, count: i32) -> Result<i32, Failure> {
-    let mut tries = 0;
-    loop {
-        let mut object = client.get(key).await?;
-        let before =
-            object.as_service().and_then(|s| s.spec.as_ref()).map_or(0, steady_core::v1::ServiceSpec::desired_count);
-        if before == count {
-            return Ok(before);
-        }
-        let revision = object.meta().revision;
-        set_count(&mut object, count);
-        let put = PutSpec {
-            object: Some(object),
-            fields: vec!["desiredCount".to_owned()],
-            expect: Some(Expect { revision }),
-        };
-        match client.commit(vec![Change { change: Some(change::Change::PutSpec(put)) }]).await {
-            Ok(()) => return Ok(before),
-            Err(failure) if failure.is(Code::Aborted) && tries < TRIES => tries += 1,
-            Err(failure) => return Err(failure),
-        }
-    }
-}
-
-fn set_count(object: &mut Object, count: i32) {
-    if let Some(object::Kind::Service(service)) = &mut object.kind {
-        service.spec.get_or_insert_default().desired_count = Some(count);
-    }
 }

@@ -160,8 +160,11 @@ fn of_object(object: &Object, goal: Goal, world: &World) -> Found {
             false => "nobody has asked for its deletion".into(),
         }),
         (Goal::Steady, Kind::Deployment) => rollout(object),
-        (Goal::Steady, _) if progress::is_steady(object) => Found::Reached("has reached a steady state".into()),
-        (Goal::Steady, _) => Found::NotYet(progress::counts(object, world)),
+        (Goal::Steady, _) => match progress::rollout_failure(object) {
+            Some(reason) => Found::Lost(reason),
+            None if progress::is_steady(object) => Found::Reached("has reached a steady state".into()),
+            None => Found::NotYet(progress::counts(object, world)),
+        },
         (Goal::Connected, _) => {
             let status = object.as_container_instance().and_then(|i| i.status.clone()).unwrap_or_default();
             if status.agent_connected {

@@ -2,11 +2,14 @@
 
 use steady_proto::v1::network_mode::Value as NetworkMode;
 use steady_proto::v1::scheduling_strategy::Value as Scheduling;
+use steady_proto::v1::threshold_type::Value as ThresholdType;
 use steady_proto::v1::transport_protocol::Value as Protocol;
 use steady_proto::v1::{
     ContainerInstanceSpec, DeploymentConfiguration, Object, TaskDefinitionSpec, instance_state, object,
 };
 use steady_proto::{DEFAULT_CLUSTER, KindExt};
+
+use crate::service::DEFAULT_PERCENT;
 
 /// Fills in an object that is about to be validated. Filling in twice changes nothing.
 pub fn fill(object: &mut Object) {
@@ -38,6 +41,16 @@ pub fn fill(object: &mut Object) {
             let settings = spec.deployment_configuration.get_or_insert(DeploymentConfiguration::default());
             settings.maximum_percent.get_or_insert(200);
             settings.minimum_healthy_percent.get_or_insert(100);
+            if let Some(breaker) = &mut settings.deployment_circuit_breaker {
+                breaker.reset_on_healthy_task.get_or_insert(true);
+                let threshold = breaker.threshold_configuration.get_or_insert_default();
+                if threshold.r#type() == ThresholdType::Unspecified {
+                    threshold.set_type(ThresholdType::BoundedPercent);
+                }
+                if threshold.r#type() != ThresholdType::Count {
+                    threshold.value.get_or_insert(DEFAULT_PERCENT);
+                }
+            }
             spec.health_check_grace_period_seconds.get_or_insert(0);
         }
         Some(object::Kind::Cluster(cluster)) => {

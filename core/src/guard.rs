@@ -53,6 +53,7 @@ guards! {
     Attempts: "the number of a start is written with it, so that no number comes twice",
     Counted: "a failure that was counted is not counted again",
     OnePrimary: "a new deployment takes the place of the one before in the same commit",
+    GivenUp: "nothing is started for a deployment that was given up",
     StillSilent: "an instance is given up only if it is still silent when that is written",
     MassSilence: "when most instances are silent, none is given up",
     Patience: "a silent instance is waited for",

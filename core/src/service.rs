@@ -1,5 +1,6 @@
 //! Services as decisions see them.
 
+use steady_proto::v1::threshold_type::Value as ThresholdType;
 use steady_proto::v1::{Object, Service, ServiceSpec, ServiceStatus, object};
 
 use crate::derived_id;
@@ -22,6 +23,23 @@ pub fn bounds(spec: &ServiceSpec) -> Bounds {
     Bounds { floor: ((desired * least + 99) / 100) as i32, ceiling: (desired * most / 100) as i32 }
 }
 
+/// How many failures a deployment of this service may have before it is given up; `None`: as many as it likes (ECS
+/// deployment circuit breaker).
+pub fn failure_threshold(spec: &ServiceSpec) -> Option<i32> {
+    let breaker = spec.deployment_configuration?.deployment_circuit_breaker.filter(|breaker| breaker.enable)?;
+    let threshold = breaker.threshold_configuration.unwrap_or_default();
+    let value = threshold.value.unwrap_or(DEFAULT_PERCENT);
+    let share = ((i64::from(spec.desired_count()) * i64::from(value) + 99) / 100) as i32;
+    Some(match threshold.r#type() {
+        ThresholdType::Count => value,
+        ThresholdType::UnboundedPercent => share.max(1),
+        ThresholdType::BoundedPercent | ThresholdType::Unspecified => share.clamp(3, 200),
+    })
+}
+
+/// Percent of desiredCount that may fail when nobody says (ECS).
+pub const DEFAULT_PERCENT: i32 = 50;
+
 /// Digest of the fields whose change starts a deployment (ECS `UpdateService`).
 pub fn revision_digest(spec: &ServiceSpec) -> String {
     derived_id(&[&spec.task_definition, &spec.force_new_deployment.to_string()])
@@ -36,7 +54,7 @@ pub fn with_status(object: &Object, status: ServiceStatus) -> Object {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use steady_proto::v1::DeploymentConfiguration;
+    use steady_proto::v1::{DeploymentCircuitBreaker, DeploymentConfiguration, ThresholdConfiguration};
 
     fn of(desired: i32, least: i32, most: i32) -> Bounds {
         bounds(&ServiceSpec {
@@ -44,6 +62,7 @@ mod tests {
             deployment_configuration: Some(DeploymentConfiguration {
                 minimum_healthy_percent: Some(least),
                 maximum_percent: Some(most),
+                deployment_circuit_breaker: None,
             }),
             ..Default::default()
         })
@@ -54,5 +73,35 @@ mod tests {
         assert_eq!(of(2, 75, 200), Bounds { floor: 2, ceiling: 4 });
         assert_eq!(of(3, 100, 125), Bounds { floor: 3, ceiling: 3 });
         assert_eq!(of(0, 100, 200), Bounds { floor: 0, ceiling: 0 });
+    }
+    fn threshold(desired: i32, kind: ThresholdType, value: Option<i32>) -> Option<i32> {
+        let threshold = ThresholdConfiguration { r#type: kind.into(), value };
+        let breaker = DeploymentCircuitBreaker {
+            enable: true,
+            threshold_configuration: Some(threshold),
+            ..DeploymentCircuitBreaker::default()
+        };
+        failure_threshold(&ServiceSpec {
+            desired_count: Some(desired),
+            deployment_configuration: Some(DeploymentConfiguration {
+                deployment_circuit_breaker: Some(breaker),
+                ..DeploymentConfiguration::default()
+            }),
+            ..ServiceSpec::default()
+        })
+    }
+
+    #[test]
+    fn the_breaker_s_threshold_is_half_of_the_tasks_between_3_and_200_as_in_ecs() {
+        let bounded = |desired| threshold(desired, ThresholdType::Unspecified, None);
+        assert_eq!([1, 25, 400, 800].map(bounded), [Some(3), Some(13), Some(200), Some(200)]);
+    }
+
+    #[test]
+    fn the_breaker_s_threshold_may_have_no_bounds_or_be_a_count() {
+        assert_eq!(threshold(1000, ThresholdType::UnboundedPercent, Some(50)), Some(500));
+        assert_eq!(threshold(0, ThresholdType::UnboundedPercent, Some(50)), Some(1));
+        assert_eq!(threshold(1000, ThresholdType::Count, Some(7)), Some(7));
+        assert_eq!(failure_threshold(&ServiceSpec::default()), None, "off when nobody asks for it");
     }
 }

@@ -121,6 +121,9 @@ fn service(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Faul
         let spec = service.spec.get_or_insert_default();
         // Absent means «as it is»: an autoscaler or `steady scale` may have set it.
         spec.desired_count = spec.desired_count.or(running.desired_count).or(Some(1));
+        if spec.force_new_deployment == 0 {
+            spec.force_new_deployment = running.force_new_deployment;
+        }
         match definitions::resolve(writes, &spec.task_definition, &running.task_definition) {
             Ok(name) => spec.task_definition = name,
             Err(message) => faults.push(fault("spec.taskDefinition", message)),

@@ -23,6 +23,14 @@ pub(super) fn describe(page: &mut Page, object: &Object, world: &World) {
     let (least, most) = (settings.minimum_healthy_percent.unwrap_or(100), settings.maximum_percent.unwrap_or(200));
     let (floor, ceiling) = (bounds.floor, bounds.ceiling);
     page.field("Deploys", &format!("with {floor} to {ceiling} tasks ({least}% to {most}%)"));
+    if let Some(threshold) = service::failure_threshold(&spec) {
+        let rolls_back = settings.deployment_circuit_breaker.is_some_and(|breaker| breaker.rollback);
+        let then = if rolls_back { "rolls back" } else { "gives up" };
+        page.field("Circuit breaker", &format!("{then} after {threshold} failures"));
+    }
+    if let Some(reason) = progress::rollout_failure(object) {
+        page.field("Rollout", &reason);
+    }
     for constraint in &spec.placement_constraints {
         page.field("Constraint", format!("{} {}", constraint.r#type().as_str_name(), constraint.expression).trim());
     }

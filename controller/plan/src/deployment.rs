@@ -4,12 +4,14 @@
 //! stops is the service controller's to decide.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use steady_core::guard::{self, Guard};
 use steady_core::v1::deployment_role::Value as Role;
+use steady_core::v1::health_status::Value as Health;
 use steady_core::v1::rollout_state::Value as Rollout;
 use steady_core::v1::{
-    Deployment, DeploymentSpec, DeploymentStatus, Object, ServiceSpec, ServiceStatus, object, severity,
+    Deployment, DeploymentSpec, DeploymentStatus, FailedRollout, Object, ServiceSpec, ServiceStatus, object, severity,
 };
 use steady_core::{Change, Event, Key, Kind, Plan, Revision, Timestamp, View, service, task};
 
@@ -57,21 +59,200 @@ pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
     };
     let deployments = of_service(view, object);
     let digest = service::revision_digest(spec);
-    let newest = deployments.last();
-    if newest.is_none_or(|d| d.spec.revision_digest != digest) {
-        start(&mut plan, object, spec, status, &deployments, digest);
+    let service = Rolled { view, object, spec, status: &status, deployments: &deployments, now };
+    let refused = status.failed_rollout.as_ref().is_some_and(|failed| failed.revision_digest == digest);
+    let Some(newest) = deployments.last().filter(|d| d.spec.revision_digest == digest || refused) else {
+        // Tasks that still run what is wanted again need not be replaced.
+        let wanted = |d: &&Rolling<'_>| d.spec.revision_digest == digest && d.status.role() == Role::Active;
+        match deployments.iter().rfind(wanted) {
+            Some(again) => {
+                let reason = format!("ECS deployment {} in progress.", again.object.name());
+                let group = service.resume(again, &reason, None, demoted(&deployments));
+                plan.groups.push(group);
+            }
+            None => start(&mut plan, object, spec, status, &deployments, digest),
+        }
+        return plan;
+    };
+    if service.is_tripped(newest) {
+        service.give_up(newest, refused, digest, &mut plan);
         return plan;
     }
+    if status.failed_rollout.is_some() && !refused {
+        let status = ServiceStatus { failed_rollout: None, ..status.clone() };
+        plan.push(service.with_status(status));
+        return plan;
+    }
+    let targets = service.targets();
     for (place, deployment) in deployments.iter().enumerate() {
         let primary = place + 1 == deployments.len();
-        let target = if primary { spec.desired_count() } else { 0 };
-        if deployment.spec.target_count != target {
-            retarget(&mut plan, deployment, target);
+        if deployment.spec.target_count != targets[place] {
+            retarget(&mut plan, deployment, targets[place]);
         }
-        advance(&mut plan, view, object, spec, &deployments, deployment, primary, now);
+        advance(&mut plan, view, object, spec, &deployments, deployment, primary, targets[place], now);
     }
-    trim(&mut plan, &deployments);
+    trim(&mut plan, view, &deployments);
     plan
+}
+
+/// Every deployment in force, no longer so.
+fn demoted(deployments: &[Rolling<'_>]) -> Vec<Change> {
+    let in_force = |d: &&Rolling<'_>| d.status.role() == Role::Primary && guard::stands(Guard::OnePrimary);
+    let demote = |d: &Rolling<'_>| {
+        let mut status = d.status.clone();
+        status.set_role(Role::Active);
+        d.change(status)
+    };
+    deployments.iter().filter(in_force).map(demote).collect()
+}
+
+/// A service and its deployments, oldest first.
+struct Rolled<'a> {
+    view: &'a View,
+    object: &'a Object,
+    spec: &'a ServiceSpec,
+    status: &'a ServiceStatus,
+    deployments: &'a [Rolling<'a>],
+    now: Timestamp,
+}
+
+impl Rolled<'_> {
+    fn with_status(&self, status: ServiceStatus) -> Change {
+        let object = service::with_status(self.object, status);
+        Change::PutStatus { object, expect: Revision(self.object.meta().revision) }
+    }
+
+    fn event(&self, reason: &'static str, message: &str, severity: severity::Value) -> Event {
+        let message = format!("(service {}) {message}", self.object.name());
+        Event { about: self.object.reference(), reason, message, severity }
+    }
+
+    fn is_tripped(&self, deployment: &Rolling<'_>) -> bool {
+        is_tripped(self.spec, deployment.status)
+    }
+
+    /// Has an older deployment take the place of the newest again: its tasks that still run stay.
+    fn resume(
+        &self,
+        again: &Rolling<'_>,
+        reason: &str,
+        failed: Option<FailedRollout>,
+        mut group: Vec<Change>,
+    ) -> Vec<Change> {
+        let sequence = self.deployments.last().map_or(0, |d| d.spec.sequence) + 1;
+        let spec = DeploymentSpec { sequence, target_count: self.spec.desired_count(), ..again.spec.clone() };
+        let status = DeploymentStatus {
+            role: Role::Primary.into(),
+            rollout_state: Rollout::InProgress.into(),
+            rollout_state_reason: reason.to_owned(),
+            failed_tasks: 0,
+            failures_counted_to: Some(self.now.into()),
+            completed_at: None,
+            ..again.status.clone()
+        };
+        let changed = Deployment { spec: Some(spec), status: Some(again.status.clone()) };
+        group.push(Change::PutSpec {
+            object: Object { meta: again.object.meta.clone(), kind: Some(object::Kind::Deployment(changed)) },
+            fields: &["sequence", "targetCount"],
+            expect: Revision(again.object.meta().revision),
+        });
+        group.push(again.change(status));
+        group.push(self.with_status(ServiceStatus {
+            primary_deployment: again.object.name().to_owned(),
+            steady: false,
+            failed_rollout: failed,
+            ..self.status.clone()
+        }));
+        group
+    }
+
+    /// Ends a deployment whose tasks fail. The last one that was completed takes its place, where that is wanted and this
+    /// one is not such a one itself: what was rolled back to is not rolled back from.
+    fn give_up(&self, deployment: &Rolling<'_>, refused: bool, digest: String, plan: &mut Plan) {
+        let name = deployment.object.name();
+        let settings = self.spec.deployment_configuration.unwrap_or_default();
+        let rolls_back = settings.deployment_circuit_breaker.is_some_and(|breaker| breaker.rollback) && !refused;
+        let before = self.deployments.iter().rfind(|d| d.status.rollout_state() == Rollout::Completed);
+        let before = before.filter(|_| rolls_back);
+        let mut status = deployment.status.clone();
+        status.set_rollout_state(Rollout::Failed);
+        status.rollout_state_reason = match before {
+            Some(before) => {
+                format!("ECS deployment circuit breaker: rolling back to deploymentId {}.", before.object.name())
+            }
+            None => "ECS deployment circuit breaker: task failed to start.".to_owned(),
+        };
+        let failed = FailedRollout {
+            deployment: name.to_owned(),
+            revision_digest: digest,
+            reason: format!(
+                "tasks failed to start.{}",
+                crate::service::last_failure(self.view, &Key::of(self.object), self.now)
+            ),
+            rolled_back_to: before.map(|before| before.object.name().to_owned()).unwrap_or_default(),
+        };
+        let message = format!("(deployment {name}) deployment failed: tasks failed to start.");
+        plan.events.push(self.event("SERVICE_DEPLOYMENT_FAILED", &message, severity::Value::Error));
+        let Some(before) = before else {
+            plan.groups.push(vec![
+                deployment.change(status),
+                self.with_status(ServiceStatus { failed_rollout: Some(failed), ..self.status.clone() }),
+            ]);
+            return;
+        };
+        status.set_role(Role::Active);
+        let reason = format!("ECS deployment {} in progress.", before.object.name());
+        plan.groups.push(self.resume(before, &reason, Some(failed), vec![deployment.change(status)]));
+        let message = format!("rolling back to (deployment {}).", before.object.name());
+        plan.events.push(self.event("SERVICE_DEPLOYMENT_ROLLBACK", &message, severity::Value::Warn));
+    }
+
+    /// How many tasks each deployment is to have. One that failed keeps those that run, and the last one that was
+    /// completed keeps the rest: nothing else is there to serve.
+    fn targets(&self) -> Vec<i32> {
+        let mut targets = vec![0; self.deployments.len()];
+        let (Some(newest), desired) = (self.deployments.last(), self.spec.desired_count()) else { return targets };
+        let last = targets.len() - 1;
+        targets[last] = desired;
+        if newest.status.rollout_state() == Rollout::Failed {
+            let runs = |t: &task::View<'_>| {
+                t.is_owned_by(&self.object.meta().uid)
+                    && t.spec.deployment == newest.object.name()
+                    && t.is_wanted()
+                    && t.is_healthy()
+            };
+            let tasks = self.view.of_service(Kind::Task, self.object.cluster(), self.object.name());
+            let kept = (tasks.filter_map(|task| task::of(task)).filter(runs).count() as i32).min(desired);
+            targets[last] = kept;
+            // One whose tasks are gone is not brought back: that would be a rollback.
+            let serves =
+                |d: &Rolling<'_>| d.status.rollout_state() == Rollout::Completed && d.status.role() == Role::Active;
+            let before = self.deployments.iter().rposition(serves);
+            if let Some(before) = before {
+                targets[before] = desired - kept;
+            }
+        }
+        targets
+    }
+}
+
+/// A task that ran this long did not fail to start.
+pub(crate) const SETTLED: Duration = Duration::from_secs(10);
+
+/// From when on a healthy task counts for its deployment: at once if its health checks say so, or if nothing depends on it;
+/// where other tasks go for it (`replaces`) or failures are counted, once it is sure not to be one. (ECS waits 40 s for a
+/// task without health checks.) `None`: it is not healthy.
+pub(crate) fn counts_from(spec: &ServiceSpec, replaces: bool, task: &task::View<'_>) -> Option<Timestamp> {
+    let start = task.is_healthy().then(|| task.started_at().unwrap_or(Timestamp(0)))?;
+    let waits = replaces || service::failure_threshold(spec).is_some();
+    let sure = task.status.health_status() == Health::Healthy || !waits;
+    Some(if sure { start } else { start + SETTLED })
+}
+
+/// Whether a deployment has as many failures as its service's circuit breaker bears.
+pub(crate) fn is_tripped(spec: &ServiceSpec, status: &DeploymentStatus) -> bool {
+    status.rollout_state() == Rollout::InProgress
+        && service::failure_threshold(spec).is_some_and(|threshold| status.failed_tasks >= threshold)
 }
 
 /// A new deployment, named by what it is of: a repeated write cannot make two.
@@ -104,17 +285,13 @@ fn start(
     };
     let mut created = Object::new(object.cluster(), &name, deployment);
     created.meta_mut().owner = Some(object.reference());
-    let status = ServiceStatus { primary_deployment: name, steady: false, ..status };
+    let status = ServiceStatus { primary_deployment: name, steady: false, failed_rollout: None, ..status };
     let mut group = vec![
         Change::Create(created),
         Change::PutStatus { object: service::with_status(object, status), expect: Revision(object.meta().revision) },
     ];
     // Never two in force, not for a moment.
-    for deployment in before.iter().filter(|d| d.status.role() == Role::Primary && guard::stands(Guard::OnePrimary)) {
-        let mut status = deployment.status.clone();
-        status.set_role(Role::Active);
-        group.push(deployment.change(status));
-    }
+    group.extend(demoted(before));
     plan.groups.push(group);
 }
 
@@ -138,11 +315,9 @@ fn advance(
     all: &[Rolling<'_>],
     deployment: &Rolling<'_>,
     primary: bool,
+    target: i32,
     now: Timestamp,
 ) {
-    if !primary && deployment.status.role() == Role::Inactive {
-        return;
-    }
     let mut status = deployment.status.clone();
     let tasks = |d: &Rolling<'_>, count: &dyn Fn(&task::View<'_>) -> bool| {
         view.of_service(Kind::Task, object.cluster(), object.name())
@@ -153,7 +328,7 @@ fn advance(
     };
     let role = if primary {
         Role::Primary
-    } else if tasks(deployment, &|t| t.is_live()) > 0 {
+    } else if tasks(deployment, &|t| t.is_live()) > 0 || target > 0 {
         Role::Active
     } else {
         Role::Inactive
@@ -162,7 +337,8 @@ fn advance(
     let name = deployment.object.name();
     if primary && status.rollout_state() == Rollout::InProgress {
         let old_gone = all.iter().filter(|d| d.object.name() != name).all(|d| tasks(d, &|t| t.is_live()) == 0);
-        if old_gone && tasks(deployment, &|t| t.is_healthy()) >= spec.desired_count() as usize {
+        let counts = |t: &task::View<'_>| counts_from(spec, false, t).is_some_and(|from| from <= now);
+        if old_gone && tasks(deployment, &counts) >= spec.desired_count() as usize {
             status.set_rollout_state(Rollout::Completed);
             status.rollout_state_reason = format!("ECS deployment {name} completed.");
             status.completed_at = Some(now.into());
@@ -172,6 +348,10 @@ fn advance(
                 message: format!("(service {}) (deployment {name}) deployment completed.", object.name()),
                 severity: severity::Value::Info,
             });
+        } else if old_gone {
+            let own = view.of_service(Kind::Task, object.cluster(), object.name()).filter_map(|task| task::of(task));
+            let own = own.filter(|t| t.spec.deployment == name).filter_map(|t| counts_from(spec, false, &t));
+            own.filter(|from| *from > now).for_each(|from| plan.wake(from));
         }
     } else if !primary && status.rollout_state() == Rollout::InProgress {
         status.set_rollout_state(Rollout::Failed);
@@ -183,8 +363,13 @@ fn advance(
 }
 
 /// Removes the oldest deployments that are over.
-fn trim(plan: &mut Plan, deployments: &[Rolling<'_>]) {
-    let over: Vec<&Rolling<'_>> = deployments.iter().filter(|d| d.status.role() == Role::Inactive).collect();
+fn trim(plan: &mut Plan, view: &View, deployments: &[Rolling<'_>]) {
+    let lives = |d: &Rolling<'_>| {
+        let tasks = view.of_service(Kind::Task, d.object.cluster(), &d.spec.service);
+        tasks.filter_map(|task| task::of(task)).any(|t| t.is_live() && t.spec.deployment == d.object.name())
+    };
+    let over = |d: &&Rolling<'_>| d.status.role() == Role::Inactive && d.spec.target_count == 0 && !lives(d);
+    let over: Vec<&Rolling<'_>> = deployments.iter().filter(over).collect();
     for deployment in over.iter().take(over.len().saturating_sub(HISTORY)) {
         plan.push(Change::Remove {
             key: Key::of(deployment.object),

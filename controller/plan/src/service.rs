@@ -6,11 +6,13 @@
 
 mod choice;
 mod counts;
+mod failures;
 mod throttle;
 
 use std::time::Duration;
 
 use steady_core::guard::{self, Guard};
+use steady_core::v1::rollout_state::Value as Rollout;
 use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::v1::{
     DeploymentStatus, Object, ServiceSpec, ServiceStatus, Task, TaskDefinitionSpec, TaskSpec, TaskStatus,
@@ -20,7 +22,7 @@ use steady_core::{
     Change, Event, Key, Kind, Plan, Revision, Timestamp, View, Waiting, derived_id, resources, service, task,
 };
 
-use crate::deployment::{Rolling, of_service};
+use crate::deployment::{Rolling, counts_from, is_tripped, of_service};
 use counts::counts;
 
 /// All that is known of one service.
@@ -32,6 +34,8 @@ struct Known<'a> {
     deployments: Vec<Rolling<'a>>,
     /// Of this very service; an older one of the same name is another.
     tasks: Vec<task::View<'a>>,
+    /// Tasks of older deployments are still there.
+    replaces: bool,
     now: Timestamp,
 }
 
@@ -40,19 +44,13 @@ impl<'a> Known<'a> {
         let object = view.get(key)?;
         let service = object.as_service()?;
         let uid = &object.meta().uid;
-        Some(Known {
-            view,
-            object,
-            spec: service.spec.as_ref()?,
-            status: service.status.as_ref()?,
-            deployments: of_service(view, object),
-            tasks: view
-                .of_service(Kind::Task, &key.cluster, &key.name)
-                .filter_map(|task| task::of(task))
-                .filter(|t| t.is_owned_by(uid))
-                .collect(),
-            now,
-        })
+        let deployments = of_service(view, object);
+        let tasks = view.of_service(Kind::Task, &key.cluster, &key.name).filter_map(|task| task::of(task));
+        let tasks: Vec<task::View<'a>> = tasks.filter(|t| t.is_owned_by(uid)).collect();
+        let newest = deployments.last().map_or("", |d| d.object.name());
+        let replaces = tasks.iter().any(|t| t.is_live() && t.spec.deployment != newest);
+        let (spec, status) = (service.spec.as_ref()?, service.status.as_ref()?);
+        Some(Known { view, object, spec, status, deployments, tasks, replaces, now })
     }
 
     /// Tasks of a deployment.
@@ -76,6 +74,19 @@ impl<'a> Known<'a> {
         self.tasks.iter().filter(|t| t.is_healthy()).count() as i32
     }
 
+    /// It counts for its deployment: it makes room for others to go.
+    fn is_sure(&self, task: &task::View<'_>) -> bool {
+        self.counts_from(task).is_some_and(|from| from <= self.now)
+    }
+
+    fn counts_from(&self, task: &task::View<'_>) -> Option<Timestamp> {
+        counts_from(self.spec, self.replaces, task)
+    }
+
+    fn sure(&self) -> i32 {
+        self.tasks.iter().filter(|t| self.is_sure(t)).count() as i32
+    }
+
     fn event(&self, reason: &'static str, message: &str, severity: severity::Value) -> Event {
         let message = format!("(service {}) {message}", self.object.name());
         Event { about: self.object.reference(), reason, message, severity }
@@ -96,6 +107,11 @@ pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
     counts(&known, &throttle, &started, &mut plan);
     explain(&known, &mut plan);
     plan
+}
+
+/// Why the last task of a service that failed did so; empty when none did.
+pub(crate) fn last_failure(view: &View, key: &Key, now: Timestamp) -> String {
+    Known::of(view, key, now).map(|known| throttle::why(&known)).unwrap_or_default()
 }
 
 /// Stops everything, and lets the service go once nothing of it is left.
@@ -127,7 +143,8 @@ fn stop(task: &task::View<'_>, reason: &str, now: Timestamp) -> Change {
 /// Stops what is too much: tasks that fail their health checks, and tasks above their deployment's target.
 fn stop_surplus(known: &Known<'_>, plan: &mut Plan) {
     let bounds = service::bounds(known.spec);
-    let mut spare = if guard::stands(Guard::Floor) { known.healthy() - bounds.floor } else { i32::MAX };
+    let above = |healthy: i32| if guard::stands(Guard::Floor) { healthy - bounds.floor } else { i32::MAX };
+    let (mut spare, mut spare_sure) = (above(known.healthy()), above(known.sure()));
     let mut stopped = Vec::new();
     for deployment in &known.deployments {
         let name = deployment.object.name();
@@ -149,10 +166,11 @@ fn stop_surplus(known: &Known<'_>, plan: &mut Plan) {
         let surplus = usize::try_from(good - target).unwrap_or(0);
         for task in choice::leaving(known, name, surplus) {
             if task.is_healthy() {
-                if spare <= 0 {
+                let sure = i32::from(known.is_sure(task));
+                if spare <= 0 || (sure > 0 && spare_sure <= 0) {
                     continue;
                 }
-                spare -= 1;
+                (spare, spare_sure) = (spare - 1, spare_sure - sure);
             }
             plan.push(stop(task, &reason, known.now));
             stopped.push(task.object.name().to_owned());
@@ -173,7 +191,9 @@ fn start_missing(known: &Known<'_>, throttle: &throttle::Throttle, plan: &mut Pl
         let name = deployment.object.name();
         let good = known.tasks_of(name).filter(|t| t.is_wanted() && !known.is_failing(t)).count() as i32;
         let missing = (deployment.spec.target_count - good).min(room);
-        if missing <= 0 {
+        let status = failures::counted(known, deployment);
+        let over = is_tripped(known.spec, &status) || status.rollout_state() == Rollout::Failed;
+        if missing <= 0 || (over && guard::stands(Guard::GivenUp)) {
             continue;
         }
         if let Some(until) = throttle.blocked(known.now) {
@@ -289,3 +309,6 @@ fn with_deployment_status(deployment: &Rolling<'_>, status: DeploymentStatus) ->
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod breaker_tests;

@@ -2,9 +2,10 @@
 
 use steady_proto::v1::ServiceSpec;
 use steady_proto::v1::scheduling_strategy::Value as Scheduling;
+use steady_proto::v1::threshold_type::Value as ThresholdType;
 
 use super::common::{Faults, constraints, strategies};
-use crate::service::bounds;
+use crate::service::{DEFAULT_PERCENT, bounds};
 
 /// Most tasks of one service (ECS quota).
 const MAX_TASKS: i64 = 5000;
@@ -29,6 +30,26 @@ pub(super) fn check(spec: &ServiceSpec, faults: &mut Faults) {
     constraints(faults, "spec.placementConstraints", &spec.placement_constraints, false);
     strategies(faults, "spec.placementStrategy", &spec.placement_strategy);
     percentages(spec, faults);
+    breaker(spec, faults);
+}
+
+fn breaker(spec: &ServiceSpec, faults: &mut Faults) {
+    let settings = spec.deployment_configuration.unwrap_or_default();
+    let Some(breaker) = settings.deployment_circuit_breaker else { return };
+    let path = "spec.deploymentConfiguration.deploymentCircuitBreaker";
+    if breaker.rollback && !breaker.enable {
+        faults.add(
+            &format!("{path}.rollback"),
+            "is true while enable is false: nothing would ever be rolled back".into(),
+        );
+    }
+    let threshold = breaker.threshold_configuration.unwrap_or_default();
+    let path = format!("{path}.thresholdConfiguration.value");
+    match (threshold.r#type(), threshold.value) {
+        (ThresholdType::Count, None) => faults.add(&path, "is missing; expected a number of failures".into()),
+        (ThresholdType::Count, Some(value)) => faults.range(&path, value.into(), 1, i64::from(i32::MAX), "failures"),
+        (_, value) => faults.range(&path, value.unwrap_or(DEFAULT_PERCENT).into(), 1, 100, "percent"),
+    }
 }
 
 fn percentages(spec: &ServiceSpec, faults: &mut Faults) {

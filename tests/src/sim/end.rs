@@ -55,16 +55,24 @@ fn service(view: &View, name: &str, wish: &Wish, found: &mut Vec<String>) {
     if spec.desired_count() != wish.desired {
         found.push(format!("S5: service {name} wants {} tasks, its user {}", spec.desired_count(), wish.desired));
     }
+    let deployment = |name: &str| view.get(&Key::new(Kind::Deployment, "default", name));
+    let wanted = match &status.failed_rollout {
+        Some(failed) if !failed.rolled_back_to.is_empty() => {
+            deployment(&failed.rolled_back_to).and_then(|d| d.as_deployment()?.spec.as_ref())
+        }
+        _ => None,
+    };
+    let wanted = wanted.map_or(&spec.task_definition, |deployment| &deployment.task_definition);
     let running = view
         .of_service(Kind::Task, "default", name)
         .filter_map(|t| task::of(t))
-        .filter(|t| t.is_running() && t.spec.task_definition == spec.task_definition);
+        .filter(|t| t.is_running() && t.spec.task_definition == *wanted);
     let count = running.count() as i32;
     if !status.steady || count != wish.desired {
         let throttle = status.throttle.as_ref().map_or(0, |t| t.failures);
         found.push(format!(
             "service {name} runs {count} of {} tasks of {} (steady: {}, failures {throttle}, conditions {:?})",
-            wish.desired, spec.task_definition, status.steady, status.conditions
+            wish.desired, wanted, status.steady, status.conditions
         ));
     }
     let newest = view

@@ -12,7 +12,7 @@ use steady_core::v1::instance_state::Value as InstanceState;
 use super::life::{Life, Moment, lock};
 use super::net::FrameFate;
 use super::process::Role;
-use super::users::{Users, Wish};
+use super::users::{Breaker, Users, Wish};
 use super::{Ended, Settings, World, end, run_with};
 
 /// How long a frozen watch says nothing.
@@ -23,6 +23,7 @@ const FROZEN: Duration = Duration::from_secs(12);
 pub enum Script {
     FirstDeploy,
     RollingUpdate,
+    Rollback,
     ScaleIn,
     Drain,
     InstanceLoss,
@@ -31,9 +32,10 @@ pub enum Script {
 
 impl Script {
     /// All of them.
-    pub const ALL: [Script; 6] = [
+    pub const ALL: [Script; 7] = [
         Script::FirstDeploy,
         Script::RollingUpdate,
+        Script::Rollback,
         Script::ScaleIn,
         Script::Drain,
         Script::InstanceLoss,
@@ -52,6 +54,10 @@ impl Script {
         match self {
             Script::FirstDeploy => users.apply("s0", &wish).await,
             Script::RollingUpdate => users.apply("s0", &Wish { version: 2, ..wish }).await,
+            Script::Rollback => {
+                let bad = Wish { version: 2, image: "never-starts", breaker: Breaker::RollsBack, ..wish };
+                users.apply("s0", &bad).await;
+            }
             Script::ScaleIn => users.apply("s0", &Wish { desired: 1, ..wish }).await,
             Script::Delete => users.delete("s0").await,
             Script::Drain => {

@@ -135,6 +135,7 @@ impl World {
             port,
             version: old.map_or(1, |old| old.version + 1),
             spread: self.flip(),
+            breaker: self.settings.breaker,
         }
     }
 

@@ -11,6 +11,7 @@ use steady_apiserver::cache::decode;
 use steady_apiserver::storage::Change;
 use steady_core::resources::Free;
 use steady_core::v1::deployment_role::Value as Role;
+use steady_core::v1::rollout_state::Value as Rollout;
 use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::v1::task_last_status::Value as Status;
 use steady_core::v1::{Demand, InstanceResources, Object};
@@ -271,6 +272,11 @@ impl Case<'_> {
         let mut touched = BTreeMap::new();
         for (before, after) in self.tasks() {
             let Some(of) = after.or(before) else { continue };
+            let deployment = self.before.get(&Key::new(Kind::Deployment, "default", &of.spec.deployment));
+            let status = deployment.and_then(|d| d.as_deployment()?.status.as_ref());
+            if before.is_none() && status.is_some_and(|status| status.rollout_state() == Rollout::Failed) {
+                return Err(format!("S16: a task of {} was started after it was given up", of.spec.deployment));
+            }
             let (created, stopped) = touched.entry(of.spec.service.clone()).or_insert((false, false));
             *created |= before.is_none();
             *stopped |= before.is_some_and(|t| t.is_wanted()) && after.is_none_or(|t| !t.is_wanted());

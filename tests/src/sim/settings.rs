@@ -3,6 +3,7 @@
 use fastrand::Rng;
 
 use super::exhaustive::Script;
+use super::users::Breaker;
 
 /// A history's settings.
 #[derive(Debug, Clone)]
@@ -29,6 +30,8 @@ pub struct Settings {
     pub stale: bool,
     /// Writes are committed in groups.
     pub grouped: bool,
+    /// How deployments that fail end.
+    pub breaker: Breaker,
     /// No faults at all.
     pub is_calm: bool,
     /// What is done instead of what chance says.
@@ -53,6 +56,7 @@ impl Settings {
             unrest: [0.002, 0.01, 0.03][rng.usize(0..3)],
             stale: rng.u8(0..3) == 0,
             grouped: rng.u8(0..3) == 0,
+            breaker: [Breaker::Never, Breaker::GivesUp, Breaker::RollsBack][rng.usize(0..3)],
             is_calm: false,
             script: None,
             trace: false,
@@ -73,6 +77,7 @@ impl Settings {
             unrest: 0.0,
             stale: false,
             grouped: false,
+            breaker: Breaker::Never,
             is_calm: true,
             script: Some(script),
             trace: false,

@@ -10,8 +10,9 @@ use steady_core::v1::instance_state::Value as InstanceState;
 use steady_core::v1::placement_strategy_type::Value as Strategy;
 use steady_core::v1::{
     ApplyRequest, Change, CommitRequest, ContainerDefinition, ContainerInstance, ContainerInstanceSpec, DeleteRequest,
-    DeploymentConfiguration, GetRequest, KeyValuePair, Object, PlacementStrategy, PortMapping, PutSpec, RunTaskRequest,
-    Service, ServiceSpec, StopTaskRequest, TaskDefinition, TaskDefinitionSpec, change, object,
+    DeploymentCircuitBreaker, DeploymentConfiguration, GetRequest, KeyValuePair, Object, PlacementStrategy,
+    PortMapping, PutSpec, RunTaskRequest, Service, ServiceSpec, StopTaskRequest, TaskDefinition, TaskDefinitionSpec,
+    change, object,
 };
 use steady_core::{Key, Kind, task};
 use steady_runtime::Client;
@@ -33,12 +34,32 @@ pub(crate) struct Wish {
     /// Any new value is a new definition.
     pub(crate) version: u32,
     pub(crate) spread: bool,
+    /// A deployment whose tasks fail is given up, and perhaps rolled back.
+    pub(crate) breaker: Breaker,
+}
+
+/// How a deployment that fails ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Breaker {
+    Never,
+    GivesUp,
+    RollsBack,
 }
 
 impl Wish {
     /// A service that any cluster can run.
     pub(crate) fn simple(desired: i32) -> Self {
-        Wish { desired, least: 50, most: 200, image: "good", memory: 128, port: 0, version: 1, spread: true }
+        Wish {
+            desired,
+            least: 50,
+            most: 200,
+            image: "good",
+            memory: 128,
+            port: 0,
+            version: 1,
+            spread: true,
+            breaker: Breaker::Never,
+        }
     }
 }
 
@@ -233,7 +254,9 @@ impl Users {
                         .get(&Key::new(Kind::Service, "default", &name))
                         .and_then(|o| o.as_service()?.status.as_ref()?.throttle.clone())
                         .is_some_and(|t| t.failures > 3);
-                    let version = wish.version + u32::from(throttled || wish.image != "good") * 1000;
+                    // What failed, or is failing, is wanted anew.
+                    let anew = throttled || wish.image != "good" || wish.breaker != Breaker::Never;
+                    let version = wish.version + u32::from(anew) * 1000;
                     self.apply(&name, &Wish { image: "good", version, ..wish }).await;
                 }
             }
@@ -271,6 +294,11 @@ fn service(name: &str, wish: &Wish) -> Object {
         deployment_configuration: Some(DeploymentConfiguration {
             maximum_percent: Some(wish.most),
             minimum_healthy_percent: Some(wish.least),
+            deployment_circuit_breaker: Some(DeploymentCircuitBreaker {
+                enable: wish.breaker != Breaker::Never,
+                rollback: wish.breaker == Breaker::RollsBack,
+                ..DeploymentCircuitBreaker::default()
+            }),
         }),
         placement_strategy: wish.spread.then_some(strategy).into_iter().collect(),
         ..ServiceSpec::default()

@@ -7,8 +7,9 @@ use steady_core::v1::rollout_state::Value as Rollout;
 use steady_core::v1::{DeploymentStatus, ServiceStatus, severity};
 use steady_core::{Change, Key, Plan, Revision, service, task};
 
-use super::throttle::{SETTLED, Throttle};
-use super::{Known, with_deployment_status};
+use super::throttle::Throttle;
+use super::{Known, failures, with_deployment_status};
+use crate::deployment::SETTLED;
 
 /// Running, and on the way there.
 fn tally<'a>(tasks: impl Iterator<Item = &'a task::View<'a>>) -> (i32, i32) {
@@ -31,7 +32,7 @@ pub(super) fn counts(known: &Known<'_>, throttle: &Throttle, started: &[(String,
             running_count: Some(running),
             pending_count: Some(pending),
             attempts,
-            ..deployment.status.clone()
+            ..failures::counted(known, deployment)
         };
         if status != *deployment.status {
             first.push(with_deployment_status(deployment, status));
@@ -56,6 +57,9 @@ pub(super) fn counts(known: &Known<'_>, throttle: &Throttle, started: &[(String,
     if let Some(at) = settles_at(known, throttle) {
         plan.wake(at);
     }
+    // One that is young makes room for nobody yet.
+    let young = known.tasks.iter().filter_map(|t| known.counts_from(t)).filter(|from| *from > known.now);
+    young.for_each(|from| plan.wake(from));
     // A task whose checks fail is looked at again when its grace period is over.
     for task in known.tasks.iter().filter(|t| t.is_unhealthy() && !known.is_failing(t)) {
         let grace = Duration::from_secs(u64::from(known.spec.health_check_grace_period_seconds().unsigned_abs()));
@@ -63,9 +67,13 @@ pub(super) fn counts(known: &Known<'_>, throttle: &Throttle, started: &[(String,
     }
 }
 
-/// When a task will have run long enough to end the throttle.
+/// When a task will have run long enough to end the throttle, and the count of the circuit breaker.
 fn settles_at(known: &Known<'_>, throttle: &Throttle) -> Option<steady_core::Timestamp> {
-    throttle.state.as_ref().filter(|s| s.failures > 0)?;
+    let throttled = throttle.state.as_ref().is_some_and(|s| s.failures > 0);
+    let counted = known.deployments.last().is_some_and(|d| d.status.failed_tasks > 0);
+    if !throttled && !counted {
+        return None;
+    }
     let at = known.tasks.iter().filter(|t| t.is_healthy()).filter_map(task::View::started_at).min()? + SETTLED;
     (at > known.now).then_some(at)
 }
@@ -73,8 +81,10 @@ fn settles_at(known: &Known<'_>, throttle: &Throttle) -> Option<steady_core::Tim
 fn service_status(known: &Known<'_>, throttle: &Throttle) -> ServiceStatus {
     let (running, pending) = tally(known.tasks.iter());
     let desired = if known.object.is_deleting() { 0 } else { known.spec.desired_count() };
+    let digest = service::revision_digest(known.spec);
+    let refused = known.status.failed_rollout.as_ref().is_some_and(|failed| failed.revision_digest == digest);
     let obeyed = known.deployments.last().is_some_and(|d| {
-        d.spec.revision_digest == service::revision_digest(known.spec)
+        (d.spec.revision_digest == digest || refused)
             && d.spec.target_count == desired
             && d.status.rollout_state() == Rollout::Completed
     });

@@ -100,6 +100,7 @@ fn a_new_definition_replaces_every_task_within_floor_and_ceiling() {
         spec.deployment_configuration = Some(steady_core::v1::DeploymentConfiguration {
             minimum_healthy_percent: Some(50),
             maximum_percent: Some(125),
+            ..Default::default()
         });
     });
     converge(&mut world);

@@ -13,9 +13,8 @@ use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::{Timestamp, task};
 
 use super::Known;
+use crate::deployment::SETTLED;
 
-/// A task that ran this long did not fail to start.
-pub(super) const SETTLED: Duration = Duration::from_secs(10);
 /// The longest pause (ECS).
 const LONGEST: Duration = Duration::from_secs(27 * 60);
 /// Failures from which on a service counts as impaired.
@@ -40,7 +39,8 @@ impl Throttle {
     }
 }
 
-fn failed(task: &task::View<'_>) -> bool {
+/// Stopped by itself before it ran for ten seconds.
+pub(super) fn failed(task: &task::View<'_>) -> bool {
     let own_fault = matches!(task.status.stop_code(), StopCode::TaskFailedToStart | StopCode::EssentialContainerExited);
     let ran = match (task.started_at(), task.stopped_at()) {
         (Some(start), Some(stop)) => stop.since(start),
