@@ -117,12 +117,14 @@ impl Session {
         let mut beat = tokio::time::interval(HEARTBEAT);
         let mut verify = tokio::time::interval(VERIFY);
         let mut registered = false;
+        let mut heard = tokio::time::Instant::now();
         verify.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let verifies = registered && !open.verifying && !self.from_engine.borrow().unverified.is_empty();
             tokio::select! {
                 biased;
-                message = tokio::time::timeout(SILENCE, incoming.message()) => {
+                message = tokio::time::timeout_at(heard + SILENCE, incoming.message()) => {
+                    heard = tokio::time::Instant::now();
                     let message = message.map_err(|_| Status::deadline_exceeded("the API server is silent"))?;
                     let message = message?.ok_or_else(|| Status::unavailable("the API server ended the session"))?;
                     match message.message {

@@ -150,13 +150,14 @@ impl Client {
         self.ask(self.objects().commit(request)).await.map(|_| ())
     }
 
-    /// Changes some fields of a service's spec, whatever others do to it meanwhile. What changes nothing is not written.
+    /// Changes some fields of a service's spec, whatever others do to it meanwhile. What changes nothing is not written;
+    /// whether something was.
     pub async fn edit_service(
         &self,
         key: &Key,
         fields: &[&str],
         mut edit: impl FnMut(&mut ServiceSpec),
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         let mut tries = 0;
         loop {
             let mut object = self.get(key).await?;
@@ -165,13 +166,13 @@ impl Client {
                 edit(service.spec.get_or_insert_default());
             }
             if object == before {
-                return Ok(());
+                return Ok(false);
             }
             let fields = fields.iter().map(ToString::to_string).collect();
             let put = PutSpec { object: Some(object), fields, expect: Some(Expect { revision }) };
             match self.commit(vec![Change { change: Some(change::Change::PutSpec(put)) }]).await {
                 Err(failure) if failure.is(Code::Aborted) && tries < TRIES => tries += 1,
-                done => return done,
+                done => return done.map(|()| true),
             }
         }
     }

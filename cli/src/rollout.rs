@@ -154,7 +154,11 @@ async fn back(going: &Going, to: Option<&str>, stops: bool, global: &Global, out
     let object = client.get(&key).await?;
     let spec = object.as_service().and_then(|s| s.spec.clone()).unwrap_or_default();
     let past = deployments(&client, &object).await?;
-    let progressing = past.first().is_some_and(|newest| newest.status.rollout_state() == Rollout::InProgress);
+    let refused = progress::rollout_failure(&object).is_some();
+    let progressing = past.first().is_some_and(|newest| {
+        let begun = refused || newest.spec.revision_digest == service::revision_digest(&spec);
+        !begun || newest.status.rollout_state() == Rollout::InProgress
+    });
     if stops && !progressing {
         return Err(Failure::failed(format!(
             "{key}: nothing is being rolled out; `steady rollout history {key}` tells more"
@@ -172,13 +176,18 @@ async fn back(going: &Going, to: Option<&str>, stops: bool, global: &Global, out
         spec.task_definition.clone_from(&chosen.spec.task_definition);
         spec.force_new_deployment = chosen.spec.force_new_deployment;
     };
-    client.edit_service(&key, &["taskDefinition", "forceNewDeployment"], edit).await?;
     let (name, definition) = (chosen.object.name(), &chosen.spec.task_definition);
-    out.line(&format!("{key} goes back to {definition}, as in {name}"))?;
+    if client.edit_service(&key, &["taskDefinition", "forceNewDeployment"], edit).await? {
+        out.line(&format!("{key} goes back to {definition}, as in {name}"))?;
+    } else {
+        out.line(&format!(
+            "{key} unchanged: it wants {definition}, as in {name}, already; `rollout restart` tries it again"
+        ))?;
+    }
     if going.wait { wait(&client, key, global, out).await } else { Ok(()) }
 }
 
-/// The deployment that is named, or the newest completed one of something else than what is wanted now.
+/// The deployment that is named, or the newest of something else than what is wanted now that was completed.
 fn choose<'a>(key: &Key, past: &'a [Past], spec: &ServiceSpec, to: Option<&str>) -> Result<&'a Past, Failure> {
     let digest = service::revision_digest(spec);
     if let Some(to) = to {
@@ -225,14 +234,14 @@ mod tests {
 
     #[test]
     fn undo_goes_to_the_newest_completed_deployment_of_something_else() {
-        let past = [past("w-4", 4, "w:3", false), past("w-3", 3, "w:2", false), past("w-1", 1, "w:1", true)];
+        let all = [past("w-4", 4, "w:3", false), past("w-3", 3, "w:2", false), past("w-1", 1, "w:1", true)];
         let key = Key::new(Kind::Service, "default", "w");
         let spec = ServiceSpec { task_definition: "w:3".into(), ..ServiceSpec::default() };
-        assert_eq!(choose(&key, &past, &spec, None).expect("one").object.name(), "w-1");
-        assert_eq!(choose(&key, &past, &spec, Some("deployment/w-3")).expect("one").object.name(), "w-3");
-        let unknown = choose(&key, &past, &spec, Some("w-9")).err().expect("none").to_string();
+        assert_eq!(choose(&key, &all, &spec, None).expect("one").object.name(), "w-1");
+        assert_eq!(choose(&key, &all, &spec, Some("deployment/w-3")).expect("one").object.name(), "w-3");
+        let unknown = choose(&key, &all, &spec, Some("w-9")).err().expect("none").to_string();
         assert!(unknown.contains("w-4, w-3, w-1"), "{unknown}");
-        let first = choose(&key, &past[..1], &spec, None).err().expect("none").to_string();
+        let first = choose(&key, &all[..1], &spec, None).err().expect("none").to_string();
         assert!(first.contains("no completed deployment"), "{first}");
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use steady_core::guard::{self, Guard};
 use steady_core::v1::task_last_status::Value as Status;
 use steady_core::v1::{ContainerInstance, Object, Register, Task, TaskReport, TaskStatus, desired_status, object};
-use steady_core::{DEFAULT_CLUSTER, Key, Kind, Revision, defaults, task, validate};
+use steady_core::{DEFAULT_CLUSTER, Key, Kind, Revision, Timestamp, defaults, task, validate};
 
 use super::writes::Writes;
 use super::{Registry, RegistryError};
@@ -111,15 +111,16 @@ fn one(writes: &mut Writes, instance: &Key, report: &TaskReport) -> Result<(), S
     if over || older {
         return Ok(());
     }
-    let status = merge(found.status, told);
+    let status = merge(found.status, told, writes.now());
     let mut new = object.clone();
     new.kind = Some(object::Kind::Task(Task { spec: Some(found.spec.clone()), status: Some(status) }));
     writes.put(new);
     Ok(())
 }
 
-/// What the agent knows over what the control plane decided.
-fn merge(known: &TaskStatus, told: &TaskStatus) -> TaskStatus {
+/// What the agent knows over what the control plane decided. Its clock may be ahead; nothing has happened later than `now`.
+fn merge(known: &TaskStatus, told: &TaskStatus, now: Timestamp) -> TaskStatus {
+    let passed = |at| if Timestamp::from(&at) > now { now.into() } else { at };
     let mut status = TaskStatus {
         last_status: told.last_status,
         desired_status: known.desired_status,
@@ -128,9 +129,9 @@ fn merge(known: &TaskStatus, told: &TaskStatus) -> TaskStatus {
         pull_started_at: told.pull_started_at,
         pull_stopped_at: told.pull_stopped_at,
         // An agent that adopted the task does not know when it started.
-        started_at: known.started_at.or(told.started_at),
+        started_at: known.started_at.or(told.started_at.map(passed)),
         stopping_at: known.stopping_at.or(told.stopping_at),
-        stopped_at: told.stopped_at,
+        stopped_at: known.stopped_at.or(told.stopped_at.map(passed)),
         stopped_reason: known.stopped_reason.clone(),
         stop_code: known.stop_code,
         conditions: Vec::new(),

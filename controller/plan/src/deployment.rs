@@ -79,8 +79,13 @@ pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
         return plan;
     }
     if status.failed_rollout.is_some() && !refused {
-        let status = ServiceStatus { failed_rollout: None, ..status.clone() };
-        plan.push(service.with_status(status));
+        // What is wanted now is here already: what was rolled back to. It may have failed since, and is tried again.
+        if newest.status.rollout_state() == Rollout::Failed {
+            let reason = format!("ECS deployment {} in progress.", newest.object.name());
+            plan.groups.push(service.resume(newest, &reason, None, Vec::new()));
+        } else {
+            plan.push(service.with_status(ServiceStatus { failed_rollout: None, ..status.clone() }));
+        }
         return plan;
     }
     let targets = service.targets();
@@ -146,8 +151,8 @@ impl Rolled<'_> {
             rollout_state: Rollout::InProgress.into(),
             rollout_state_reason: reason.to_owned(),
             failed_tasks: 0,
+            last_failure: String::new(),
             failures_counted_to: Some(self.now.into()),
-            completed_at: None,
             ..again.status.clone()
         };
         let changed = Deployment { spec: Some(spec), status: Some(again.status.clone()) };
@@ -174,7 +179,7 @@ impl Rolled<'_> {
         let rolls_back = settings.deployment_circuit_breaker.is_some_and(|breaker| breaker.rollback) && !refused;
         let before = self.deployments.iter().rfind(|d| d.status.rollout_state() == Rollout::Completed);
         let before = before.filter(|_| rolls_back);
-        let mut status = deployment.status.clone();
+        let mut status = DeploymentStatus { completed_at: None, ..deployment.status.clone() };
         status.set_rollout_state(Rollout::Failed);
         status.rollout_state_reason = match before {
             Some(before) => {
@@ -182,14 +187,18 @@ impl Rolled<'_> {
             }
             None => "ECS deployment circuit breaker: task failed to start.".to_owned(),
         };
-        let failed = FailedRollout {
-            deployment: name.to_owned(),
-            revision_digest: digest,
-            reason: format!(
-                "tasks failed to start.{}",
-                crate::service::last_failure(self.view, &Key::of(self.object), self.now)
-            ),
-            rolled_back_to: before.map(|before| before.object.name().to_owned()).unwrap_or_default(),
+        let why = deployment.status.last_failure.clone();
+        let failed = match self.status.failed_rollout.clone().filter(|_| refused) {
+            Some(first) => {
+                let reason = format!("{} What it was rolled back to failed, too: {why}", first.reason);
+                FailedRollout { reason, ..first }
+            }
+            None => FailedRollout {
+                deployment: name.to_owned(),
+                revision_digest: digest,
+                reason: why,
+                rolled_back_to: before.map(|before| before.object.name().to_owned()).unwrap_or_default(),
+            },
         };
         let message = format!("(deployment {name}) deployment failed: tasks failed to start.");
         plan.events.push(self.event("SERVICE_DEPLOYMENT_FAILED", &message, severity::Value::Error));
@@ -326,9 +335,13 @@ fn advance(
             .filter(|t| count(t))
             .count()
     };
+    // While the newest one has failed, the one that serves instead stays, whatever it is to have at the moment.
+    let serves = all.last().is_some_and(|newest| newest.status.rollout_state() == Rollout::Failed)
+        && status.rollout_state() == Rollout::Completed
+        && status.role() == Role::Active;
     let role = if primary {
         Role::Primary
-    } else if tasks(deployment, &|t| t.is_live()) > 0 || target > 0 {
+    } else if tasks(deployment, &|t| t.is_live()) > 0 || target > 0 || serves {
         Role::Active
     } else {
         Role::Inactive
@@ -353,6 +366,10 @@ fn advance(
             let own = own.filter(|t| t.spec.deployment == name).filter_map(|t| counts_from(spec, false, &t));
             own.filter(|from| *from > now).for_each(|from| plan.wake(from));
         }
+    } else if !primary && status.rollout_state() == Rollout::InProgress && status.completed_at.is_some() {
+        // It was on its way back: it can be gone back to again.
+        status.set_rollout_state(Rollout::Completed);
+        status.rollout_state_reason = format!("ECS deployment {name} completed.");
     } else if !primary && status.rollout_state() == Rollout::InProgress {
         status.set_rollout_state(Rollout::Failed);
         status.rollout_state_reason = format!("ECS deployment {name} was replaced by a newer one.");

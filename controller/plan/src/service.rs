@@ -109,11 +109,6 @@ pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
     plan
 }
 
-/// Why the last task of a service that failed did so; empty when none did.
-pub(crate) fn last_failure(view: &View, key: &Key, now: Timestamp) -> String {
-    Known::of(view, key, now).map(|known| throttle::why(&known)).unwrap_or_default()
-}
-
 /// Stops everything, and lets the service go once nothing of it is left.
 fn drain(known: &Known<'_>) -> Plan {
     let mut plan = Plan::default();
@@ -196,7 +191,9 @@ fn start_missing(known: &Known<'_>, throttle: &throttle::Throttle, plan: &mut Pl
         if missing <= 0 || (over && guard::stands(Guard::GivenUp)) {
             continue;
         }
-        if let Some(until) = throttle.blocked(known.now) {
+        // Its failures are those of the newest one.
+        let newest = known.deployments.last().is_some_and(|newest| newest.object.name() == name);
+        if let Some(until) = throttle.blocked(known.now).filter(|_| newest) {
             plan.wake(until);
             continue;
         }

@@ -220,10 +220,14 @@ impl Members {
             }
             self.rotate(number);
             tries += 1;
-            if !again || Instant::now() + PAUSE >= deadline || !self.budget.withdraw() {
+            if !again || Instant::now() + PAUSE >= deadline {
                 return Err(error);
             }
-            if tries >= many {
+            // Every other member may be asked once; what is beyond that is on the budget.
+            if tries % many == 0 {
+                if !self.budget.withdraw() {
+                    return Err(error);
+                }
                 tokio::time::sleep(PAUSE).await;
             }
         }

@@ -13,6 +13,8 @@ use crate::storage::{LeaseId, StorageError};
 
 /// How long a renewal may take on a stream that is open.
 const RENEWAL: Duration = Duration::from_millis(1500);
+/// How long it may take in all.
+const PATIENCE: Duration = Duration::from_secs(4);
 /// Streams. etcd answers one renewal of a stream after the other, and a member that does not lead asks the leader for each.
 const STREAMS: usize = 8;
 
@@ -39,8 +41,8 @@ impl Open {
 
 /// What came of a question.
 enum Asked {
-    /// The answer comes, from this member.
-    Waits(oneshot::Receiver<bool>, usize),
+    /// The answer comes on this stream, from this member.
+    Waits(oneshot::Receiver<bool>, Waiting, usize),
     /// It is answered: the lease is renewed.
     Renewed,
 }
@@ -54,9 +56,15 @@ pub(super) struct Renewals {
 impl Renewals {
     /// Renews a lease. A stream that ends or does not answer is opened anew once, elsewhere.
     pub(super) async fn renew(&self, members: &Members, lease: LeaseId) -> Result<(), StorageError> {
+        // While no member answers, callers wait for one another to open the same stream: none waits for all of them.
+        let renewed = tokio::time::timeout(PATIENCE, self.try_to_renew(members, lease)).await;
+        renewed.unwrap_or_else(|_| Err(unanswered()))
+    }
+
+    async fn try_to_renew(&self, members: &Members, lease: LeaseId) -> Result<(), StorageError> {
         for _ in 0..2 {
-            let (answer, member) = match self.ask(members, lease).await? {
-                Asked::Waits(answer, member) => (answer, member),
+            let (answer, stream, member) = match self.ask(members, lease).await? {
+                Asked::Waits(answer, stream, member) => (answer, stream, member),
                 Asked::Renewed => return Ok(()),
             };
             match tokio::time::timeout(RENEWAL, answer).await {
@@ -64,11 +72,11 @@ impl Renewals {
                 Ok(Ok(false)) => return Err(StorageError::LeaseGone),
                 Ok(Err(_)) | Err(_) => {
                     members.rotate(member);
-                    self.close(lease, member).await;
+                    self.close(lease, &stream).await;
                 }
             }
         }
-        Err(StorageError::Unavailable(format!("etcd did not renew the lease within {:?}", RENEWAL * 2)))
+        Err(unanswered())
     }
 
     fn stream(&self, lease: LeaseId) -> &AsyncMutex<Option<Open>> {
@@ -80,7 +88,7 @@ impl Renewals {
         if let Some(open) = &mut *stream
             && let Some(answer) = open.ask(lease).await
         {
-            return Ok(Asked::Waits(answer, open.member));
+            return Ok(Asked::Waits(answer, Arc::clone(&open.waiting), open.member));
         }
         *stream = None;
         let open = |client: etcd_client::Client| async move { client.lease_client().keep_alive(lease.0).await };
@@ -91,13 +99,17 @@ impl Renewals {
         Ok(Asked::Renewed)
     }
 
-    /// Closes a lease's stream, unless it was opened anew elsewhere already.
-    async fn close(&self, lease: LeaseId, member: usize) {
+    /// Closes a lease's stream, unless another one was opened meanwhile.
+    async fn close(&self, lease: LeaseId, waiting: &Waiting) {
         let mut stream = self.stream(lease).lock().await;
-        if stream.as_ref().is_some_and(|open| open.member == member) {
+        if stream.as_ref().is_some_and(|open| Arc::ptr_eq(&open.waiting, waiting)) {
             *stream = None;
         }
     }
+}
+
+fn unanswered() -> StorageError {
+    StorageError::Unavailable(format!("etcd did not renew the lease within {PATIENCE:?}"))
 }
 
 /// Hands the answers to those who wait, until the stream ends: then nobody waits any more.

@@ -22,6 +22,8 @@ enum Fate {
 struct Story {
     world: World,
     now: i64,
+    /// Live tasks at the step before.
+    live: usize,
     /// Milliseconds between steps.
     pace: i64,
     /// What tasks of `web:1` and `web:2` do.
@@ -38,7 +40,7 @@ impl Story {
             spec.deployment_configuration =
                 Some(DeploymentConfiguration { deployment_circuit_breaker, ..DeploymentConfiguration::default() });
         });
-        Story { world, now: 1_000_000, pace: 30_000, first: Fate::Run, second: Fate::Run }
+        Story { world, now: 1_000_000, live: 0, pace: 30_000, first: Fate::Run, second: Fate::Run }
     }
 
     /// Both controllers until nothing is left to do, then the agents.
@@ -89,12 +91,13 @@ impl Story {
     }
 
     /// Floor, ceiling and one primary, in every state.
-    fn holds(&self) {
+    fn holds(&mut self) {
         let service = self.world.view.get(&World::key("web")).expect("a service");
         let bounds = service::bounds(service.as_service().and_then(|s| s.spec.as_ref()).expect("a spec"));
         let tasks = self.world.view.of_kind(Kind::Task).filter_map(|t| task::of(t));
         let live = tasks.filter(task::View::is_live).count();
-        assert!(live <= bounds.ceiling as usize, "{live} tasks are above the ceiling");
+        assert!(live <= self.live.max(bounds.ceiling as usize), "{live} tasks are above the ceiling");
+        self.live = live;
         let primary = |d: &&std::sync::Arc<Object>| {
             d.as_deployment().and_then(|d| d.status.as_ref()).is_some_and(|s| s.role().as_str_name() == "PRIMARY")
         };
@@ -243,6 +246,48 @@ fn what_was_rolled_back_to_is_not_rolled_back_from() {
     assert_eq!((story.attempts("web-1"), story.attempts("web-2")), attempts, "it has come to rest");
     let told = story.world.events().iter().filter(|event| event.contains("rolling back")).count();
     assert_eq!(told, 1);
+    let failed = status.failed_rollout.expect("says so");
+    assert_eq!((failed.deployment.as_str(), failed.rolled_back_to.as_str()), ("web-2", "web-1"));
+    assert!(failed.reason.contains("rolled back to failed, too"), "{}", failed.reason);
+    // Whoever wants the old one now has it tried again.
+    story.first = Fate::Run;
+    story.deploy("web:1");
+    let status = story.world.service_status("web");
+    assert_eq!((status.primary_deployment.as_str(), status.steady, status.failed_rollout), ("web-1", true, None));
+}
+
+#[test]
+fn what_was_on_its_way_back_can_be_gone_back_to_again() {
+    let mut story = Story::new(2, breaker(true));
+    story.steps(5);
+    story.second = Fate::FailToStart;
+    story.world.edit_service("web", |spec| spec.task_definition = "web:2".into());
+    let key = World::key("web");
+    while story.world.service_status("web").failed_rollout.is_none() {
+        story.step();
+    }
+    // A third wish, before the first is complete again; it fails as well.
+    let before = story.world.wanted("web");
+    story.world.edit_service("web", |spec| spec.force_new_deployment = 1);
+    for _ in 0..20 {
+        story.step();
+    }
+    assert_eq!(story.world.wanted("web"), before);
+    assert_eq!(story.world.view.get(&key).map(|o| o.name()), Some("web"));
+    assert_eq!(story.world.service_status("web").primary_deployment, "web-1");
+}
+
+#[test]
+fn the_old_one_serves_again_after_nothing_was_wanted_for_a_while() {
+    let mut story = Story::new(4, breaker(false));
+    story.steps(5);
+    story.second = Fate::FailToStart;
+    story.deploy("web:2");
+    for desired in [0, 4] {
+        story.world.edit_service("web", |spec| spec.desired_count = Some(desired));
+        story.steps(10);
+        assert_eq!(story.healthy_of("web-1"), desired as usize);
+    }
 }
 
 #[test]

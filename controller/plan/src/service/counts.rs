@@ -74,8 +74,8 @@ fn settles_at(known: &Known<'_>, throttle: &Throttle) -> Option<steady_core::Tim
     if !throttled && !counted {
         return None;
     }
-    let at = known.tasks.iter().filter(|t| t.is_healthy()).filter_map(task::View::started_at).min()? + SETTLED;
-    (at > known.now).then_some(at)
+    let healthy = known.tasks.iter().filter(|t| t.is_healthy()).filter_map(task::View::started_at);
+    healthy.map(|at| at + SETTLED).filter(|at| *at > known.now).min()
 }
 
 fn service_status(known: &Known<'_>, throttle: &Throttle) -> ServiceStatus {

@@ -13,6 +13,7 @@ use steady_core::{Timestamp, task};
 use super::{Known, throttle};
 use crate::deployment::{Rolling, SETTLED};
 
+/// Failed to start, or was replaced because its health checks failed.
 fn failed(task: &task::View<'_>) -> bool {
     let replaced = task.status.stop_code() == StopCode::ServiceSchedulerInitiated
         && task.status.health_status() == Health::Unhealthy
@@ -28,19 +29,24 @@ pub(super) fn counted(known: &Known<'_>, deployment: &Rolling<'_>) -> Deployment
     }
     let counted_to = status.failures_counted_to.as_ref().map_or(Timestamp(0), Timestamp::from);
     let tasks = || known.tasks_of(deployment.object.name());
-    let fresh: Vec<Timestamp> =
-        tasks().filter(|t| failed(t)).filter_map(task::View::stopped_at).filter(|at| *at > counted_to).collect();
+    let stopped = |t: &task::View<'_>| t.stopped_at().filter(|at| *at > counted_to);
+    let fresh: Vec<&task::View<'_>> = tasks().filter(|t| failed(t) && stopped(t).is_some()).collect();
     let settings = known.spec.deployment_configuration.unwrap_or_default();
     let resets =
         settings.deployment_circuit_breaker.is_none_or(|breaker| breaker.reset_on_healthy_task.unwrap_or(true));
     let settled = |t: &task::View<'_>| {
         t.is_healthy() && t.started_at().is_some_and(|at| at > counted_to && known.now.since(at) >= SETTLED)
     };
-    if let Some(last) = fresh.iter().max() {
+    if let Some(last) = fresh.iter().max_by_key(|t| t.stopped_at()) {
         status.failed_tasks += fresh.len() as i32;
-        status.failures_counted_to = Some((*last).into());
+        status.failures_counted_to = last.stopped_at().map(Into::into);
+        status.last_failure = if throttle::failed(last) {
+            format!("tasks failed to start.{}", throttle::told(last))
+        } else {
+            "tasks failed their container health checks.".to_owned()
+        };
     } else if resets && tasks().any(settled) {
-        status.failed_tasks = 0;
+        (status.failed_tasks, status.last_failure) = (0, String::new());
     }
     status
 }

@@ -99,7 +99,11 @@ pub(super) fn is_impaired(known: &Known<'_>) -> bool {
 /// Why its last task failed.
 pub(super) fn why(known: &Known<'_>) -> String {
     let last = known.tasks.iter().filter(|t| failed(t)).max_by_key(|t| t.stopped_at());
-    let Some(last) = last else { return String::new() };
+    last.map(told).unwrap_or_default()
+}
+
+/// Why a task failed.
+pub(super) fn told(last: &task::View<'_>) -> String {
     let exits = last.status.containers.iter().filter_map(|c| {
         let code = c.exit_code.map(|code| format!(" exited with {code}"));
         let told = c.reason.is_empty() || c.reason == last.status.stopped_reason;
