@@ -150,21 +150,29 @@ impl Client {
         self.ask(self.objects().commit(request)).await.map(|_| ())
     }
 
-    /// Changes some fields of a service's spec, whatever others do to it meanwhile. What changes nothing is not written;
-    /// whether something was.
+    /// Changes some fields of a service's spec; see [`Client::edit`].
     pub async fn edit_service(
         &self,
         key: &Key,
         fields: &[&str],
         mut edit: impl FnMut(&mut ServiceSpec),
     ) -> Result<bool, Failure> {
+        let edit = |object: &mut Object| {
+            if let Some(object::Kind::Service(service)) = &mut object.kind {
+                edit(service.spec.get_or_insert_default());
+            }
+        };
+        self.edit(key, fields, edit).await
+    }
+
+    /// Changes some fields of an object's spec, whatever others do to it meanwhile. What changes nothing is not written;
+    /// whether something was.
+    pub async fn edit(&self, key: &Key, fields: &[&str], mut edit: impl FnMut(&mut Object)) -> Result<bool, Failure> {
         let mut tries = 0;
         loop {
             let mut object = self.get(key).await?;
             let (revision, before) = (object.meta().revision, object.clone());
-            if let Some(object::Kind::Service(service)) = &mut object.kind {
-                edit(service.spec.get_or_insert_default());
-            }
+            edit(&mut object);
             if object == before {
                 return Ok(false);
             }

@@ -13,6 +13,7 @@ pub mod completion;
 pub mod context;
 pub mod delete;
 pub mod describe;
+pub mod drain;
 pub mod events;
 pub mod failure;
 pub mod get;
@@ -84,6 +85,7 @@ async fn verb_of(verb: Command, global: &Global) -> Result<(), Failure> {
         Command::Stop(args) => stop::run(args, global, out).await,
         Command::Scale(args) => scale::run(args, global, out).await,
         Command::Rollout(args) => rollout::run(args, global, out).await,
+        Command::Drain(args) => drain::run(args, global, out).await,
         Command::Logs(args) => logs::run(args, global, out).await,
         Command::Events(args) => events::run(args, global, out).await,
         Command::Admin(args) => admin::run(args, global, out).await,

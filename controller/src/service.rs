@@ -1,5 +1,7 @@
 //! The service controller: keyed by service.
 
+use std::collections::BTreeSet;
+
 use steady_core::v1::Object;
 use steady_core::{Key, Kind, Plan, Timestamp, View};
 use steady_runtime::Controller;
@@ -14,7 +16,12 @@ impl Controller for Services {
         &[Kind::Service, Kind::Deployment, Kind::Task, Kind::TaskDefinition, Kind::ContainerInstance]
     }
 
-    fn keys(&self, changed: &Object, _: &View) -> Vec<Key> {
+    fn keys(&self, changed: &Object, view: &View) -> Vec<Key> {
+        if changed.kind() == Kind::ContainerInstance {
+            let tasks = view.on_instance(changed.cluster(), changed.name());
+            let services: BTreeSet<Key> = tasks.filter_map(|task| crate::service_of(task)).collect();
+            return services.into_iter().collect();
+        }
         crate::service_of(changed).into_iter().collect()
     }
 

@@ -62,3 +62,28 @@ fn a_deployment_that_fails_is_rolled_back_and_going_back_and_anew_are_commands()
     let after = place.running();
     assert_eq!(ids(&after), ids(&anew), "{}", place.story());
 }
+
+#[test]
+fn tasks_of_services_leave_an_instance_that_drains() {
+    let place = Place::new();
+    let _up = place.up(&["--runtime", "hollow", "--instances", "2"]);
+    place.declare("web", 4);
+    place.wait_steady("service/web");
+    let listed = place.json(&["get", "ci"]);
+    let names: Vec<&str> =
+        listed["items"].as_array().unwrap().iter().map(|i| i["metadata"]["name"].as_str().unwrap()).collect();
+    let on = |name: &str| place.running().iter().filter(|task| task["spec"]["containerInstance"] == name).count();
+    assert!(on(names[0]) > 0 && on(names[1]) > 0, "{}", place.story());
+    let drained = place.ok(&["drain", names[0], "--wait"]);
+    assert!(drained.contains("has no task of a service any more"), "{drained}");
+    place.wait_steady("service/web");
+    assert_eq!((on(names[0]), on(names[1])), (0, 4), "{}", place.story());
+    let again = place.ok(&["drain", names[0]]);
+    assert!(again.contains("DRAINING already"), "{again}");
+    // The other one cannot be emptied: there is no other place.
+    let late = place.steady(&["drain", names[1], "--wait", "--timeout", "3s"]);
+    assert!(late.status.code() == Some(3) && text(&late).contains("4 tasks of services are left"), "{}", text(&late));
+    place.ok(&["drain", names[0], names[1], "--cancel"]);
+    place.wait_steady("service/web");
+    assert_eq!(place.running().len(), 4);
+}

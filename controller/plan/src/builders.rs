@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use steady_core::v1::desired_status::Value as Desired;
+use steady_core::v1::instance_state::Value as InstanceState;
 use steady_core::v1::{
     Attribute, ContainerDefinition, ContainerInstance, ContainerInstanceSpec, ContainerInstanceStatus, Demand,
     Deployment, DeploymentSpec, DeploymentStatus, InstanceResources, Lease, Object, Service, ServiceSpec,
@@ -166,6 +167,17 @@ impl World {
         };
         let status = ContainerInstanceStatus { agent_connected: true, ..ContainerInstanceStatus::default() };
         self.put(Object::new("default", name, ContainerInstance { spec: Some(spec), status: Some(status) }));
+    }
+
+    /// Has an instance drain, or not any more.
+    pub(crate) fn drain(&mut self, instance: &str, drains: bool) {
+        let key = Key::new(Kind::ContainerInstance, "default", instance);
+        let mut object = Object::clone(self.view.get(&key).expect("an instance"));
+        if let Some(object::Kind::ContainerInstance(instance)) = &mut object.kind {
+            let state = if drains { InstanceState::Draining } else { InstanceState::Active };
+            instance.spec.as_mut().expect("a spec").set_status(state);
+        }
+        self.put(object);
     }
 
     /// Gives an instance an attribute.

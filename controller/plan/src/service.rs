@@ -9,9 +9,11 @@ mod counts;
 mod failures;
 mod throttle;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use steady_core::guard::{self, Guard};
+use steady_core::v1::instance_state::Value as InstanceState;
 use steady_core::v1::rollout_state::Value as Rollout;
 use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::v1::{
@@ -36,6 +38,8 @@ struct Known<'a> {
     tasks: Vec<task::View<'a>>,
     /// Tasks of older deployments are still there.
     replaces: bool,
+    /// Instances of its tasks that are DRAINING.
+    draining: BTreeSet<&'a str>,
     now: Timestamp,
 }
 
@@ -49,8 +53,20 @@ impl<'a> Known<'a> {
         let tasks: Vec<task::View<'a>> = tasks.filter(|t| t.is_owned_by(uid)).collect();
         let newest = deployments.last().map_or("", |d| d.object.name());
         let replaces = tasks.iter().any(|t| t.is_live() && t.spec.deployment != newest);
+        let instances: BTreeSet<&str> = view
+            .of_service(Kind::Task, &key.cluster, &key.name)
+            .filter_map(|task| task::of(task))
+            .filter(task::View::is_wanted)
+            .map(|t| t.spec.container_instance.as_str())
+            .collect();
+        let drains = |name: &&str| {
+            let instance = view.get(&Key::new(Kind::ContainerInstance, &key.cluster, name));
+            let spec = instance.and_then(|i| i.as_container_instance()?.spec.as_ref());
+            spec.is_some_and(|spec| spec.status() == InstanceState::Draining)
+        };
+        let draining = instances.into_iter().filter(drains).collect();
         let (spec, status) = (service.spec.as_ref()?, service.status.as_ref()?);
-        Some(Known { view, object, spec, status, deployments, tasks, replaces, now })
+        Some(Known { view, object, spec, status, deployments, tasks, replaces, draining, now })
     }
 
     /// Tasks of a deployment.
@@ -62,6 +78,16 @@ impl<'a> Known<'a> {
     fn is_failing(&self, task: &task::View<'_>) -> bool {
         let grace = Duration::from_secs(u64::from(self.spec.health_check_grace_period_seconds().unsigned_abs()));
         task.is_unhealthy() && task.started_at().is_none_or(|at| self.now.since(at) >= grace)
+    }
+
+    /// It is to make way for another one somewhere else: its instance is DRAINING.
+    fn is_moving(&self, task: &task::View<'_>) -> bool {
+        self.draining.contains(task.spec.container_instance.as_str())
+    }
+
+    /// It does not count for its deployment's target: it is to be replaced.
+    fn is_going(&self, task: &task::View<'_>) -> bool {
+        self.is_failing(task) || self.is_moving(task)
     }
 
     fn live(&self) -> i32 {
@@ -145,10 +171,11 @@ fn stop_surplus(known: &Known<'_>, plan: &mut Plan) {
         let name = deployment.object.name();
         let wanted: Vec<&task::View<'_>> = known.tasks_of(name).filter(|t| t.is_wanted()).collect();
         let unhealthy: Vec<&task::View<'_>> = wanted.iter().copied().filter(|t| known.is_failing(t)).collect();
-        let good = (wanted.len() - unhealthy.len()) as i32;
+        let good = wanted.iter().filter(|t| !known.is_going(t)).count() as i32;
         let target = deployment.spec.target_count;
-        // A replacement comes first while there is room for one; after it, or without room, the failing task goes.
-        let replaced = known.tasks_of(name).filter(|t| t.is_healthy()).count() as i32 >= target;
+        // A replacement comes first while there is room for one; after it, or without room, the task that is to go does.
+        let stays = |t: &&task::View<'_>| t.is_healthy() && !known.is_moving(t);
+        let replaced = known.tasks_of(name).filter(stays).count() as i32 >= target;
         let full = known.live() >= bounds.ceiling && good < target;
         if replaced || full {
             let most = if replaced { unhealthy.len() } else { 1 };
@@ -156,6 +183,16 @@ fn stop_surplus(known: &Known<'_>, plan: &mut Plan) {
                 plan.push(stop(task, "Task failed container health checks", known.now));
                 stopped.push(task.object.name().to_owned());
             }
+        }
+        let moving = wanted.iter().copied().filter(|t| known.is_moving(t) && !known.is_failing(t));
+        let (ready, pending): (Vec<&task::View<'_>>, Vec<&task::View<'_>>) = moving.partition(|t| t.is_healthy());
+        let most = if replaced { ready.len() } else { usize::from(full) };
+        let most = most.min(usize::try_from(spare.min(spare_sure)).unwrap_or(0));
+        (spare, spare_sure) = (spare - most as i32, spare_sure - most as i32);
+        for task in pending.into_iter().chain(ready.into_iter().take(most)) {
+            let reason = format!("Container instance {} is draining", task.spec.container_instance);
+            plan.push(stop(task, &reason, known.now));
+            stopped.push(task.object.name().to_owned());
         }
         let reason = format!("Scaling activity initiated by (deployment {name})");
         let surplus = usize::try_from(good - target).unwrap_or(0);
@@ -184,7 +221,7 @@ fn start_missing(known: &Known<'_>, throttle: &throttle::Throttle, plan: &mut Pl
     let mut names = Vec::new();
     for deployment in known.deployments.iter().rev() {
         let name = deployment.object.name();
-        let good = known.tasks_of(name).filter(|t| t.is_wanted() && !known.is_failing(t)).count() as i32;
+        let good = known.tasks_of(name).filter(|t| t.is_wanted() && !known.is_going(t)).count() as i32;
         let missing = (deployment.spec.target_count - good).min(room);
         let status = failures::counted(known, deployment);
         let over = is_tripped(known.spec, &status) || status.rollout_state() == Rollout::Failed;
@@ -309,3 +346,5 @@ mod tests;
 
 #[cfg(test)]
 mod breaker_tests;
+#[cfg(test)]
+mod drain_tests;

@@ -195,6 +195,7 @@ impl Storage for StoreLink {
                 let batch = match (batch, fate) {
                     (Ok(Batch { revision, changes }), FrameFate::Dropped) if !changes.is_empty() => {
                         // One change of the batch is never told.
+                        changes.first().iter().for_each(|change| lock(&world.judge).untold(change));
                         world.note("lost", &format!("{} {:?}", life.name, changes.first().map(super::path_of)));
                         let lost = changes.into_iter().skip(1).collect();
                         Ok(Batch { revision, changes: lost })
