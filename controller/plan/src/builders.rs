@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use steady_core::v1::desired_status::Value as Desired;
 use steady_core::v1::instance_state::Value as InstanceState;
+use steady_core::v1::task_last_status::Value as Last;
 use steady_core::v1::{
     Attribute, ContainerDefinition, ContainerInstance, ContainerInstanceSpec, ContainerInstanceStatus, Demand,
     Deployment, DeploymentSpec, DeploymentStatus, InstanceResources, Lease, Object, Service, ServiceSpec,
@@ -157,6 +158,17 @@ impl World {
                 self.put(object);
             }
         }
+    }
+
+    /// What is to stop has stopped.
+    pub(crate) fn stop_unwanted(&mut self, now: Timestamp) {
+        self.each_task(
+            |_, s| s.desired_status() == Desired::Stopped && s.last_status() < Last::Stopped,
+            |_, s| {
+                s.set_last_status(Last::Stopped);
+                s.stopped_at = Some(now.into());
+            },
+        );
     }
 
     /// A connected instance.

@@ -27,11 +27,31 @@ pub(crate) struct Rolling<'a> {
 }
 
 impl Rolling<'_> {
-    fn change(&self, status: DeploymentStatus) -> Change {
+    pub(crate) fn change(&self, status: DeploymentStatus) -> Change {
         let deployment = Deployment { spec: Some(self.spec.clone()), status: Some(status) };
         let object = Object { meta: self.object.meta.clone(), kind: Some(object::Kind::Deployment(deployment)) };
         Change::PutStatus { object, expect: Revision(self.object.meta().revision) }
     }
+
+    /// The same with another spec, of which these fields differ.
+    fn respecified(&self, spec: DeploymentSpec, fields: &'static [&'static str]) -> Change {
+        let changed = Deployment { spec: Some(spec), status: Some(self.status.clone()) };
+        let object = Object { meta: self.object.meta.clone(), kind: Some(object::Kind::Deployment(changed)) };
+        Change::PutSpec { object, fields, expect: Revision(self.object.meta().revision) }
+    }
+
+    /// It was completed, and is not over yet.
+    fn serves(&self) -> bool {
+        self.status.rollout_state() == Rollout::Completed && self.status.role() == Role::Active
+    }
+
+    fn in_progress(&self) -> String {
+        in_progress(self.object.name())
+    }
+}
+
+fn in_progress(deployment: &str) -> String {
+    format!("ECS deployment {deployment} in progress.")
 }
 
 /// Deployments of this very service, oldest first.
@@ -66,23 +86,20 @@ pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
         let wanted = |d: &&Rolling<'_>| d.spec.revision_digest == digest && d.status.role() == Role::Active;
         match deployments.iter().rfind(wanted) {
             Some(again) => {
-                let reason = format!("ECS deployment {} in progress.", again.object.name());
-                let group = service.resume(again, &reason, None, demoted(&deployments));
-                plan.groups.push(group);
+                plan.groups.push(service.resume(again, None, demoted(&deployments)));
             }
             None => start(&mut plan, object, spec, status, &deployments, digest),
         }
         return plan;
     };
-    if service.is_tripped(newest) {
+    if is_tripped(spec, newest.status) {
         service.give_up(newest, refused, digest, &mut plan);
         return plan;
     }
     if status.failed_rollout.is_some() && !refused {
         // What is wanted now is here already: what was rolled back to. It may have failed since, and is tried again.
         if newest.status.rollout_state() == Rollout::Failed {
-            let reason = format!("ECS deployment {} in progress.", newest.object.name());
-            plan.groups.push(service.resume(newest, &reason, None, Vec::new()));
+            plan.groups.push(service.resume(newest, None, Vec::new()));
         } else {
             plan.push(service.with_status(ServiceStatus { failed_rollout: None, ..status.clone() }));
         }
@@ -92,11 +109,12 @@ pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
     for (place, deployment) in deployments.iter().enumerate() {
         let primary = place + 1 == deployments.len();
         if deployment.spec.target_count != targets[place] {
-            retarget(&mut plan, deployment, targets[place]);
+            let spec = DeploymentSpec { target_count: targets[place], ..deployment.spec.clone() };
+            plan.push(deployment.respecified(spec, &["targetCount"]));
         }
-        advance(&mut plan, view, object, spec, &deployments, deployment, primary, targets[place], now);
+        service.advance(deployment, primary, targets[place], &mut plan);
     }
-    trim(&mut plan, view, &deployments);
+    service.trim(&mut plan);
     plan
 }
 
@@ -132,35 +150,31 @@ impl Rolled<'_> {
         Event { about: self.object.reference(), reason, message, severity }
     }
 
-    fn is_tripped(&self, deployment: &Rolling<'_>) -> bool {
-        is_tripped(self.spec, deployment.status)
+    /// Its tasks in a deployment.
+    fn tasks_of(&self, deployment: &Rolling<'_>) -> impl Iterator<Item = task::View<'_>> {
+        let (uid, name) = (&self.object.meta().uid, deployment.object.name());
+        let tasks = self.view.of_service(Kind::Task, self.object.cluster(), self.object.name());
+        tasks.filter_map(|task| task::of(task)).filter(move |t| t.is_owned_by(uid) && t.spec.deployment == name)
+    }
+
+    fn lives(&self, deployment: &Rolling<'_>) -> bool {
+        self.tasks_of(deployment).any(|t| t.is_live())
     }
 
     /// Has an older deployment take the place of the newest again: its tasks that still run stay.
-    fn resume(
-        &self,
-        again: &Rolling<'_>,
-        reason: &str,
-        failed: Option<FailedRollout>,
-        mut group: Vec<Change>,
-    ) -> Vec<Change> {
+    fn resume(&self, again: &Rolling<'_>, failed: Option<FailedRollout>, mut group: Vec<Change>) -> Vec<Change> {
         let sequence = self.deployments.last().map_or(0, |d| d.spec.sequence) + 1;
         let spec = DeploymentSpec { sequence, target_count: self.spec.desired_count(), ..again.spec.clone() };
         let status = DeploymentStatus {
             role: Role::Primary.into(),
             rollout_state: Rollout::InProgress.into(),
-            rollout_state_reason: reason.to_owned(),
+            rollout_state_reason: again.in_progress(),
             failed_tasks: 0,
             last_failure: String::new(),
             failures_counted_to: Some(self.now.into()),
             ..again.status.clone()
         };
-        let changed = Deployment { spec: Some(spec), status: Some(again.status.clone()) };
-        group.push(Change::PutSpec {
-            object: Object { meta: again.object.meta.clone(), kind: Some(object::Kind::Deployment(changed)) },
-            fields: &["sequence", "targetCount"],
-            expect: Revision(again.object.meta().revision),
-        });
+        group.push(again.respecified(spec, &["sequence", "targetCount"]));
         group.push(again.change(status));
         group.push(self.with_status(ServiceStatus {
             primary_deployment: again.object.name().to_owned(),
@@ -210,8 +224,7 @@ impl Rolled<'_> {
             return;
         };
         status.set_role(Role::Active);
-        let reason = format!("ECS deployment {} in progress.", before.object.name());
-        plan.groups.push(self.resume(before, &reason, Some(failed), vec![deployment.change(status)]));
+        plan.groups.push(self.resume(before, Some(failed), vec![deployment.change(status)]));
         let message = format!("rolling back to (deployment {}).", before.object.name());
         plan.events.push(self.event("SERVICE_DEPLOYMENT_ROLLBACK", &message, severity::Value::Warn));
     }
@@ -224,24 +237,83 @@ impl Rolled<'_> {
         let last = targets.len() - 1;
         targets[last] = desired;
         if newest.status.rollout_state() == Rollout::Failed {
-            let runs = |t: &task::View<'_>| {
-                t.is_owned_by(&self.object.meta().uid)
-                    && t.spec.deployment == newest.object.name()
-                    && t.is_wanted()
-                    && t.is_healthy()
-            };
-            let tasks = self.view.of_service(Kind::Task, self.object.cluster(), self.object.name());
-            let kept = (tasks.filter_map(|task| task::of(task)).filter(runs).count() as i32).min(desired);
+            let kept = (self.tasks_of(newest).filter(task::View::is_healthy).count() as i32).min(desired);
             targets[last] = kept;
             // One whose tasks are gone is not brought back: that would be a rollback.
-            let serves =
-                |d: &Rolling<'_>| d.status.rollout_state() == Rollout::Completed && d.status.role() == Role::Active;
-            let before = self.deployments.iter().rposition(serves);
+            let before = self.deployments.iter().rposition(Rolling::serves);
             if let Some(before) = before {
                 targets[before] = desired - kept;
             }
         }
         targets
+    }
+
+    /// Moves one deployment's role and rollout state on.
+    fn advance(&self, deployment: &Rolling<'_>, primary: bool, target: i32, plan: &mut Plan) {
+        let mut status = deployment.status.clone();
+        // While the newest one has failed, the one that serves instead stays, whatever it is to have at the moment.
+        let failed = self.deployments.last().is_some_and(|d| d.status.rollout_state() == Rollout::Failed);
+        let role = if primary {
+            Role::Primary
+        } else if target > 0 || (failed && deployment.serves()) || self.lives(deployment) {
+            Role::Active
+        } else {
+            Role::Inactive
+        };
+        status.set_role(role);
+        let name = deployment.object.name();
+        let completed = format!("ECS deployment {name} completed.");
+        if status.rollout_state() == Rollout::InProgress {
+            if primary {
+                if self.is_complete(deployment, plan) {
+                    status.set_rollout_state(Rollout::Completed);
+                    status.rollout_state_reason = completed;
+                    status.completed_at = Some(self.now.into());
+                    let message = format!("(deployment {name}) deployment completed.");
+                    plan.events.push(self.event("SERVICE_DEPLOYMENT_COMPLETED", &message, severity::Value::Info));
+                }
+            } else if status.completed_at.is_some() {
+                // It was on its way back: it can be gone back to again.
+                status.set_rollout_state(Rollout::Completed);
+                status.rollout_state_reason = completed;
+            } else {
+                status.set_rollout_state(Rollout::Failed);
+                status.rollout_state_reason = format!("ECS deployment {name} was replaced by a newer one.");
+            }
+        }
+        if status != *deployment.status {
+            plan.push(deployment.change(status));
+        }
+    }
+
+    /// Whether the deployment in force has all its tasks, and no other has any. Looks again when a young one counts.
+    fn is_complete(&self, deployment: &Rolling<'_>, plan: &mut Plan) -> bool {
+        let others = || self.deployments.iter().filter(|d| d.object.name() != deployment.object.name());
+        if others().any(|d| self.lives(d)) {
+            return false;
+        }
+        let from: Vec<Timestamp> =
+            self.tasks_of(deployment).filter_map(|t| counts_from(self.spec, false, &t)).collect();
+        let (sure, young): (Vec<Timestamp>, Vec<Timestamp>) = from.into_iter().partition(|from| *from <= self.now);
+        let complete = sure.len() >= self.spec.desired_count() as usize;
+        if !complete {
+            for from in young {
+                plan.wake(from);
+            }
+        }
+        complete
+    }
+
+    /// Removes the oldest deployments that are over.
+    fn trim(&self, plan: &mut Plan) {
+        let over = |d: &&Rolling<'_>| d.status.role() == Role::Inactive && d.spec.target_count == 0 && !self.lives(d);
+        let over: Vec<&Rolling<'_>> = self.deployments.iter().filter(over).collect();
+        for deployment in over.iter().take(over.len().saturating_sub(HISTORY)) {
+            plan.push(Change::Remove {
+                key: Key::of(deployment.object),
+                expect: Revision(deployment.object.meta().revision),
+            });
+        }
     }
 }
 
@@ -275,7 +347,7 @@ fn start(
 ) {
     let sequence = before.last().map_or(0, |d| d.spec.sequence) + 1;
     let name = format!("{}-{sequence}", object.name());
-    let reason = format!("ECS deployment {name} in progress.");
+    let reason = in_progress(&name);
     let deployment = Deployment {
         spec: Some(DeploymentSpec {
             service: object.name().to_owned(),
@@ -302,97 +374,6 @@ fn start(
     // Never two in force, not for a moment.
     group.extend(demoted(before));
     plan.groups.push(group);
-}
-
-fn retarget(plan: &mut Plan, deployment: &Rolling<'_>, target: i32) {
-    let spec = DeploymentSpec { target_count: target, ..deployment.spec.clone() };
-    let changed = Deployment { spec: Some(spec), status: Some(deployment.status.clone()) };
-    plan.push(Change::PutSpec {
-        object: Object { meta: deployment.object.meta.clone(), kind: Some(object::Kind::Deployment(changed)) },
-        fields: &["targetCount"],
-        expect: Revision(deployment.object.meta().revision),
-    });
-}
-
-/// Moves one deployment's role and rollout state on.
-#[allow(clippy::too_many_arguments)]
-fn advance(
-    plan: &mut Plan,
-    view: &View,
-    object: &Object,
-    spec: &ServiceSpec,
-    all: &[Rolling<'_>],
-    deployment: &Rolling<'_>,
-    primary: bool,
-    target: i32,
-    now: Timestamp,
-) {
-    let mut status = deployment.status.clone();
-    let tasks = |d: &Rolling<'_>, count: &dyn Fn(&task::View<'_>) -> bool| {
-        view.of_service(Kind::Task, object.cluster(), object.name())
-            .filter_map(|task| task::of(task))
-            .filter(|t| t.is_owned_by(&object.meta().uid) && t.spec.deployment == d.object.name())
-            .filter(|t| count(t))
-            .count()
-    };
-    // While the newest one has failed, the one that serves instead stays, whatever it is to have at the moment.
-    let serves = all.last().is_some_and(|newest| newest.status.rollout_state() == Rollout::Failed)
-        && status.rollout_state() == Rollout::Completed
-        && status.role() == Role::Active;
-    let role = if primary {
-        Role::Primary
-    } else if tasks(deployment, &|t| t.is_live()) > 0 || target > 0 || serves {
-        Role::Active
-    } else {
-        Role::Inactive
-    };
-    status.set_role(role);
-    let name = deployment.object.name();
-    if primary && status.rollout_state() == Rollout::InProgress {
-        let old_gone = all.iter().filter(|d| d.object.name() != name).all(|d| tasks(d, &|t| t.is_live()) == 0);
-        let counts = |t: &task::View<'_>| counts_from(spec, false, t).is_some_and(|from| from <= now);
-        if old_gone && tasks(deployment, &counts) >= spec.desired_count() as usize {
-            status.set_rollout_state(Rollout::Completed);
-            status.rollout_state_reason = format!("ECS deployment {name} completed.");
-            status.completed_at = Some(now.into());
-            plan.events.push(Event {
-                about: object.reference(),
-                reason: "SERVICE_DEPLOYMENT_COMPLETED",
-                message: format!("(service {}) (deployment {name}) deployment completed.", object.name()),
-                severity: severity::Value::Info,
-            });
-        } else if old_gone {
-            let own = view.of_service(Kind::Task, object.cluster(), object.name()).filter_map(|task| task::of(task));
-            let own = own.filter(|t| t.spec.deployment == name).filter_map(|t| counts_from(spec, false, &t));
-            own.filter(|from| *from > now).for_each(|from| plan.wake(from));
-        }
-    } else if !primary && status.rollout_state() == Rollout::InProgress && status.completed_at.is_some() {
-        // It was on its way back: it can be gone back to again.
-        status.set_rollout_state(Rollout::Completed);
-        status.rollout_state_reason = format!("ECS deployment {name} completed.");
-    } else if !primary && status.rollout_state() == Rollout::InProgress {
-        status.set_rollout_state(Rollout::Failed);
-        status.rollout_state_reason = format!("ECS deployment {name} was replaced by a newer one.");
-    }
-    if status != *deployment.status {
-        plan.push(deployment.change(status));
-    }
-}
-
-/// Removes the oldest deployments that are over.
-fn trim(plan: &mut Plan, view: &View, deployments: &[Rolling<'_>]) {
-    let lives = |d: &Rolling<'_>| {
-        let tasks = view.of_service(Kind::Task, d.object.cluster(), &d.spec.service);
-        tasks.filter_map(|task| task::of(task)).any(|t| t.is_live() && t.spec.deployment == d.object.name())
-    };
-    let over = |d: &&Rolling<'_>| d.status.role() == Role::Inactive && d.spec.target_count == 0 && !lives(d);
-    let over: Vec<&Rolling<'_>> = deployments.iter().filter(over).collect();
-    for deployment in over.iter().take(over.len().saturating_sub(HISTORY)) {
-        plan.push(Change::Remove {
-            key: Key::of(deployment.object),
-            expect: Revision(deployment.object.meta().revision),
-        });
-    }
 }
 
 #[cfg(test)]

@@ -17,8 +17,8 @@ use steady_core::v1::instance_state::Value as InstanceState;
 use steady_core::v1::rollout_state::Value as Rollout;
 use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::v1::{
-    DeploymentStatus, Object, ServiceSpec, ServiceStatus, Task, TaskDefinitionSpec, TaskSpec, TaskStatus,
-    desired_status, object, severity, task_last_status,
+    Object, ServiceSpec, ServiceStatus, Task, TaskDefinitionSpec, TaskSpec, TaskStatus, desired_status, severity,
+    task_last_status,
 };
 use steady_core::{
     Change, Event, Key, Kind, Plan, Revision, Timestamp, View, Waiting, derived_id, resources, service, task,
@@ -53,12 +53,8 @@ impl<'a> Known<'a> {
         let tasks: Vec<task::View<'a>> = tasks.filter(|t| t.is_owned_by(uid)).collect();
         let newest = deployments.last().map_or("", |d| d.object.name());
         let replaces = tasks.iter().any(|t| t.is_live() && t.spec.deployment != newest);
-        let instances: BTreeSet<&str> = view
-            .of_service(Kind::Task, &key.cluster, &key.name)
-            .filter_map(|task| task::of(task))
-            .filter(task::View::is_wanted)
-            .map(|t| t.spec.container_instance.as_str())
-            .collect();
+        let wanted = tasks.iter().filter(|t| t.is_wanted());
+        let instances: BTreeSet<&'a str> = wanted.map(|t| t.spec.container_instance.as_str()).collect();
         let drains = |name: &&str| {
             let instance = view.get(&Key::new(Kind::ContainerInstance, &key.cluster, name));
             let spec = instance.and_then(|i| i.as_container_instance()?.spec.as_ref());
@@ -223,9 +219,12 @@ fn start_missing(known: &Known<'_>, throttle: &throttle::Throttle, plan: &mut Pl
         let name = deployment.object.name();
         let good = known.tasks_of(name).filter(|t| t.is_wanted() && !known.is_going(t)).count() as i32;
         let missing = (deployment.spec.target_count - good).min(room);
+        if missing <= 0 {
+            continue;
+        }
         let status = failures::counted(known, deployment);
         let over = is_tripped(known.spec, &status) || status.rollout_state() == Rollout::Failed;
-        if missing <= 0 || (over && guard::stands(Guard::GivenUp)) {
+        if over && guard::stands(Guard::GivenUp) {
             continue;
         }
         // Its failures are those of the newest one.
@@ -330,14 +329,6 @@ fn explain(known: &Known<'_>, plan: &mut Plan) {
         let message =
             format!("(service {name}) is unable to consistently start tasks successfully.{}", throttle::why(known));
         plan.waiting.push(Waiting { about, reason: "SERVICE_TASK_START_IMPAIRED", message, quiet: false });
-    }
-}
-
-fn with_deployment_status(deployment: &Rolling<'_>, status: DeploymentStatus) -> Change {
-    let changed = steady_core::v1::Deployment { spec: Some(deployment.spec.clone()), status: Some(status) };
-    Change::PutStatus {
-        object: Object { meta: deployment.object.meta.clone(), kind: Some(object::Kind::Deployment(changed)) },
-        expect: Revision(deployment.object.meta().revision),
     }
 }
 

@@ -80,13 +80,7 @@ impl Story {
                 }
             },
         );
-        self.world.each_task(
-            |_, s| s.desired_status() == desired_status::Value::Stopped && s.last_status() < Status::Stopped,
-            |_, s| {
-                s.set_last_status(Status::Stopped);
-                s.stopped_at = Some(now.into());
-            },
-        );
+        self.world.stop_unwanted(now);
         self.now += self.pace;
     }
 

@@ -8,7 +8,7 @@ use steady_core::v1::{DeploymentStatus, ServiceStatus, severity};
 use steady_core::{Change, Key, Plan, Revision, service, task};
 
 use super::throttle::Throttle;
-use super::{Known, failures, with_deployment_status};
+use super::{Known, failures};
 use crate::deployment::SETTLED;
 
 /// Running, and on the way there.
@@ -35,7 +35,7 @@ pub(super) fn counts(known: &Known<'_>, throttle: &Throttle, started: &[(String,
             ..failures::counted(known, deployment)
         };
         if status != *deployment.status {
-            first.push(with_deployment_status(deployment, status));
+            first.push(deployment.change(status));
         }
     }
     let status = service_status(known, throttle);

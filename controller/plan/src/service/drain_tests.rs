@@ -50,13 +50,7 @@ fn agents(world: &mut World, instance: &str, places: usize) {
             }
         },
     );
-    world.each_task(
-        |_, s| s.desired_status() == desired_status::Value::Stopped && s.last_status() < Status::Stopped,
-        |_, s| {
-            s.set_last_status(Status::Stopped);
-            s.stopped_at = Some(NOW.into());
-        },
-    );
+    world.stop_unwanted(NOW);
 }
 
 fn tasks(world: &World) -> impl Iterator<Item = task::View<'_>> {

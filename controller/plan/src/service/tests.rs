@@ -1,6 +1,7 @@
 use super::*;
 use crate::builders::World;
 use steady_core::v1::health_status::Value as Health;
+use steady_core::v1::object;
 use steady_core::v1::task_last_status::Value as Status;
 
 /// Both controllers of a service, until nothing is left to do.
@@ -26,13 +27,7 @@ fn agents(world: &mut World) {
             s.started_at = Some(Timestamp(500_000).into());
         },
     );
-    world.each_task(
-        |_, s| s.desired_status() == desired_status::Value::Stopped && s.last_status() < Status::Stopped,
-        |_, s| {
-            s.set_last_status(Status::Stopped);
-            s.stopped_at = Some(Timestamp(1_000_000).into());
-        },
-    );
+    world.stop_unwanted(Timestamp(1_000_000));
 }
 
 fn converge(world: &mut World) {
