@@ -209,11 +209,13 @@ fn revision_of(object: &Arc<Object>) -> Revision {
 }
 
 /// The event as an object. Its name is derived from what it tells and from the revision of whom it tells
-/// it about: telling it again, because an answer was lost, is telling it once.
+/// it about: telling it again, because an answer was lost, is telling it once. Revisions begin anew with each epoch of the
+/// store: what is told after a restoration is not what the backup was told.
 fn event_object(event: &Event, view: &View, source: &str, now: Timestamp) -> Object {
     let about = &event.about;
     let seen = view.get(&Key::of_ref(about)).map_or(0, |o| o.meta().revision).to_string();
-    let name = derived_id(&[&about.uid, &about.name, event.reason, &event.message, &seen]);
+    let epoch = view.epoch().to_string();
+    let name = derived_id(&[&about.uid, &about.name, event.reason, &event.message, &seen, &epoch]);
     let cluster = if about.cluster.is_empty() { crate::DEFAULT_CLUSTER } else { &about.cluster };
     let spec = v1::EventSpec {
         about: Some(about.clone()),
@@ -224,4 +226,28 @@ fn event_object(event: &Event, view: &View, source: &str, now: Timestamp) -> Obj
         at: Some(now.into()),
     };
     Object::new(cluster, &name, v1::Event { spec: Some(spec) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use steady_proto::v1::Sequencer;
+
+    #[test]
+    fn what_is_told_after_a_restoration_is_not_taken_for_what_the_backup_was_told() {
+        let about = Object::new("default", "hello", v1::Service::default());
+        let event = Event {
+            about: about.reference(),
+            reason: "SERVICE_STEADY_STATE",
+            message: "has reached a steady state.".into(),
+            severity: v1::severity::Value::Info,
+        };
+        let mut view = View::default();
+        view.put(Arc::new(about));
+        let name = |view: &View| event_object(&event, view, "service", Timestamp(0)).name().to_owned();
+        let before = name(&view);
+        assert_eq!(before, name(&view), "told twice is told once");
+        view.put(Arc::new(Object::new("", &Key::epoch().name, Sequencer { count: 7 })));
+        assert_ne!(before, name(&view));
+    }
 }

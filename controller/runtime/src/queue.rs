@@ -62,14 +62,16 @@ impl Queue {
     }
 
     /// A key's plan could not be executed: it comes again after a pause that doubles with every failure. `jitter` of
-    /// 0 to 1 spreads those that failed together.
-    pub fn failed(&mut self, key: &Key, now: Timestamp, jitter: f64) {
+    /// 0 to 1 spreads those that failed together. Returns how often it failed in a row.
+    pub fn failed(&mut self, key: &Key, now: Timestamp, jitter: f64) -> u32 {
         let failures = self.failures.entry(key.clone()).or_default();
         let pause = BACKOFF.0.saturating_mul(1 << (*failures).min(16)).min(BACKOFF.1);
         *failures += 1;
+        let failures = *failures;
         self.busy.remove(key);
         self.again.remove(key);
         self.add_at(key.clone(), now + pause.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0));
+        failures
     }
 
     fn release(&mut self, key: &Key) {

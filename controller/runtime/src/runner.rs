@@ -26,12 +26,15 @@ const UNREACHABLE: Duration = Duration::from_millis(500);
 /// Longest wait for a time of the clock: one that was set right is noticed.
 const CLOCK: Duration = Duration::from_secs(5);
 
+/// Times in a row that others write first before somebody is told: it may be no such thing.
+const TOO_OFTEN: u32 = 12;
+
 /// What became of one pass.
 enum Outcome {
     /// Planned, and executed up to this revision.
     Done { wake_at: Option<Timestamp>, reached: Option<Revision> },
-    /// Look again, not before the view holds this revision.
-    Again { after: Revision, error: Option<String> },
+    /// Look again, not before the view holds this revision. It is usual that others wrote meanwhile.
+    Again { after: Revision, error: String, usual: bool },
     /// The lease is another's.
     Fenced,
 }
@@ -114,20 +117,23 @@ async fn lead<C: Controller>(
                     }
                 }
                 Outcome::Fenced => return,
-                Outcome::Again { after, error } => {
-                    if let Some(error) = error {
-                        let now = shared.clock.now();
+                Outcome::Again { after, error, usual } => {
+                    gates.insert(key.clone(), after);
+                    let now = shared.clock.now();
+                    if !guard::stands(Guard::Retry) {
+                        queue.done(&key);
+                        continue;
+                    }
+                    let failures = queue.failed(&key, now, fastrand::f64());
+                    if usual && failures == TOO_OFTEN {
+                        tracing::warn!(controller = C::NAME, %key, error, "a plan was out of date {failures} times in a row");
+                    }
+                    if !usual || failures >= TOO_OFTEN {
                         doing.send_modify(|doing| {
                             doing.last_error = format!("{key}: {error}");
                             doing.last_error_at = Some(now.into());
                         });
                     }
-                    gates.insert(key.clone(), after);
-                    if !guard::stands(Guard::Retry) {
-                        queue.done(&key);
-                        continue;
-                    }
-                    queue.failed(&key, shared.clock.now(), fastrand::f64());
                 }
             },
             heard = news.recv() => match heard {
@@ -197,12 +203,12 @@ async fn again(
     match failure {
         Failure::Stale(message) => {
             tracing::debug!(controller, %key, message, "looking again");
-            Outcome::Again { after: seen, error: None }
+            Outcome::Again { after: seen, error: message, usual: true }
         }
         Failure::Fenced => Outcome::Fenced,
         Failure::Refused(status) => {
             tracing::error!(controller, %key, message = status.message(), "the API refused a plan");
-            Outcome::Again { after: seen, error: Some(format!("the API refused a plan: {}", status.message())) }
+            Outcome::Again { after: seen, error: format!("the API refused a plan: {}", status.message()), usual: false }
         }
         Failure::Unknown(status) => {
             tracing::warn!(controller, %key, message = status.message(), "the outcome of a commit is unknown");
@@ -216,7 +222,11 @@ async fn again(
                 client.rotate(place);
                 tokio::time::sleep(UNREACHABLE).await;
             };
-            Outcome::Again { after, error: Some(format!("a commit's outcome is unknown: {}", status.message())) }
+            Outcome::Again {
+                after,
+                error: format!("a commit's outcome is unknown: {}", status.message()),
+                usual: false,
+            }
         }
     }
 }
