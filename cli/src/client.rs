@@ -13,7 +13,7 @@ use steady_proto::v1::{
     ApplyRequest, ApplyResponse, BackupRequest, BackupResponse, Change, CheckRequest, CheckResponse, CommitRequest,
     DeleteRequest, Expect, GetRequest, ListRequest, LogsRequest, LogsResponse, MakeRoomRequest, MakeRoomResponse,
     Object, PutSpec, RunTaskRequest, Selector, ServiceSpec, StatusRequest, StatusResponse, StopTaskRequest,
-    WatchRequest, WatchResponse, change, object,
+    UpdateTaskProtectionRequest, WatchRequest, WatchResponse, change, object,
 };
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status, Streaming};
@@ -193,6 +193,11 @@ impl Client {
     /// Asks a task to stop.
     pub async fn stop_task(&self, request: StopTaskRequest) -> Result<(), Failure> {
         self.ask(self.tasks().stop_task(request)).await.map(|_| ())
+    }
+
+    /// Has tasks of services not be chosen to stop, or ends that.
+    pub async fn protect(&self, request: UpdateTaskProtectionRequest) -> Result<Vec<Object>, Failure> {
+        self.ask(self.tasks().update_task_protection(request)).await.map(|answer| answer.protected_tasks)
     }
 
     /// Opens the stream of a task's output.

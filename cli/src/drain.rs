@@ -7,6 +7,7 @@ use steady_proto::v1::{Object, object};
 use tokio::time::Instant;
 
 use crate::args::Global;
+use crate::client::Client;
 use crate::columns::short_id;
 use crate::failure::Failure;
 use crate::out::Out;
@@ -22,7 +23,7 @@ replaced elsewhere within their service's minimumHealthyPercent and maximumPerce
 
 Examples:
   steady drain containerinstance/node-1 --wait     until no task of a service is left on it
-  steady drain ci/node-1 ci/node-2
+  steady drain ci/node-1 ci/node-2 ci/node-3 --batch 1    one after the other
   steady drain ci/node-1 --cancel                  ACTIVE again"
 )]
 pub struct Drain {
@@ -35,33 +36,54 @@ pub struct Drain {
     /// Wait until no task of a service is left on them.
     #[arg(long)]
     pub wait: bool,
+    /// Drain so many at a time, the next ones when the ones before are empty.
+    #[arg(long, value_name = "COUNT", conflicts_with = "cancel", value_parser = parse_batch)]
+    pub batch: Option<usize>,
+}
+
+fn parse_batch(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|count| *count > 0)
+        .ok_or_else(|| format!("`{text}` is no number of instances; expected 1 or more"))
 }
 
 /// `steady drain`.
 pub async fn run(args: Drain, global: &Global, out: &mut Out) -> Result<(), Failure> {
-    let client = if args.wait { global.connect_to_wait().await? } else { global.connect().await? };
+    let waits = args.wait || args.batch.is_some();
+    let client = if waits { global.connect_to_wait().await? } else { global.connect().await? };
     let state = if args.cancel { State::Active } else { State::Draining };
-    let mut keys = Vec::new();
-    for word in &args.instances {
-        let name = target::name_of(Kind::ContainerInstance, word)?;
-        let key = Key::new(Kind::ContainerInstance, &global.cluster, &name);
-        let edit = |object: &mut Object| {
-            if let Some(object::Kind::ContainerInstance(instance)) = &mut object.kind {
-                instance.spec.get_or_insert_default().set_status(state);
-            }
-        };
-        let changed = client.edit(&key, &["status"], edit).await?;
-        let already = if changed { "" } else { " already" };
-        out.line(&format!("{key} is {}{already}", state.as_str_name()))?;
-        keys.push(key);
+    let names = args.instances.iter().map(|word| target::name_of(Kind::ContainerInstance, word));
+    let names: Vec<String> = names.collect::<Result<_, _>>()?;
+    let keys: Vec<Key> = names.iter().map(|name| Key::new(Kind::ContainerInstance, &global.cluster, name)).collect();
+    for key in &keys {
+        // A name that is wrong is told before the first one drains.
+        client.get(key).await?;
     }
-    if !args.wait {
-        return Ok(());
+    for batch in keys.chunks(args.batch.unwrap_or(keys.len())) {
+        for key in batch {
+            let edit = |object: &mut Object| {
+                if let Some(object::Kind::ContainerInstance(instance)) = &mut object.kind {
+                    instance.spec.get_or_insert_default().set_status(state);
+                }
+            };
+            let changed = client.edit(key, &["status"], edit).await?;
+            let already = if changed { "" } else { " already" };
+            out.line(&format!("{key} is {}{already}", state.as_str_name()))?;
+        }
+        if waits {
+            until_empty(&client, batch, global, out).await?;
+        }
     }
+    Ok(())
+}
+
+/// Waits until no task of a service is left on these instances.
+async fn until_empty(client: &Client, keys: &[Key], global: &Global, out: &mut Out) -> Result<(), Failure> {
     let within = global.timeout.unwrap_or(progress::PATIENCE);
     let deadline = Instant::now() + within;
     let kinds = [Kind::ContainerInstance, Kind::Task];
-    let mut watch = Watch::open(&client, &kinds, target::in_cluster(&global.cluster)).await?;
+    let mut watch = Watch::open(client, &kinds, target::in_cluster(&global.cluster)).await?;
     let mut world = World::default();
     let mut told = String::new();
     loop {
@@ -81,7 +103,7 @@ pub async fn run(args: Drain, global: &Global, out: &mut Out) -> Result<(), Fail
         }
     }
     out.rest();
-    for key in &keys {
+    for key in keys {
         let alone = tasks(&world, key, false);
         out.line(&format!("{key} has no task of a service any more"))?;
         if !alone.is_empty() {

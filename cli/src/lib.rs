@@ -23,6 +23,7 @@ pub mod manifests;
 pub mod out;
 pub mod process;
 pub mod progress;
+pub mod protect;
 pub mod rollout;
 pub mod run;
 pub mod scale;
@@ -85,6 +86,7 @@ async fn verb_of(verb: Command, global: &Global) -> Result<(), Failure> {
         Command::Stop(args) => stop::run(args, global, out).await,
         Command::Scale(args) => scale::run(args, global, out).await,
         Command::Rollout(args) => rollout::run(args, global, out).await,
+        Command::Protect(args) => protect::run(args, global, out).await,
         Command::Drain(args) => drain::run(args, global, out).await,
         Command::Logs(args) => logs::run(args, global, out).await,
         Command::Events(args) => events::run(args, global, out).await,

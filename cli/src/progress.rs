@@ -109,8 +109,8 @@ pub fn is_steady(service: &Object) -> bool {
 /// `1/2 running, 1 pending: what it waits for`.
 pub fn counts(service: &Object, world: &World) -> String {
     let status = status_of(service);
-    let desired =
-        service.as_service().and_then(|s| s.spec.as_ref()).map_or(0, steady_core::v1::ServiceSpec::desired_count);
+    let spec = service.as_service().and_then(|s| s.spec.as_ref());
+    let desired = spec.map_or(0, |spec| steady_core::service::desired(spec, &status));
     let mut text = format!("{}/{desired} running", status.running_count());
     if status.pending_count() > 0 {
         let _ = write!(text, ", {} pending", status.pending_count());

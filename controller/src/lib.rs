@@ -11,7 +11,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use steady_core::{Clock, Kind};
+use steady_core::v1::{Object, ServiceSpec};
+use steady_core::{Clock, Key, Kind, View};
 use steady_runtime::{Client, Controller, Reflector, run};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -107,13 +108,19 @@ pub async fn run_controllers(
     }
 }
 
+/// Services of a cluster of which something holds.
+fn services(view: &View, cluster: &str, which: impl Fn(&ServiceSpec) -> bool) -> impl Iterator<Item = Key> {
+    let which = move |object: &&Arc<Object>| object.as_service().and_then(|s| s.spec.as_ref()).is_some_and(&which);
+    view.in_cluster(Kind::Service, cluster).filter(which).map(|object| Key::of(object))
+}
+
 /// The service that a service, a deployment or a task is of.
-fn service_of(object: &steady_core::v1::Object) -> Option<steady_core::Key> {
+fn service_of(object: &Object) -> Option<Key> {
     let name = match object.kind() {
         Kind::Service => object.name(),
         Kind::Deployment => &object.as_deployment()?.spec.as_ref()?.service,
         Kind::Task => &object.as_task()?.spec.as_ref()?.service,
         _ => return None,
     };
-    (!name.is_empty()).then(|| steady_core::Key::new(Kind::Service, object.cluster(), name))
+    (!name.is_empty()).then(|| Key::new(Kind::Service, object.cluster(), name))
 }

@@ -13,7 +13,7 @@ impl Controller for Scheduler {
     const SEQUENCED: bool = false;
 
     fn watches() -> &'static [Kind] {
-        &[Kind::Task, Kind::ContainerInstance, Kind::Reservation]
+        &[Kind::Task, Kind::ContainerInstance, Kind::Reservation, Kind::Service, Kind::TaskDefinition]
     }
 
     fn keys(&self, changed: &Object, view: &View) -> Vec<Key> {

@@ -1,5 +1,6 @@
 //! What the API fills in where a person left something out, as ECS does it.
 
+use steady_proto::v1::availability_zone_rebalancing::Value as Rebalancing;
 use steady_proto::v1::network_mode::Value as NetworkMode;
 use steady_proto::v1::scheduling_strategy::Value as Scheduling;
 use steady_proto::v1::threshold_type::Value as ThresholdType;
@@ -9,7 +10,7 @@ use steady_proto::v1::{
 };
 use steady_proto::{DEFAULT_CLUSTER, KindExt};
 
-use crate::service::DEFAULT_PERCENT;
+use crate::service::{self, DEFAULT_PERCENT};
 
 /// Fills in an object that is about to be validated. Filling in twice changes nothing.
 pub fn fill(object: &mut Object) {
@@ -33,14 +34,23 @@ pub fn fill(object: &mut Object) {
             }
             task_definition(spec);
         }
-        Some(object::Kind::Service(service)) => {
-            let spec = service.spec.get_or_insert_default();
+        Some(object::Kind::Service(found)) => {
+            let spec = found.spec.get_or_insert_default();
             if spec.scheduling_strategy() == Scheduling::Unspecified {
                 spec.set_scheduling_strategy(Scheduling::Replica);
             }
+            let daemon = service::is_daemon(spec);
+            if spec.availability_zone_rebalancing() == Rebalancing::Unspecified {
+                spec.set_availability_zone_rebalancing(if daemon {
+                    Rebalancing::Disabled
+                } else {
+                    Rebalancing::Enabled
+                });
+            }
             let settings = spec.deployment_configuration.get_or_insert(DeploymentConfiguration::default());
-            settings.maximum_percent.get_or_insert(200);
-            settings.minimum_healthy_percent.get_or_insert(100);
+            let (least, most) = if daemon { (0, 100) } else { (100, 200) };
+            settings.maximum_percent.get_or_insert(most);
+            settings.minimum_healthy_percent.get_or_insert(least);
             if let Some(breaker) = &mut settings.deployment_circuit_breaker {
                 breaker.reset_on_healthy_task.get_or_insert(true);
                 let threshold = breaker.threshold_configuration.get_or_insert_default();

@@ -1,5 +1,6 @@
 //! Services as decisions see them.
 
+use steady_proto::v1::scheduling_strategy::Value as Scheduling;
 use steady_proto::v1::threshold_type::Value as ThresholdType;
 use steady_proto::v1::{Object, Service, ServiceSpec, ServiceStatus, object};
 
@@ -14,9 +15,19 @@ pub struct Bounds {
     pub ceiling: i32,
 }
 
-/// Floor and ceiling of a service (ECS deployment configuration).
-pub fn bounds(spec: &ServiceSpec) -> Bounds {
-    let desired = i64::from(spec.desired_count());
+/// Whether it has one task on each instance, instead of a number of them.
+pub fn is_daemon(spec: &ServiceSpec) -> bool {
+    spec.scheduling_strategy() == Scheduling::Daemon
+}
+
+/// How many tasks it is to have: as its spec says; of a DAEMON service, as its controller last counted instances.
+pub fn desired(spec: &ServiceSpec, status: &ServiceStatus) -> i32 {
+    if is_daemon(spec) { status.desired_count() } else { spec.desired_count() }
+}
+
+/// Floor and ceiling of a service that is to have so many tasks (ECS deployment configuration).
+pub fn bounds(spec: &ServiceSpec, desired: i32) -> Bounds {
+    let desired = i64::from(desired);
     let settings = spec.deployment_configuration.unwrap_or_default();
     let least = i64::from(settings.minimum_healthy_percent.unwrap_or(100));
     let most = i64::from(settings.maximum_percent.unwrap_or(200));
@@ -25,11 +36,11 @@ pub fn bounds(spec: &ServiceSpec) -> Bounds {
 
 /// How many failures a deployment of this service may have before it is given up; `None`: as many as it likes (ECS
 /// deployment circuit breaker).
-pub fn failure_threshold(spec: &ServiceSpec) -> Option<i32> {
+pub fn failure_threshold(spec: &ServiceSpec, desired: i32) -> Option<i32> {
     let breaker = spec.deployment_configuration?.deployment_circuit_breaker.filter(|breaker| breaker.enable)?;
     let threshold = breaker.threshold_configuration.unwrap_or_default();
     let value = threshold.value.unwrap_or(DEFAULT_PERCENT);
-    let share = ((i64::from(spec.desired_count()) * i64::from(value) + 99) / 100) as i32;
+    let share = ((i64::from(desired) * i64::from(value) + 99) / 100) as i32;
     Some(match threshold.r#type() {
         ThresholdType::Count => value,
         ThresholdType::UnboundedPercent => share.max(1),
@@ -57,15 +68,15 @@ mod tests {
     use steady_proto::v1::{DeploymentCircuitBreaker, DeploymentConfiguration, ThresholdConfiguration};
 
     fn of(desired: i32, least: i32, most: i32) -> Bounds {
-        bounds(&ServiceSpec {
-            desired_count: Some(desired),
+        let spec = ServiceSpec {
             deployment_configuration: Some(DeploymentConfiguration {
                 minimum_healthy_percent: Some(least),
                 maximum_percent: Some(most),
                 deployment_circuit_breaker: None,
             }),
             ..Default::default()
-        })
+        };
+        bounds(&spec, desired)
     }
 
     #[test]
@@ -81,14 +92,14 @@ mod tests {
             threshold_configuration: Some(threshold),
             ..DeploymentCircuitBreaker::default()
         };
-        failure_threshold(&ServiceSpec {
-            desired_count: Some(desired),
+        let spec = ServiceSpec {
             deployment_configuration: Some(DeploymentConfiguration {
                 deployment_circuit_breaker: Some(breaker),
                 ..DeploymentConfiguration::default()
             }),
             ..ServiceSpec::default()
-        })
+        };
+        failure_threshold(&spec, desired)
     }
 
     #[test]
@@ -102,6 +113,6 @@ mod tests {
         assert_eq!(threshold(1000, ThresholdType::UnboundedPercent, Some(50)), Some(500));
         assert_eq!(threshold(0, ThresholdType::UnboundedPercent, Some(50)), Some(1));
         assert_eq!(threshold(1000, ThresholdType::Count, Some(7)), Some(7));
-        assert_eq!(failure_threshold(&ServiceSpec::default()), None, "off when nobody asks for it");
+        assert_eq!(failure_threshold(&ServiceSpec::default(), 4), None, "off when nobody asks for it");
     }
 }

@@ -60,6 +60,16 @@ impl View<'_> {
         self.is_running() && matches!(self.status.health_status(), Health::Unspecified | Health::Healthy)
     }
 
+    /// Its service does not choose it to stop.
+    pub fn is_protected(&self, now: Timestamp) -> bool {
+        self.protected_until().is_some_and(|until| until > now)
+    }
+
+    /// Until when its service does not choose it to stop.
+    pub fn protected_until(&self) -> Option<Timestamp> {
+        self.spec.protected_until.as_ref().map(Timestamp::from)
+    }
+
     /// Its containers' health checks fail.
     pub fn is_unhealthy(&self) -> bool {
         self.is_wanted() && self.status.health_status() == Health::Unhealthy

@@ -1,7 +1,7 @@
 //! Apply: what people declare becomes objects, all of a request or none of it.
 
 use steady_core::validate::{self, Fault};
-use steady_core::{DEFAULT_CLUSTER, Key, Kind, KindExt, defaults, v1};
+use steady_core::{DEFAULT_CLUSTER, Key, Kind, KindExt, defaults, service, v1};
 use v1::apply_result::Outcome;
 use v1::{ApplyResult, Object, object, service_state};
 
@@ -75,7 +75,7 @@ fn decide(writes: &mut Writes, objects: &[Object]) -> Result<Vec<ApplyResult>, R
             let decided = match kind {
                 Kind::Cluster => Ok(upsert(writes, object.clone())),
                 Kind::TaskDefinition => definitions::register(writes, object),
-                Kind::Service => service(writes, object),
+                Kind::Service => declared(writes, object),
                 _ => task(writes, object),
             };
             match decided {
@@ -104,7 +104,7 @@ fn cluster_fault(writes: &mut Writes, cluster: &str) -> Option<Fault> {
     Some(fault("metadata.cluster", message))
 }
 
-fn service(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Fault>> {
+fn declared(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Fault>> {
     let mut faults: Vec<Fault> = cluster_fault(writes, wanted.cluster()).into_iter().collect();
     let mut wanted = wanted.clone();
     let current = writes.get(&Key::of(&wanted)).cloned();
@@ -117,10 +117,19 @@ fn service(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Faul
         let message = format!("cluster `{}` has {MAX_SERVICES} services, and takes no more", wanted.cluster());
         return Err(vec![fault("metadata.cluster", message)]);
     }
-    if let Some(object::Kind::Service(service)) = &mut wanted.kind {
-        let spec = service.spec.get_or_insert_default();
+    if let Some(object::Kind::Service(found)) = &mut wanted.kind {
+        let spec = found.spec.get_or_insert_default();
         // Absent means «as it is»: an autoscaler or `steady scale` may have set it.
-        spec.desired_count = spec.desired_count.or(running.desired_count).or(Some(1));
+        if current.is_some() && service::is_daemon(spec) != service::is_daemon(&running) {
+            let message = format!(
+                "cannot become {} while the service is there; delete it first, or give it another name",
+                spec.scheduling_strategy().as_str_name()
+            );
+            faults.push(fault("spec.schedulingStrategy", message));
+        }
+        if !service::is_daemon(spec) {
+            spec.desired_count = spec.desired_count.or(running.desired_count).or(Some(1));
+        }
         if spec.force_new_deployment == 0 {
             spec.force_new_deployment = running.force_new_deployment;
         }
@@ -130,7 +139,7 @@ fn service(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Faul
         }
         if current.is_none() {
             let active = service_state::Value::Active.into();
-            service.status = Some(v1::ServiceStatus { status: active, ..Default::default() });
+            found.status = Some(v1::ServiceStatus { status: active, ..Default::default() });
         }
     }
     // The count that was filled in can make the percentages wrong.

@@ -1,19 +1,24 @@
 //! Tasks that are no service's: starting them, and stopping any.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use steady_core::guard::{self, Guard};
 use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::v1::{
-    Object, RunTaskRequest, StopTaskRequest, Task, TaskSpec, TaskStatus, desired_status, task_last_status,
+    Object, RunTaskRequest, StopTaskRequest, Task, TaskSpec, TaskStatus, UpdateTaskProtectionRequest, desired_status,
+    object, task_last_status,
 };
-use steady_core::{DEFAULT_CLUSTER, Key, Kind, Revision, derived_id, resources, task, validate};
+use steady_core::{DEFAULT_CLUSTER, Key, Kind, Revision, Timestamp, derived_id, resources, task, validate};
 
 use super::writes::Writes;
 use super::{Registry, RegistryError, definitions, fault};
 
-/// Most tasks of one `RunTask` (ECS).
+/// Most tasks of one `RunTask` (ECS), and of one `UpdateTaskProtection`.
 const MAX_COUNT: i32 = 10;
+/// Minutes of task protection when nobody says, and most (ECS).
+const PROTECTION: i32 = 120;
+const MAX_PROTECTION: i32 = 2880;
 
 impl Registry {
     /// Creates standalone tasks. The same client token gives the same tasks.
@@ -60,6 +65,57 @@ impl Registry {
         })
         .await
     }
+}
+
+impl Registry {
+    /// Has tasks of services not be chosen to stop for a time, or no longer so (ECS `UpdateTaskProtection`).
+    pub async fn protect(&self, request: &UpdateTaskProtectionRequest) -> Result<Vec<Object>, RegistryError> {
+        let cluster = if request.cluster.is_empty() { DEFAULT_CLUSTER } else { &request.cluster };
+        let minutes = if request.expires_in_minutes == 0 { PROTECTION } else { request.expires_in_minutes };
+        let mut faults = Vec::new();
+        if !(1..=MAX_COUNT as usize).contains(&request.tasks.len()) {
+            let message = format!("{} tasks; expected 1 to {MAX_COUNT}", request.tasks.len());
+            faults.push((0, fault("tasks", message)));
+        }
+        if !(1..=MAX_PROTECTION).contains(&minutes) {
+            let message = format!("{minutes} is out of range; expected 1 to {MAX_PROTECTION} minutes");
+            faults.push((0, fault("expiresInMinutes", message)));
+        }
+        if !faults.is_empty() {
+            return Err(RegistryError::Invalid(faults));
+        }
+        let (tasks, revision) = self
+            .write(|writes| {
+                let until = writes.now() + Duration::from_secs(60 * u64::from(minutes.unsigned_abs()));
+                let until = request.protection_enabled.then_some(until);
+                request.tasks.iter().map(|name| protect(writes, &Key::new(Kind::Task, cluster, name), until)).collect()
+            })
+            .await?;
+        let tasks: Vec<Object> = tasks;
+        Ok(tasks
+            .into_iter()
+            .map(|mut task| {
+                task.meta_mut().revision = revision.0;
+                task
+            })
+            .collect())
+    }
+}
+
+fn protect(writes: &mut Writes, key: &Key, until: Option<Timestamp>) -> Result<Object, RegistryError> {
+    let not_found = || RegistryError::NotFound(key.clone());
+    let mut object = writes.get(key).cloned().ok_or_else(not_found)?;
+    let found = task::of(&object).ok_or_else(not_found)?;
+    if found.spec.service.is_empty() || !found.is_wanted() {
+        let message =
+            format!("{key} cannot be protected: only tasks of services that run, or are to run, can (TASK_NOT_VALID)");
+        return Err(RegistryError::Refused(message));
+    }
+    let spec = TaskSpec { protected_until: until.map(Into::into), ..found.spec.clone() };
+    let task = Task { spec: Some(spec), status: Some(found.status.clone()) };
+    object.kind = Some(object::Kind::Task(task));
+    writes.put(object.clone());
+    Ok(object)
 }
 
 fn run(
@@ -119,6 +175,9 @@ pub(super) fn standalone(writes: &Writes, cluster: &str, name: &str, definition:
         container_instance: String::new(),
         slot: 0,
         attempt: 0,
+        target_instance: String::new(),
+        replaces: String::new(),
+        protected_until: None,
         ..spec
     };
     let status = TaskStatus {

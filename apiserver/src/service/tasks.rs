@@ -3,7 +3,10 @@
 use std::pin::Pin;
 
 use steady_core::v1::tasks_server::Tasks;
-use steady_core::v1::{LogsRequest, LogsResponse, RunTaskRequest, RunTaskResponse, StopTaskRequest, StopTaskResponse};
+use steady_core::v1::{
+    LogsRequest, LogsResponse, RunTaskRequest, RunTaskResponse, StopTaskRequest, StopTaskResponse,
+    UpdateTaskProtectionRequest, UpdateTaskProtectionResponse,
+};
 use steady_core::{DEFAULT_CLUSTER, Key, Kind, task};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -27,6 +30,14 @@ impl Tasks for TasksService {
     async fn stop_task(&self, request: Request<StopTaskRequest>) -> Result<Response<StopTaskResponse>, Status> {
         let (task, _) = self.registry.stop_task(&request.into_inner()).await.map_err(status::of)?;
         Ok(Response::new(StopTaskResponse { task: Some(task) }))
+    }
+
+    async fn update_task_protection(
+        &self,
+        request: Request<UpdateTaskProtectionRequest>,
+    ) -> Result<Response<UpdateTaskProtectionResponse>, Status> {
+        let protected_tasks = self.registry.protect(&request.into_inner()).await.map_err(status::of)?;
+        Ok(Response::new(UpdateTaskProtectionResponse { protected_tasks }))
     }
 
     type LogsStream = Pin<Box<dyn futures::Stream<Item = Result<LogsResponse, Status>> + Send>>;

@@ -126,7 +126,7 @@ fn service(object: &Object, age: String) -> Row {
         vec![
             object.name().into(),
             state(shown),
-            spec.desired_count().to_string().into(),
+            steady_core::service::desired(&spec, &status).to_string().into(),
             status.running_count().to_string().into(),
             status.pending_count().to_string().into(),
             spec.task_definition.into(),

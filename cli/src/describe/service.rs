@@ -18,12 +18,13 @@ pub(super) fn describe(page: &mut Page, object: &Object, world: &World) {
     page.state("Status", if object.is_deleting() { "DRAINING" } else { state.as_str_name() });
     page.field("Task definition", &spec.task_definition);
     page.field("Scheduling", spec.scheduling_strategy().as_str_name());
-    let bounds = service::bounds(&spec);
+    let desired = service::desired(&spec, &status);
+    let bounds = service::bounds(&spec, desired);
     let settings = spec.deployment_configuration.unwrap_or_default();
     let (least, most) = (settings.minimum_healthy_percent.unwrap_or(100), settings.maximum_percent.unwrap_or(200));
     let (floor, ceiling) = (bounds.floor, bounds.ceiling);
     page.field("Deploys", &format!("with {floor} to {ceiling} tasks ({least}% to {most}%)"));
-    if let Some(threshold) = service::failure_threshold(&spec) {
+    if let Some(threshold) = service::failure_threshold(&spec, desired) {
         let rolls_back = settings.deployment_circuit_breaker.is_some_and(|breaker| breaker.rollback);
         let then = if rolls_back { "rolls back" } else { "gives up" };
         page.field("Circuit breaker", &format!("{then} after {threshold} failures"));
@@ -38,7 +39,7 @@ pub(super) fn describe(page: &mut Page, object: &Object, world: &World) {
         page.field("Strategy", format!("{} {}", strategy.r#type().as_str_name(), strategy.field).trim());
     }
     let (running, pending) = (status.running_count(), status.pending_count());
-    page.field("Tasks", &format!("{} desired, {running} running, {pending} pending", spec.desired_count()));
+    page.field("Tasks", &format!("{desired} desired, {running} running, {pending} pending"));
     let steady = progress::is_steady(object);
     page.field("Steady", if steady { "yes" } else { "no" });
     if !steady {

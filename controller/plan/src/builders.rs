@@ -15,6 +15,8 @@ use steady_core::{Change, Key, Kind, Plan, Revision, Timestamp, View};
 /// A view, and what it takes to change it.
 pub(crate) struct World {
     pub(crate) view: View,
+    /// What is created is created now.
+    pub(crate) now: Timestamp,
     revision: i64,
 }
 
@@ -26,7 +28,7 @@ pub(crate) struct Found {
 
 impl World {
     pub(crate) fn new() -> Self {
-        World { view: View::default(), revision: 0 }
+        World { view: View::default(), now: Timestamp(0), revision: 0 }
     }
 
     pub(crate) fn key(service: &str) -> Key {
@@ -238,8 +240,9 @@ impl World {
 
     fn carry_out(&mut self, change: Change) {
         match change {
-            Change::Create(object) => {
+            Change::Create(mut object) => {
                 assert!(self.view.get(&Key::of(&object)).is_none(), "{} is there already", Key::of(&object));
+                object.meta_mut().created = Some(self.now.into());
                 self.put(object);
             }
             // Specs are written with whatever status the object has by then, and the other way round.

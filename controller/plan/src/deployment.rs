@@ -15,6 +15,8 @@ use steady_core::v1::{
 };
 use steady_core::{Change, Event, Key, Kind, Plan, Revision, Timestamp, View, service, task};
 
+use crate::daemon;
+
 /// Deployments of a service that are kept after they are over.
 const HISTORY: usize = 10;
 
@@ -79,7 +81,8 @@ pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
     };
     let deployments = of_service(view, object);
     let digest = service::revision_digest(spec);
-    let service = Rolled { view, object, spec, status: &status, deployments: &deployments, now };
+    let desired = daemon::desired(view, &key.cluster, spec);
+    let service = Rolled { view, object, spec, desired, status: &status, deployments: &deployments, now };
     let refused = status.failed_rollout.as_ref().is_some_and(|failed| failed.revision_digest == digest);
     let Some(newest) = deployments.last().filter(|d| d.spec.revision_digest == digest || refused) else {
         // Tasks that still run what is wanted again need not be replaced.
@@ -88,11 +91,11 @@ pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
             Some(again) => {
                 plan.groups.push(service.resume(again, None, demoted(&deployments)));
             }
-            None => start(&mut plan, object, spec, status, &deployments, digest),
+            None => service.start(&mut plan, digest),
         }
         return plan;
     };
-    if is_tripped(spec, newest.status) {
+    if is_tripped(spec, desired, newest.status) {
         service.give_up(newest, refused, digest, &mut plan);
         return plan;
     }
@@ -134,6 +137,8 @@ struct Rolled<'a> {
     view: &'a View,
     object: &'a Object,
     spec: &'a ServiceSpec,
+    /// How many tasks it is to have.
+    desired: i32,
     status: &'a ServiceStatus,
     deployments: &'a [Rolling<'a>],
     now: Timestamp,
@@ -161,10 +166,40 @@ impl Rolled<'_> {
         self.tasks_of(deployment).any(|t| t.is_live())
     }
 
+    /// A new deployment, named by what it is of: a repeated write cannot make two.
+    fn start(&self, plan: &mut Plan, digest: String) {
+        let sequence = self.deployments.last().map_or(0, |d| d.spec.sequence) + 1;
+        let name = format!("{}-{sequence}", self.object.name());
+        let deployment = Deployment {
+            spec: Some(DeploymentSpec {
+                service: self.object.name().to_owned(),
+                task_definition: self.spec.task_definition.clone(),
+                target_count: self.desired,
+                sequence,
+                revision_digest: digest,
+                force_new_deployment: self.spec.force_new_deployment,
+            }),
+            status: Some(DeploymentStatus {
+                role: Role::Primary.into(),
+                rollout_state: Rollout::InProgress.into(),
+                rollout_state_reason: in_progress(&name),
+                ..DeploymentStatus::default()
+            }),
+        };
+        let mut created = Object::new(self.object.cluster(), &name, deployment);
+        created.meta_mut().owner = Some(self.object.reference());
+        let status =
+            ServiceStatus { primary_deployment: name, steady: false, failed_rollout: None, ..self.status.clone() };
+        let mut group = vec![Change::Create(created), self.with_status(status)];
+        // Never two in force, not for a moment.
+        group.extend(demoted(self.deployments));
+        plan.groups.push(group);
+    }
+
     /// Has an older deployment take the place of the newest again: its tasks that still run stay.
     fn resume(&self, again: &Rolling<'_>, failed: Option<FailedRollout>, mut group: Vec<Change>) -> Vec<Change> {
         let sequence = self.deployments.last().map_or(0, |d| d.spec.sequence) + 1;
-        let spec = DeploymentSpec { sequence, target_count: self.spec.desired_count(), ..again.spec.clone() };
+        let spec = DeploymentSpec { sequence, target_count: self.desired, ..again.spec.clone() };
         let status = DeploymentStatus {
             role: Role::Primary.into(),
             rollout_state: Rollout::InProgress.into(),
@@ -233,7 +268,7 @@ impl Rolled<'_> {
     /// completed keeps the rest: nothing else is there to serve.
     fn targets(&self) -> Vec<i32> {
         let mut targets = vec![0; self.deployments.len()];
-        let (Some(newest), desired) = (self.deployments.last(), self.spec.desired_count()) else { return targets };
+        let (Some(newest), desired) = (self.deployments.last(), self.desired) else { return targets };
         let last = targets.len() - 1;
         targets[last] = desired;
         if newest.status.rollout_state() == Rollout::Failed {
@@ -293,9 +328,9 @@ impl Rolled<'_> {
             return false;
         }
         let from: Vec<Timestamp> =
-            self.tasks_of(deployment).filter_map(|t| counts_from(self.spec, false, &t)).collect();
+            self.tasks_of(deployment).filter_map(|t| counts_from(self.spec, self.desired, false, &t)).collect();
         let (sure, young): (Vec<Timestamp>, Vec<Timestamp>) = from.into_iter().partition(|from| *from <= self.now);
-        let complete = sure.len() >= self.spec.desired_count() as usize;
+        let complete = sure.len() >= self.desired as usize;
         if !complete {
             for from in young {
                 plan.wake(from);
@@ -323,57 +358,22 @@ pub(crate) const SETTLED: Duration = Duration::from_secs(10);
 /// From when on a healthy task counts for its deployment: at once if its health checks say so, or if nothing depends on it;
 /// where other tasks go for it (`replaces`) or failures are counted, once it is sure not to be one. (ECS waits 40 s for a
 /// task without health checks.) `None`: it is not healthy.
-pub(crate) fn counts_from(spec: &ServiceSpec, replaces: bool, task: &task::View<'_>) -> Option<Timestamp> {
+pub(crate) fn counts_from(
+    spec: &ServiceSpec,
+    desired: i32,
+    replaces: bool,
+    task: &task::View<'_>,
+) -> Option<Timestamp> {
     let start = task.is_healthy().then(|| task.started_at().unwrap_or(Timestamp(0)))?;
-    let waits = replaces || service::failure_threshold(spec).is_some();
+    let waits = replaces || service::failure_threshold(spec, desired).is_some();
     let sure = task.status.health_status() == Health::Healthy || !waits;
     Some(if sure { start } else { start + SETTLED })
 }
 
 /// Whether a deployment has as many failures as its service's circuit breaker bears.
-pub(crate) fn is_tripped(spec: &ServiceSpec, status: &DeploymentStatus) -> bool {
+pub(crate) fn is_tripped(spec: &ServiceSpec, desired: i32, status: &DeploymentStatus) -> bool {
     status.rollout_state() == Rollout::InProgress
-        && service::failure_threshold(spec).is_some_and(|threshold| status.failed_tasks >= threshold)
-}
-
-/// A new deployment, named by what it is of: a repeated write cannot make two.
-fn start(
-    plan: &mut Plan,
-    object: &Object,
-    spec: &ServiceSpec,
-    status: ServiceStatus,
-    before: &[Rolling<'_>],
-    digest: String,
-) {
-    let sequence = before.last().map_or(0, |d| d.spec.sequence) + 1;
-    let name = format!("{}-{sequence}", object.name());
-    let reason = in_progress(&name);
-    let deployment = Deployment {
-        spec: Some(DeploymentSpec {
-            service: object.name().to_owned(),
-            task_definition: spec.task_definition.clone(),
-            target_count: spec.desired_count(),
-            sequence,
-            revision_digest: digest,
-            force_new_deployment: spec.force_new_deployment,
-        }),
-        status: Some(DeploymentStatus {
-            role: Role::Primary.into(),
-            rollout_state: Rollout::InProgress.into(),
-            rollout_state_reason: reason,
-            ..DeploymentStatus::default()
-        }),
-    };
-    let mut created = Object::new(object.cluster(), &name, deployment);
-    created.meta_mut().owner = Some(object.reference());
-    let status = ServiceStatus { primary_deployment: name, steady: false, failed_rollout: None, ..status };
-    let mut group = vec![
-        Change::Create(created),
-        Change::PutStatus { object: service::with_status(object, status), expect: Revision(object.meta().revision) },
-    ];
-    // Never two in force, not for a moment.
-    group.extend(demoted(before));
-    plan.groups.push(group);
+        && service::failure_threshold(spec, desired).is_some_and(|threshold| status.failed_tasks >= threshold)
 }
 
 #[cfg(test)]

@@ -34,7 +34,8 @@ pub fn plan(view: &View, key: &Key, _now: Timestamp) -> Plan {
     if waiting.is_empty() {
         return plan;
     }
-    waiting.sort_by_key(|t| created(t.object));
+    // Those that can be nowhere else first: tasks of DAEMON services (ECS).
+    waiting.sort_by_key(|t| (t.spec.target_instance.is_empty(), created(t.object)));
     let mut nodes = nodes(view, cluster);
     let mut bound: BTreeMap<usize, Vec<Change>> = BTreeMap::new();
     let mut refused: BTreeMap<String, (&'static str, String)> = BTreeMap::new();
@@ -79,7 +80,7 @@ fn created(object: &Object) -> (Timestamp, &str) {
 
 /// Tasks of the same likeness are refused for the same reasons.
 fn likeness(spec: &TaskSpec) -> String {
-    format!("{:?} {:?} {}", spec.demand, spec.placement_constraints, spec.group)
+    format!("{:?} {:?} {} {}", spec.demand, spec.placement_constraints, spec.group, spec.target_instance)
 }
 
 fn refusal(task: &task::View<'_>, reason: &'static str, message: String) -> Waiting {

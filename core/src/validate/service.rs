@@ -1,11 +1,11 @@
 //! Checks of a Service (ECS `CreateService`, `UpdateService`).
 
 use steady_proto::v1::ServiceSpec;
-use steady_proto::v1::scheduling_strategy::Value as Scheduling;
+use steady_proto::v1::availability_zone_rebalancing::Value as Rebalancing;
 use steady_proto::v1::threshold_type::Value as ThresholdType;
 
 use super::common::{Faults, constraints, strategies};
-use crate::service::{DEFAULT_PERCENT, bounds};
+use crate::service::{DEFAULT_PERCENT, bounds, is_daemon};
 
 /// Most tasks of one service (ECS quota).
 const MAX_TASKS: i64 = 5000;
@@ -17,8 +17,8 @@ pub(super) fn check(spec: &ServiceSpec, faults: &mut Faults) {
     if let Some(desired) = spec.desired_count {
         faults.range("spec.desiredCount", desired.into(), 0, MAX_TASKS, "tasks");
     }
-    if spec.scheduling_strategy() == Scheduling::Daemon {
-        faults.unsupported("spec.schedulingStrategy", true, "use REPLICA with placement constraint distinctInstance");
+    if is_daemon(spec) {
+        daemon(spec, faults);
     }
     faults.range(
         "spec.healthCheckGracePeriodSeconds",
@@ -31,6 +31,26 @@ pub(super) fn check(spec: &ServiceSpec, faults: &mut Faults) {
     strategies(faults, "spec.placementStrategy", &spec.placement_strategy);
     percentages(spec, faults);
     breaker(spec, faults);
+}
+
+/// What a service with one task on each instance cannot have.
+fn daemon(spec: &ServiceSpec, faults: &mut Faults) {
+    if spec.desired_count.is_some() {
+        faults
+            .add("spec.desiredCount", "is not for schedulingStrategy DAEMON: it has one task on each instance".into());
+    }
+    if !spec.placement_strategy.is_empty() {
+        faults.add("spec.placementStrategy", "is not for schedulingStrategy DAEMON: it has a task everywhere".into());
+    }
+    if spec.availability_zone_rebalancing() == Rebalancing::Enabled {
+        faults
+            .add("spec.availabilityZoneRebalancing", "is not for schedulingStrategy DAEMON; expected DISABLED".into());
+    }
+    let settings = spec.deployment_configuration.unwrap_or_default();
+    if let Some(most) = settings.maximum_percent.filter(|most| *most != 100) {
+        let message = format!("is {most}; expected 100: a DAEMON service has one task on each instance, never two");
+        faults.add("spec.deploymentConfiguration.maximumPercent", message);
+    }
 }
 
 fn breaker(spec: &ServiceSpec, faults: &mut Faults) {
@@ -55,7 +75,9 @@ fn breaker(spec: &ServiceSpec, faults: &mut Faults) {
 fn percentages(spec: &ServiceSpec, faults: &mut Faults) {
     let path = "spec.deploymentConfiguration";
     let settings = spec.deployment_configuration.unwrap_or_default();
-    let (least, most) = (settings.minimum_healthy_percent.unwrap_or(100), settings.maximum_percent.unwrap_or(200));
+    let usual = if is_daemon(spec) { (0, 100) } else { (100, 200) };
+    let (least, most) =
+        (settings.minimum_healthy_percent.unwrap_or(usual.0), settings.maximum_percent.unwrap_or(usual.1));
     let before = faults.found.len();
     faults.range(&format!("{path}.minimumHealthyPercent"), least.into(), 0, 100, "percent");
     faults.range(&format!("{path}.maximumPercent"), most.into(), 100, 1000, "percent");
@@ -63,7 +85,7 @@ fn percentages(spec: &ServiceSpec, faults: &mut Faults) {
         return;
     }
     let desired = spec.desired_count.unwrap_or(1);
-    let bounds = bounds(&ServiceSpec { desired_count: Some(desired), ..spec.clone() });
+    let bounds = bounds(spec, desired);
     if desired > 0 && bounds.floor >= desired && bounds.ceiling <= desired {
         faults.add(
             path,

@@ -304,10 +304,9 @@ impl Case<'_> {
         }
         for (name, (created, stopped)) in touched {
             let Some(object) = self.after.get(&Key::new(Kind::Service, "default", &name)) else { continue };
-            let Some(spec) = object.as_service().and_then(|s| s.spec.as_ref()).filter(|_| !object.is_deleting()) else {
-                continue;
-            };
-            let bounds = service::bounds(spec);
+            let both = object.as_service().and_then(|s| Some((s.spec.as_ref()?, s.status.as_ref()?)));
+            let Some((spec, status)) = both.filter(|_| !object.is_deleting()) else { continue };
+            let bounds = service::bounds(spec, service::desired(spec, status));
             let count = |view: &View, which: &dyn Fn(&task::View<'_>) -> bool| {
                 let tasks = view.of_service(Kind::Task, "default", &name).filter_map(|t| task::of(t));
                 tasks.filter(|t| t.is_owned_by(&object.meta().uid) && which(t)).count() as i32

@@ -7,7 +7,7 @@ use steady_core::resources::Free;
 use steady_core::v1::instance_state::Value as State;
 use steady_core::v1::placement_constraint_type::Value as Constraint;
 use steady_core::v1::{ContainerInstance, Demand, InstanceResources, Object, TaskSpec};
-use steady_core::{Kind, View, task};
+use steady_core::{Key, Kind, View, resources, task};
 
 use super::refusal::Reason;
 
@@ -20,16 +20,31 @@ pub(super) struct Node {
     pub(super) groups: BTreeMap<String, usize>,
     /// All tasks on it.
     pub(super) tasks: usize,
+    /// CPU units and MiB for tasks of DAEMON services that are to come.
+    reserved: (i64, i64),
     /// It takes no task at all.
     closed: Option<Reason>,
 }
 
 /// The instances of a cluster, in order of their names.
 pub(super) fn nodes(view: &View, cluster: &str) -> Vec<Node> {
-    view.in_cluster(Kind::ContainerInstance, cluster).filter_map(|object| node(view, object)).collect()
+    let daemons = daemons(view, cluster);
+    view.in_cluster(Kind::ContainerInstance, cluster).filter_map(|object| node(view, object, &daemons)).collect()
 }
 
-fn node(view: &View, object: &Object) -> Option<Node> {
+/// DAEMON services, and what a task of each takes: it comes before tasks that can be anywhere (ECS).
+fn daemons(view: &View, cluster: &str) -> Vec<(String, Demand)> {
+    let services = view.in_cluster(Kind::Service, cluster).filter(|service| !service.is_deleting());
+    let daemons = services.filter_map(|service| {
+        let spec = service.as_service()?.spec.as_ref().filter(|spec| steady_core::service::is_daemon(spec))?;
+        let definition = view.get(&Key::new(Kind::TaskDefinition, "", &spec.task_definition))?;
+        let demand = resources::demand(definition.as_task_definition()?.spec.as_ref()?);
+        Some((format!("service:{}", service.name()), demand))
+    });
+    daemons.collect()
+}
+
+fn node(view: &View, object: &Object, daemons: &[(String, Demand)]) -> Option<Node> {
     let instance = object.as_container_instance()?;
     let spec = instance.spec.as_ref()?;
     let nothing = InstanceResources::default();
@@ -39,11 +54,14 @@ fn node(view: &View, object: &Object) -> Option<Node> {
         free: Free::of(spec.registered_resources.as_ref().unwrap_or(&nothing)),
         groups: BTreeMap::new(),
         tasks: 0,
+        reserved: (0, 0),
         closed: closed(object, instance),
     };
     for task in view.on_instance(object.cluster(), object.name()).filter_map(|t| task::of(t)) {
         node.take(task.spec);
     }
+    let to_come = daemons.iter().filter(|(group, _)| node.group(group) == 0).map(|(_, demand)| demand);
+    node.reserved = to_come.fold((0, 0), |(cpu, memory), d| (cpu + i64::from(d.cpu), memory + i64::from(d.memory)));
     Some(node)
 }
 
@@ -71,14 +89,20 @@ impl Node {
 
     /// Why it does not take a task.
     pub(super) fn refuses(&self, spec: &TaskSpec, demand: &Demand) -> Option<Reason> {
+        let is_for_one = !spec.target_instance.is_empty();
+        if is_for_one && spec.target_instance != self.name {
+            return Some(Reason::Elsewhere);
+        }
         if let Some(closed) = self.closed {
             return Some(closed);
         }
-        if self.free.memory < i64::from(demand.memory) && guard::stands(Guard::Memory) {
-            return Some(Reason::Memory(self.free.memory));
+        let reserved = if is_for_one { (0, 0) } else { self.reserved };
+        let (cpu, memory) = (self.free.cpu - reserved.0, self.free.memory - reserved.1);
+        if memory < i64::from(demand.memory) && guard::stands(Guard::Memory) {
+            return Some(Reason::Memory(memory.max(0)));
         }
-        if self.free.cpu < i64::from(demand.cpu) && guard::stands(Guard::Memory) {
-            return Some(Reason::Cpu(self.free.cpu));
+        if cpu < i64::from(demand.cpu) && guard::stands(Guard::Memory) {
+            return Some(Reason::Cpu(cpu.max(0)));
         }
         if let Some(port) = self.free.port_conflict(demand).filter(|_| guard::stands(Guard::Port)) {
             return Some(Reason::Port(port));

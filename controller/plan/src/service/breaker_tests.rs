@@ -87,7 +87,8 @@ impl Story {
     /// Floor, ceiling and one primary, in every state.
     fn holds(&mut self) {
         let service = self.world.view.get(&World::key("web")).expect("a service");
-        let bounds = service::bounds(service.as_service().and_then(|s| s.spec.as_ref()).expect("a spec"));
+        let bounds = service.as_service().and_then(|s| s.spec.as_ref()).map(|s| service::bounds(s, s.desired_count()));
+        let bounds = bounds.expect("a spec");
         let tasks = self.world.view.of_kind(Kind::Task).filter_map(|t| task::of(t));
         let live = tasks.filter(task::View::is_live).count();
         assert!(live <= self.live.max(bounds.ceiling as usize), "{live} tasks are above the ceiling");

@@ -9,7 +9,7 @@ use super::Known;
 
 /// Tasks of a deployment that may leave, at most `count`, those that should leave first first (ECS): what does not run
 /// yet, then what runs in the zone, and on the instance, that has most of the service's tasks, the newest first. Tasks
-/// that are to be replaced anyway are not among them: they are counted and stopped by themselves.
+/// that are to be replaced anyway are not among them: they are counted and stopped by themselves. Nor are protected ones.
 pub(super) fn leaving<'a, 'b>(known: &'b Known<'a>, deployment: &str, count: usize) -> Vec<&'b task::View<'a>> {
     let mut zones: BTreeMap<&str, &str> = BTreeMap::new();
     let mut in_zone: BTreeMap<&str, usize> = BTreeMap::new();
@@ -20,7 +20,7 @@ pub(super) fn leaving<'a, 'b>(known: &'b Known<'a>, deployment: &str, count: usi
         *in_zone.entry(zones.entry(instance).or_insert_with(|| zone(known, instance))).or_default() += 1;
     }
     let mut buckets: BTreeMap<&str, Vec<&task::View<'a>>> = BTreeMap::new();
-    for task in known.tasks_of(deployment).filter(|t| t.is_wanted() && !known.is_going(t)) {
+    for task in known.tasks_of(deployment).filter(|t| t.is_wanted() && !known.is_going(t) && !known.is_protected(t)) {
         buckets.entry(task.spec.container_instance.as_str()).or_default().push(task);
     }
     let readiness = |t: &task::View<'_>| (!t.is_running(), !t.is_healthy());

@@ -60,6 +60,8 @@ pub(super) fn counts(known: &Known<'_>, throttle: &Throttle, started: &[(String,
     // One that is young makes room for nobody yet.
     let young = known.tasks.iter().filter_map(|t| known.counts_from(t)).filter(|from| *from > known.now);
     young.for_each(|from| plan.wake(from));
+    let protected = known.tasks.iter().filter(|t| t.is_wanted()).filter_map(task::View::protected_until);
+    protected.filter(|until| *until > known.now).for_each(|until| plan.wake(until));
     // A task whose checks fail is looked at again when its grace period is over.
     for task in known.tasks.iter().filter(|t| t.is_unhealthy() && !known.is_failing(t)) {
         let grace = Duration::from_secs(u64::from(known.spec.health_check_grace_period_seconds().unsigned_abs()));
@@ -80,7 +82,7 @@ fn settles_at(known: &Known<'_>, throttle: &Throttle) -> Option<steady_core::Tim
 
 fn service_status(known: &Known<'_>, throttle: &Throttle) -> ServiceStatus {
     let (running, pending) = tally(known.tasks.iter());
-    let desired = if known.object.is_deleting() { 0 } else { known.spec.desired_count() };
+    let desired = if known.object.is_deleting() { 0 } else { known.desired };
     let digest = service::revision_digest(known.spec);
     let refused = known.status.failed_rollout.as_ref().is_some_and(|failed| failed.revision_digest == digest);
     let obeyed = known.deployments.last().is_some_and(|d| {
