@@ -8,6 +8,7 @@ use steady_core::v1::admin_server::AdminServer;
 use steady_core::v1::agent_server::AgentServer;
 use steady_core::v1::leases_server::LeasesServer;
 use steady_core::v1::objects_server::ObjectsServer;
+use steady_core::v1::services_server::ServicesServer;
 use steady_core::v1::tasks_server::TasksServer;
 use steady_core::{Clock, Key, Revision, SystemClock, v1};
 use tokio::net::TcpListener;
@@ -19,7 +20,9 @@ use tonic::transport::server::TcpIncoming;
 use crate::cache::{self, Cache, FeedError};
 use crate::lanes::Lanes;
 use crate::registry::{NewUid, Registry, RegistryError};
-use crate::service::{AdminService, AgentService, LeasesService, LogRouter, ObjectsService, TasksService, Watches};
+use crate::service::{
+    AdminService, AgentService, LeasesService, LogRouter, ObjectsService, ServicesService, TasksService, Watches,
+};
 use crate::storage::Storage;
 use crate::upkeep;
 
@@ -138,6 +141,7 @@ pub fn routes(registry: Registry) -> Routes {
         .max_encoding_message_size(MAX_RESPONSE);
     Routes::new(objects)
         .add_service(tasks)
+        .add_service(ServicesServer::new(ServicesService { registry: registry.clone() }))
         .add_service(agent)
         .add_service(admin)
         .add_service(LeasesServer::new(LeasesService { registry }))

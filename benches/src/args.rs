@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 
 use crate::workspace::Workspace;
-use crate::{commits, converge, failover, flat, herd, idle, one, startup, watchers};
+use crate::{commits, converge, failover, flat, herd, idle, one, rollout, startup, watchers};
 
 /// A row of the scorecard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -28,6 +28,8 @@ pub(crate) enum Benchmark {
     Flat,
     /// P11: from kill -9 of the controllers that lead until others act
     Failover,
+    /// A service of 100 tasks rolled to its next version, beside Docker Swarm (needs root and docker.io)
+    Rollout,
     /// All agents at once lose their API server, and are restarted
     Herd,
     /// Says which benchmarks there are
@@ -44,7 +46,7 @@ pub(crate) struct Args {
     /// One JSON object a line instead of a table.
     #[arg(long)]
     json: bool,
-    /// Repetitions, in alternation with the yardstick [default: converge, commits and watchers 3, one, flat and herd 1, failover 20, idle 1, startup 5].
+    /// Repetitions, in alternation with the yardstick [default: converge, commits and watchers 3, one, flat and herd 1, rollout 3, failover 20, idle 1, startup 5].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
     /// Tasks: of the service (converge and idle, 1000), or calls of RunTask per round (one, 100).
@@ -92,6 +94,7 @@ impl Args {
             Benchmark::Watchers => watchers::run(&workspace, scale(3, 0)).await,
             Benchmark::Flat => flat::run(&workspace, scale(1, 0)).await,
             Benchmark::Failover => failover::run(&workspace, scale(20, 0)).await,
+            Benchmark::Rollout => rollout::run(&workspace, scale(3, 100)).await,
             Benchmark::Herd => herd::run(&workspace, scale(1, 0)).await,
             Benchmark::Startup | Benchmark::List => startup::run(&workspace, scale(5, 0)).await,
         };

@@ -15,6 +15,7 @@ mod machine;
 mod one;
 mod peers;
 mod report;
+mod rollout;
 mod sample;
 mod startup;
 mod store;

@@ -11,8 +11,8 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::out::Color;
 use crate::{
-    admin, apply, completion, context, delete, describe, drain, events, get, hello, logs, process, protect, rollout,
-    run, scale, span, stop, store, wait,
+    admin, alarm, apply, completion, context, delete, describe, drain, events, get, hello, logs, process, protect,
+    rollout, run, scale, span, stop, store, wait,
 };
 
 /// Longest that a request takes, unless --timeout says otherwise.
@@ -126,6 +126,8 @@ pub enum Command {
     Scale(scale::Scale),
     /// Follow, list, undo, stop or restart the deployments of a service.
     Rollout(rollout::RolloutArgs),
+    /// Say how an alarm is: it ends deployments that heed it.
+    Alarm(alarm::AlarmArgs),
     /// Have tasks of services not be chosen to stop, for a time.
     Protect(protect::Protect),
     /// Have services' tasks leave container instances.

@@ -8,12 +8,14 @@ use futures::stream::FuturesUnordered;
 use steady_core::{Key, Kind};
 use steady_proto::v1::admin_client::AdminClient;
 use steady_proto::v1::objects_client::ObjectsClient;
+use steady_proto::v1::services_client::ServicesClient;
 use steady_proto::v1::tasks_client::TasksClient;
 use steady_proto::v1::{
     ApplyRequest, ApplyResponse, BackupRequest, BackupResponse, Change, CheckRequest, CheckResponse, CommitRequest,
-    DeleteRequest, Expect, GetRequest, ListRequest, LogsRequest, LogsResponse, MakeRoomRequest, MakeRoomResponse,
-    Object, PutSpec, RunTaskRequest, Selector, ServiceSpec, StatusRequest, StatusResponse, StopTaskRequest,
-    UpdateTaskProtectionRequest, WatchRequest, WatchResponse, change, object,
+    ContinueServiceDeploymentRequest, DeleteRequest, Expect, GetRequest, ListRequest, LogsRequest, LogsResponse,
+    MakeRoomRequest, MakeRoomResponse, Object, PutSpec, RunTaskRequest, Selector, ServiceSpec, SetAlarmStateRequest,
+    StatusRequest, StatusResponse, StopTaskRequest, UpdateTaskProtectionRequest, WatchRequest, WatchResponse, change,
+    object,
 };
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status, Streaming};
@@ -85,6 +87,10 @@ impl Client {
 
     fn tasks(&self) -> TasksClient<Channel> {
         TasksClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    fn services(&self) -> ServicesClient<Channel> {
+        ServicesClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// A request that must be answered in time.
@@ -198,6 +204,16 @@ impl Client {
     /// Has tasks of services not be chosen to stop, or ends that.
     pub async fn protect(&self, request: UpdateTaskProtectionRequest) -> Result<Vec<Object>, Failure> {
         self.ask(self.tasks().update_task_protection(request)).await.map(|answer| answer.protected_tasks)
+    }
+
+    /// Has hooks of a deployment that wait go on, or roll back.
+    pub async fn continue_deployment(&self, request: ContinueServiceDeploymentRequest) -> Result<(), Failure> {
+        self.ask(self.services().continue_service_deployment(request)).await.map(|_| ())
+    }
+
+    /// Says how an alarm is.
+    pub async fn set_alarm_state(&self, request: SetAlarmStateRequest) -> Result<(), Failure> {
+        self.ask(self.services().set_alarm_state(request)).await.map(|_| ())
     }
 
     /// Opens the stream of a task's output.

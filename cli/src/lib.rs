@@ -5,6 +5,7 @@
 //! [`target`]. Errors are [`failure::Failure`]s: one sentence, what to do next, and an exit code.
 
 pub mod admin;
+pub mod alarm;
 pub mod apply;
 pub mod args;
 pub mod client;
@@ -86,6 +87,7 @@ async fn verb_of(verb: Command, global: &Global) -> Result<(), Failure> {
         Command::Stop(args) => stop::run(args, global, out).await,
         Command::Scale(args) => scale::run(args, global, out).await,
         Command::Rollout(args) => rollout::run(args, global, out).await,
+        Command::Alarm(args) => alarm::run(args, global, out).await,
         Command::Protect(args) => protect::run(args, global, out).await,
         Command::Drain(args) => drain::run(args, global, out).await,
         Command::Logs(args) => logs::run(args, global, out).await,

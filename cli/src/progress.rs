@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use steady_core::{Key, Kind, condition, task};
 use steady_proto::v1::Object;
+use steady_proto::v1::hook_status::Value as HookStatus;
+use steady_proto::v1::lifecycle_stage::Value as Stage;
 
 use crate::client::Client;
 use crate::columns::urls;
@@ -115,11 +117,40 @@ pub fn counts(service: &Object, world: &World) -> String {
     if status.pending_count() > 0 {
         let _ = write!(text, ", {} pending", status.pending_count());
     }
+    if let Some(stage) = stage(service, world) {
+        let _ = write!(text, ", {stage}");
+    }
     if let Some((reason, _)) = reasons(service, world).into_iter().next() {
         text.push_str(": ");
         text.push_str(&reason);
     }
     text
+}
+
+/// The stage that its newest deployment is in, its share of the traffic, and what it waits for.
+pub fn stage(service: &Object, world: &World) -> Option<String> {
+    let deployments = world.view.of_service(Kind::Deployment, service.cluster(), service.name());
+    let owned = deployments.filter(|d| d.meta().owner.as_ref().is_some_and(|owner| owner.uid == service.meta().uid));
+    let newest = owned.filter_map(|d| Some((d.as_deployment()?.spec.as_ref()?, d.as_deployment()?.status.as_ref()?)));
+    let (spec, status) = newest.max_by_key(|(spec, _)| spec.sequence)?;
+    if status.lifecycle_stage() == Stage::Unspecified {
+        return None;
+    }
+    let mut text = status.lifecycle_stage().as_str_name().to_owned();
+    if let Some(weight) = spec.production_traffic_weight {
+        let _ = write!(text, ", {weight}% of the traffic");
+    }
+    for hook in status.hooks.iter().filter(|hook| hook.status() != HookStatus::Succeeded) {
+        let help = if hook.status() == HookStatus::AwaitingAction {
+            format!("; `steady rollout continue service/{}` ends it", service.name())
+        } else if hook.message.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", hook.message)
+        };
+        let _ = write!(text, ", hook {} is {}{help}", hook.hook_id, hook.status().as_str_name());
+    }
+    Some(text)
 }
 
 /// What a service and its tasks wait for: each message with the number of objects that say it, the

@@ -27,11 +27,16 @@ pub struct Protect {
     #[arg(required = true, value_name = "TASK")]
     pub tasks: Vec<String>,
     /// For how long: 1m to 48h.
-    #[arg(long = "for", value_name = "TIME", default_value = "2h", value_parser = span::parse)]
+    #[arg(long = "for", value_name = "TIME", default_value = "2h", value_parser = parse)]
     pub within: Duration,
     /// Not any more.
     #[arg(long, conflicts_with = "within")]
     pub off: bool,
+}
+
+fn parse(text: &str) -> Result<Duration, String> {
+    let span = span::parse(text)?;
+    if span < Duration::from_secs(60) { Err(format!("`{text}` is too short; expected 1m to 48h")) } else { Ok(span) }
 }
 
 /// `steady protect`.

@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use steady_core::{Key, Kind, service};
+use steady_proto::v1::hook_timeout_action::Value as Action;
 use steady_proto::v1::rollout_state::Value as Rollout;
-use steady_proto::v1::{Deployment, DeploymentSpec, DeploymentStatus, Object, ServiceSpec};
+use steady_proto::v1::{
+    ContinueServiceDeploymentRequest, Deployment, DeploymentSpec, DeploymentStatus, Object, ServiceSpec,
+};
 
 use crate::args::Global;
 use crate::client::Client;
@@ -23,6 +26,7 @@ use crate::{progress, span, target, world};
   steady rollout undo service/hello            back to the deployment that was completed before
   steady rollout undo service/hello --to hello-3
   steady rollout stop service/hello            give up what is being rolled out, and go back
+  steady rollout continue service/hello        a pause of a blue/green deployment is over
   steady rollout restart service/hello         replace every task, though nothing changed
 
 What `undo` and `stop` go back to is written into the service; apply your manifest with it, or it comes again.")]
@@ -43,6 +47,8 @@ pub enum Verb {
     Undo(Undo),
     /// Give up what is being rolled out, and go back to the deployment that was completed before.
     Stop(Going),
+    /// Have a deployment that pauses go on, or roll back.
+    Continue(Continue),
     /// Replace every task of a service by a new one.
     Restart(Going),
 }
@@ -75,6 +81,20 @@ pub struct Undo {
     pub to: Option<String>,
 }
 
+/// Arguments of `steady rollout continue`.
+#[derive(Debug, Args)]
+pub struct Continue {
+    /// The service, and whether to wait for it.
+    #[command(flatten)]
+    pub going: Going,
+    /// Only this hook, as `steady describe service/NAME` names it; else all that wait.
+    #[arg(long, value_name = "ID")]
+    pub hook: Option<String>,
+    /// Roll the deployment back instead.
+    #[arg(long)]
+    pub rollback: bool,
+}
+
 /// `steady rollout`.
 pub async fn run(args: RolloutArgs, global: &Global, out: &mut Out) -> Result<(), Failure> {
     match args.verb {
@@ -86,6 +106,7 @@ pub async fn run(args: RolloutArgs, global: &Global, out: &mut Out) -> Result<()
         Verb::History(of) => history(&of.service, global, out).await,
         Verb::Undo(undo) => back(&undo.going, undo.to.as_deref(), false, global, out).await,
         Verb::Stop(going) => back(&going, None, true, global, out).await,
+        Verb::Continue(args) => go_on(&args, global, out).await,
         Verb::Restart(going) => restart(&going, global, out).await,
     }
 }
@@ -204,6 +225,28 @@ fn choose<'a>(key: &Key, past: &'a [Past], spec: &ServiceSpec, to: Option<&str>)
             "{key}: there is no completed deployment to go back to; `steady rollout history {key}` lists all, --to names one"
         ))
     })
+}
+
+async fn go_on(args: &Continue, global: &Global, out: &mut Out) -> Result<(), Failure> {
+    let (client, key) = open(&args.going.service, args.going.wait, global).await?;
+    let past = deployments(&client, &client.get(&key).await?).await?;
+    let on_its_way = past.first().filter(|past| past.status.rollout_state() == Rollout::InProgress);
+    let Some(newest) = on_its_way else {
+        return Err(Failure::failed(format!(
+            "{key}: nothing is being rolled out; `steady rollout history {key}` tells more"
+        )));
+    };
+    let name = newest.object.name();
+    let action = if args.rollback { Action::Rollback } else { Action::Continue };
+    let request = ContinueServiceDeploymentRequest {
+        cluster: key.cluster.clone(),
+        service_deployment: name.to_owned(),
+        hook_id: args.hook.clone().unwrap_or_default(),
+        action: action.into(),
+    };
+    client.continue_deployment(request).await?;
+    out.line(&format!("{key}: {name} {}", if args.rollback { "is rolled back" } else { "goes on" }))?;
+    if args.going.wait { wait(&client, key, global, out).await } else { Ok(()) }
 }
 
 async fn restart(going: &Going, global: &Global, out: &mut Out) -> Result<(), Failure> {

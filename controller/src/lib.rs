@@ -2,6 +2,7 @@
 //! done is decided in [`steady_plan`], and done by [`steady_runtime`]. No controller module knows another one.
 
 mod deployment;
+mod hook;
 mod instance;
 mod reaper;
 mod scheduler;
@@ -119,6 +120,7 @@ fn service_of(object: &Object) -> Option<Key> {
     let name = match object.kind() {
         Kind::Service => object.name(),
         Kind::Deployment => &object.as_deployment()?.spec.as_ref()?.service,
+        Kind::TaskSet => &object.as_task_set()?.spec.as_ref()?.service,
         Kind::Task => &object.as_task()?.spec.as_ref()?.service,
         _ => return None,
     };

@@ -19,6 +19,7 @@ impl Controller for Reaper {
             Kind::Event,
             Kind::Service,
             Kind::Deployment,
+            Kind::TaskSet,
             Kind::TaskDefinition,
             Kind::Reservation,
             Kind::ContainerInstance,

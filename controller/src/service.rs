@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use steady_core::v1::Object;
-use steady_core::v1::availability_zone_rebalancing::Value as Rebalancing;
 use steady_core::v1::instance_state::Value as State;
 use steady_core::{Key, Kind, Plan, Timestamp, View, service, task};
 use steady_runtime::Controller;
@@ -15,7 +14,7 @@ impl Controller for Services {
     const NAME: &'static str = "service";
 
     fn watches() -> &'static [Kind] {
-        &[Kind::Service, Kind::Deployment, Kind::Task, Kind::TaskDefinition, Kind::ContainerInstance]
+        &[Kind::Service, Kind::Deployment, Kind::Task, Kind::TaskDefinition, Kind::ContainerInstance, Kind::TaskSet]
     }
 
     fn keys(&self, changed: &Object, view: &View) -> Vec<Key> {
@@ -24,7 +23,7 @@ impl Controller for Services {
             let mut services: BTreeSet<Key> = tasks.filter_map(|task| crate::service_of(task)).collect();
             // Those that have a task on each, and those that may be more even with another one.
             services.extend(crate::services(view, changed.cluster(), |spec| {
-                service::is_daemon(spec) || spec.availability_zone_rebalancing() == Rebalancing::Enabled
+                service::is_daemon(spec) || service::rebalances(spec)
             }));
             return services.into_iter().collect();
         }

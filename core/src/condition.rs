@@ -1,5 +1,7 @@
 //! Conditions: why an object is as it is, kept in its status.
 
+use std::time::Duration;
+
 use steady_proto::v1::Condition;
 
 use crate::Timestamp;
@@ -22,11 +24,22 @@ pub fn waiting_for<'a>(conditions: &'a [Condition], source: &str) -> Option<&'a 
     conditions.iter().find(|c| c.r#type == PROGRESSING && !c.status && c.source == source)
 }
 
-/// Sets what the object waits for, in the eyes of one controller. False when it was so already: then nothing is
-/// touched, not even the time.
+/// The same is told again after so long (ECS service events).
+pub const TELL_AGAIN: Duration = Duration::from_secs(6 * 3600);
+
+/// Sets what the object waits for, in the eyes of one controller. False when it was so already and was told not long ago: then
+/// nothing is touched, not even the time.
 pub fn set_waiting(conditions: &mut Vec<Condition>, source: &str, reason: &str, message: &str, now: Timestamp) -> bool {
-    if waiting_for(conditions, source).is_some_and(|c| c.reason == reason && c.message == message) {
-        return false;
+    let same = |c: &&mut Condition| {
+        c.r#type == PROGRESSING && !c.status && c.source == source && c.reason == reason && c.message == message
+    };
+    if let Some(same) = conditions.iter_mut().find(same) {
+        let told = same.told_at.as_ref().or(same.since.as_ref()).map_or(now, Timestamp::from);
+        let again = now.since(told) >= TELL_AGAIN;
+        if again {
+            same.told_at = Some(now.into());
+        }
+        return again;
     }
     clear_waiting(conditions, source);
     conditions.push(Condition {
@@ -36,6 +49,7 @@ pub fn set_waiting(conditions: &mut Vec<Condition>, source: &str, reason: &str, 
         message: message.to_owned(),
         since: Some(now.into()),
         source: source.to_owned(),
+        told_at: None,
     });
     true
 }
@@ -45,4 +59,22 @@ pub fn clear_waiting(conditions: &mut Vec<Condition>, source: &str) -> bool {
     let before = conditions.len();
     conditions.retain(|c| c.r#type != PROGRESSING || c.source != source);
     conditions.len() != before
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_is_told_again_after_six_hours_and_since_stays() {
+        let mut conditions = Vec::new();
+        let mut set = |hours: i64| {
+            let news = set_waiting(&mut conditions, "service", "X", "no room", Timestamp(hours * 3_600_000));
+            (news, conditions[0].since.as_ref().map(Timestamp::from))
+        };
+        let since = Some(Timestamp(0));
+        let told = [0, 1, 5, 6, 7, 11, 12].map(&mut set);
+        assert_eq!(told.map(|(news, _)| news), [true, false, false, true, false, false, true]);
+        assert!(told.iter().all(|(_, at)| *at == since));
+    }
 }

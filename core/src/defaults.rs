@@ -1,7 +1,9 @@
 //! What the API fills in where a person left something out, as ECS does it.
 
 use steady_proto::v1::availability_zone_rebalancing::Value as Rebalancing;
+use steady_proto::v1::deployment_strategy::Value as Strategy;
 use steady_proto::v1::network_mode::Value as NetworkMode;
+use steady_proto::v1::scale_unit::Value as ScaleUnit;
 use steady_proto::v1::scheduling_strategy::Value as Scheduling;
 use steady_proto::v1::threshold_type::Value as ThresholdType;
 use steady_proto::v1::transport_protocol::Value as Protocol;
@@ -51,6 +53,9 @@ pub fn fill(object: &mut Object) {
             let (least, most) = if daemon { (0, 100) } else { (100, 200) };
             settings.maximum_percent.get_or_insert(most);
             settings.minimum_healthy_percent.get_or_insert(least);
+            if settings.strategy() == Strategy::Unspecified {
+                settings.set_strategy(Strategy::Rolling);
+            }
             if let Some(breaker) = &mut settings.deployment_circuit_breaker {
                 breaker.reset_on_healthy_task.get_or_insert(true);
                 let threshold = breaker.threshold_configuration.get_or_insert_default();
@@ -62,6 +67,12 @@ pub fn fill(object: &mut Object) {
                 }
             }
             spec.health_check_grace_period_seconds.get_or_insert(0);
+        }
+        Some(object::Kind::TaskSet(set)) => {
+            let scale = set.spec.get_or_insert_default().scale.get_or_insert_default();
+            if scale.unit() == ScaleUnit::Unspecified {
+                scale.set_unit(ScaleUnit::Percent);
+            }
         }
         Some(object::Kind::Cluster(cluster)) => {
             cluster.spec.get_or_insert_default();

@@ -1,10 +1,17 @@
 //! Services as decisions see them.
 
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use steady_proto::Kind;
+use steady_proto::v1::availability_zone_rebalancing::Value as Rebalancing;
+use steady_proto::v1::deployment_controller_type::Value as ControllerType;
+use steady_proto::v1::deployment_strategy::Value as Strategy;
 use steady_proto::v1::scheduling_strategy::Value as Scheduling;
 use steady_proto::v1::threshold_type::Value as ThresholdType;
-use steady_proto::v1::{Object, Service, ServiceSpec, ServiceStatus, object};
+use steady_proto::v1::{DeploymentConfiguration, Object, Service, ServiceSpec, ServiceStatus, TaskSet, object};
 
-use crate::derived_id;
+use crate::{View, derived_id};
 
 /// Most tasks that may be live, and fewest that must be healthy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,24 +27,82 @@ pub fn is_daemon(spec: &ServiceSpec) -> bool {
     spec.scheduling_strategy() == Scheduling::Daemon
 }
 
-/// How many tasks it is to have: as its spec says; of a DAEMON service, as its controller last counted instances.
+/// Whether its tasks move to where there are fewer of them.
+pub fn rebalances(spec: &ServiceSpec) -> bool {
+    spec.availability_zone_rebalancing() == Rebalancing::Enabled
+}
+
+/// Whether somebody else deploys it, with task sets.
+pub fn is_external(spec: &ServiceSpec) -> bool {
+    spec.deployment_controller.is_some_and(|controller| controller.r#type() == ControllerType::External)
+}
+
+/// Task sets of this very service.
+pub fn task_sets<'a>(view: &'a View, service: &Object) -> impl Iterator<Item = (&'a Object, &'a TaskSet)> {
+    let uid = service.meta().uid.clone();
+    let sets = view.of_service(Kind::TaskSet, service.cluster(), service.name());
+    sets.filter(move |set| set.meta().owner.as_ref().is_some_and(|owner| owner.uid == uid))
+        .filter_map(|set| Some((&**set, set.as_task_set()?)))
+}
+
+/// How many tasks a task set of the service is to have: its share, rounded up (ECS computedDesiredCount).
+pub fn computed_count(spec: &ServiceSpec, set: &TaskSet) -> i32 {
+    let scale = set.spec.as_ref().and_then(|spec| spec.scale.as_ref()).map_or(0.0, |scale| scale.value);
+    // A hundredth of a percent of 5,000 tasks is half a task: what is computed is no more exact than that.
+    (f64::from(spec.desired_count()) * scale / 100.0 - 1e-9).ceil().max(0.0) as i32
+}
+
+/// Its deployment configuration; the default one where it has none.
+pub fn settings(spec: &ServiceSpec) -> &DeploymentConfiguration {
+    static NONE: LazyLock<DeploymentConfiguration> = LazyLock::new(DeploymentConfiguration::default);
+    spec.deployment_configuration.as_ref().unwrap_or(&NONE)
+}
+
+/// Whether deployments replace tasks bit by bit; else all new ones come beside the old ones before traffic moves.
+pub fn is_rolling(spec: &ServiceSpec) -> bool {
+    matches!(settings(spec).strategy(), Strategy::Rolling | Strategy::Unspecified)
+}
+
+/// The alarms that end its deployments.
+pub fn alarms(spec: &ServiceSpec) -> &[String] {
+    settings(spec).alarms.as_ref().filter(|alarms| alarms.enable).map_or(&[], |alarms| &alarms.alarm_names)
+}
+
+/// How long old and new tasks are kept, and alarms watched, before a deployment is completed.
+pub fn bake_time(spec: &ServiceSpec) -> Duration {
+    let usual = if alarms(spec).is_empty() { 0 } else { ALARM_BAKE };
+    minutes(settings(spec).bake_time_in_minutes.unwrap_or(usual))
+}
+
+/// Minutes of bake time where alarms are watched and nobody says how long.
+pub const ALARM_BAKE: i32 = 5;
+
+/// So many minutes.
+pub fn minutes(count: i32) -> Duration {
+    Duration::from_secs(60 * u64::try_from(count).unwrap_or(0))
+}
+
+/// How many tasks it is to have: as its spec says; of a DAEMON service, as its controller last counted instances; of an
+/// EXTERNAL one, what its task sets come to.
 pub fn desired(spec: &ServiceSpec, status: &ServiceStatus) -> i32 {
-    if is_daemon(spec) { status.desired_count() } else { spec.desired_count() }
+    if is_daemon(spec) || is_external(spec) { status.desired_count() } else { spec.desired_count() }
 }
 
 /// Floor and ceiling of a service that is to have so many tasks (ECS deployment configuration).
 pub fn bounds(spec: &ServiceSpec, desired: i32) -> Bounds {
     let desired = i64::from(desired);
-    let settings = spec.deployment_configuration.unwrap_or_default();
+    let settings = settings(spec);
     let least = i64::from(settings.minimum_healthy_percent.unwrap_or(100));
     let most = i64::from(settings.maximum_percent.unwrap_or(200));
-    Bounds { floor: ((desired * least + 99) / 100) as i32, ceiling: (desired * most / 100) as i32 }
+    // Where new tasks come beside all of the old ones, there are twice as many.
+    let beside = if is_rolling(spec) { 0 } else { desired };
+    Bounds { floor: ((desired * least + 99) / 100) as i32, ceiling: (desired * most / 100 + beside) as i32 }
 }
 
 /// How many failures a deployment of this service may have before it is given up; `None`: as many as it likes (ECS
 /// deployment circuit breaker).
 pub fn failure_threshold(spec: &ServiceSpec, desired: i32) -> Option<i32> {
-    let breaker = spec.deployment_configuration?.deployment_circuit_breaker.filter(|breaker| breaker.enable)?;
+    let breaker = settings(spec).deployment_circuit_breaker.filter(|breaker| breaker.enable)?;
     let threshold = breaker.threshold_configuration.unwrap_or_default();
     let value = threshold.value.unwrap_or(DEFAULT_PERCENT);
     let share = ((i64::from(desired) * i64::from(value) + 99) / 100) as i32;
@@ -65,14 +130,14 @@ pub fn with_status(object: &Object, status: ServiceStatus) -> Object {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use steady_proto::v1::{DeploymentCircuitBreaker, DeploymentConfiguration, ThresholdConfiguration};
+    use steady_proto::v1::{DeploymentCircuitBreaker, ThresholdConfiguration};
 
     fn of(desired: i32, least: i32, most: i32) -> Bounds {
         let spec = ServiceSpec {
             deployment_configuration: Some(DeploymentConfiguration {
                 minimum_healthy_percent: Some(least),
                 maximum_percent: Some(most),
-                deployment_circuit_breaker: None,
+                ..DeploymentConfiguration::default()
             }),
             ..Default::default()
         };

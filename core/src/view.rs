@@ -102,7 +102,7 @@ impl View {
         self.objects.is_empty()
     }
 
-    /// Objects of a kind (Task, Deployment) that name this service, of any service that ever had the name.
+    /// Objects of a kind (`Task`, `Deployment`, `TaskSet`) that name this service, of any service that ever had the name.
     pub fn of_service(&self, kind: Kind, cluster: &str, service: &str) -> impl Iterator<Item = &Arc<Object>> {
         let from = Key { kind, cluster: cluster.to_owned(), name: String::new() };
         let (cluster, service) = (cluster.to_owned(), service.to_owned());
@@ -132,13 +132,23 @@ impl View {
             .filter_map(|(_, key)| self.objects.get(key))
     }
 
-    /// Whether a service, or a task that is not STOPPED, uses a task definition.
+    /// Whether a service, a task set, a deployment that is to have tasks, or a task that is not STOPPED, uses a task definition.
     pub fn uses_definition(&self, name: &str) -> bool {
         let by_service = self
             .of_kind(Kind::Service)
             .any(|s| s.as_service().and_then(|s| s.spec.as_ref()).is_some_and(|s| s.task_definition == name));
+        let deployed = |o: &Arc<Object>| {
+            let spec = o.as_deployment().and_then(|d| d.spec.as_ref());
+            spec.is_some_and(|spec| spec.task_definition == name && spec.target_count > 0)
+        };
         let live = |t: &task::View<'_>| t.is_live() && t.spec.task_definition == name;
-        by_service || self.of_kind(Kind::Task).filter_map(|t| task::of(t)).any(|t| live(&t))
+        let in_set = |o: &Arc<Object>| {
+            o.as_task_set().and_then(|set| set.spec.as_ref()).is_some_and(|spec| spec.task_definition == name)
+        };
+        by_service
+            || self.of_kind(Kind::TaskSet).any(in_set)
+            || self.of_kind(Kind::Deployment).any(deployed)
+            || self.of_kind(Kind::Task).filter_map(|t| task::of(t)).any(|t| live(&t))
     }
 
     fn index(&mut self, key: &Key, object: &Object) {
@@ -173,6 +183,7 @@ fn service_of(object: &Object) -> Option<&str> {
     let name = match object.kind() {
         Kind::Task => &object.as_task()?.spec.as_ref()?.service,
         Kind::Deployment => &object.as_deployment()?.spec.as_ref()?.service,
+        Kind::TaskSet => &object.as_task_set()?.spec.as_ref()?.service,
         _ => return None,
     };
     (!name.is_empty()).then_some(name)

@@ -21,7 +21,9 @@ impl KindExt for Kind {
     const USER: &'static [Kind] = &[
         Kind::Cluster,
         Kind::TaskDefinition,
+        Kind::Alarm,
         Kind::Service,
+        Kind::TaskSet,
         Kind::Deployment,
         Kind::Task,
         Kind::ContainerInstance,
@@ -47,6 +49,8 @@ impl KindExt for Kind {
             Kind::Event => "events",
             Kind::Lease => "leases",
             Kind::Sequencer => "sequencers",
+            Kind::Alarm => "alarms",
+            Kind::TaskSet => "tasksets",
         }
     }
 

@@ -229,7 +229,15 @@ fn document(text: &str, cluster: &str) -> Result<Option<Object>, Fault> {
     let Some(kind) = head.kind else {
         return Err(at_key(text, "", "`kind` is missing; for example `kind: Service`".into()));
     };
-    let known = [Kind::Cluster, Kind::TaskDefinition, Kind::Service, Kind::Task, Kind::ContainerInstance];
+    let known = [
+        Kind::Cluster,
+        Kind::TaskDefinition,
+        Kind::Service,
+        Kind::Task,
+        Kind::ContainerInstance,
+        Kind::Alarm,
+        Kind::TaskSet,
+    ];
     let Some(kind) = known.into_iter().find(|k| k.name() == kind) else {
         let names: Vec<&str> = known.iter().map(|k| k.name()).collect();
         let hint = nearest(&kind, &names).map(|n| format!("; did you mean `{n}`?")).unwrap_or_default();
@@ -241,6 +249,8 @@ fn document(text: &str, cluster: &str) -> Result<Option<Object>, Fault> {
         Kind::TaskDefinition => body(text, |spec| v1::TaskDefinition { spec, status: None })?,
         Kind::Service => body(text, |spec| v1::Service { spec, status: None })?,
         Kind::Task => body(text, |spec| v1::Task { spec, status: None })?,
+        Kind::TaskSet => body(text, |spec| v1::TaskSet { spec, status: None })?,
+        Kind::Alarm => body(text, |spec| v1::Alarm { spec, status: None })?,
         _ => body(text, |spec| v1::ContainerInstance { spec, status: None })?,
     };
     let mut meta = meta.unwrap_or_default();

@@ -45,6 +45,8 @@ kinds!(
     (Event, as_event),
     (Lease, as_lease),
     (Sequencer, as_sequencer),
+    (Alarm, as_alarm),
+    (TaskSet, as_task_set),
 );
 
 impl Object {

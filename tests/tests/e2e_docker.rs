@@ -1,64 +1,13 @@
 //! The same on a real Docker Engine: a private one, with its own data, socket and containers.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use steady_tests::{Place, Running, eventually, http_get, ids};
-
-/// A Docker Engine that ends with the test.
-struct Engine {
-    daemon: Running,
-    socket: String,
-    exec_root: String,
-}
-
-impl Engine {
-    fn start(place: &Place) -> Self {
-        let socket = place.path("docker.sock").display().to_string();
-        // Short: containerd's own sockets below it may have 108 characters.
-        let exec_root = format!("/tmp/steady-docker-{}", std::process::id());
-        let mut command = Command::new("dockerd");
-        command.arg("--data-root").arg(place.path("docker"));
-        command.args(["--exec-root", &exec_root, "-H", &format!("unix://{socket}")]);
-        command.arg("--pidfile").arg(place.path("docker.pid"));
-        let daemon = Running::start(command, &place.path("docker.log"));
-        let engine = Engine { daemon, socket, exec_root };
-        eventually("Docker answers (are docker.io, containerd and runc installed?)", Duration::from_secs(60), || {
-            engine.try_docker(&["version"])
-        });
-        engine
-    }
-
-    fn try_docker(&self, args: &[&str]) -> Option<String> {
-        let host = format!("unix://{}", self.socket);
-        let output = Command::new("docker").args(["-H", &host]).args(args).output().ok()?;
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    fn docker(&self, args: &[&str]) -> String {
-        self.try_docker(args).unwrap_or_else(|| panic!("docker {args:?} failed"))
-    }
-
-    /// Names of all containers.
-    fn containers(&self) -> Vec<String> {
-        self.docker(&["ps", "-a", "--format", "{{.Names}}"]).lines().map(str::to_owned).collect()
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        if let Some(ids) = self.try_docker(&["ps", "-aq"]) {
-            for id in ids.lines() {
-                self.try_docker(&["rm", "-f", id]);
-            }
-        }
-        self.daemon.signal(Signal::TERM);
-        self.daemon.wait();
-        let _ = std::fs::remove_dir_all(&self.exec_root);
-    }
-}
+use steady_tests::docker::Engine;
+use steady_tests::{Place, Running, eventually, free_port, http_get, ids};
 
 fn service(place: &Place, name: &str) {
     eventually("the service is there", Duration::from_secs(60), || {
@@ -129,4 +78,67 @@ fn a_task_of_several_containers_starts_in_order_and_is_healthy() {
     assert!(place.ok(&["logs", "task/once"]).contains("steady "));
     let missing = place.steady(&["run", "nothing"]);
     assert!(!missing.status.success());
+}
+
+/// A registry on loopback.
+fn registry(place: &Place) -> (Running, String) {
+    let address = format!("127.0.0.1:{}", free_port());
+    let config = place.path("registry.yml");
+    let data = place.path("registry").display().to_string();
+    let text = format!(
+        "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {data}}}}}\nhttp: {{addr: \"{address}\"}}\nlog: {{level: warn}}\n"
+    );
+    std::fs::write(&config, text).unwrap();
+    let mut command = Command::new("docker-registry");
+    command.arg("serve").arg(&config);
+    let registry = Running::start(command, &place.path("registry.log"));
+    eventually("the registry listens: is docker-registry installed?", Duration::from_secs(30), || {
+        std::net::TcpStream::connect(&address).ok()
+    });
+    (registry, address)
+}
+
+#[test]
+fn a_tag_that_moves_changes_no_deployment_until_the_next_one() {
+    let place = Place::new();
+    let engine = Engine::start(&place);
+    let (_registry, address) = registry(&place);
+    let image = format!("{address}/box:v1");
+    let push = |from: &str| {
+        engine.docker(&["tag", from, &image]);
+        engine.docker(&["push", &image]);
+        engine.docker(&["rmi", &image]);
+    };
+    engine.busybox("first:1");
+    let made = engine.docker(&["create", "first:1", "true"]).trim().to_owned();
+    engine.docker(&["commit", "--change", "ENV SECOND=yes", &made, "second:1"]);
+    engine.docker(&["rm", &made]);
+    push("first:1");
+    let _up = place.up(&["--runtime", "docker", "--docker-socket", &engine.socket]);
+    let apply = |count: u32, version: u32| {
+        let manifest = format!(
+            "apiVersion: steady/v1\nkind: TaskDefinition\nmetadata: {{name: box}}\nspec:\n  containerDefinitions: [{{name: \
+             main, image: \"{image}\", memory: 16, stopTimeout: 1, command: [sleep, \"1000\"], environment: [{{name: V, \
+             value: \"{version}\"}}]}}]\n---\napiVersion: steady/v1\nkind: Service\nmetadata: {{name: box}}\nspec: \
+             {{taskDefinition: box, desiredCount: {count}}}\n"
+        );
+        let path = place.path("box.yaml");
+        std::fs::write(&path, manifest).unwrap();
+        place.ok(&["apply", "-f", path.to_str().unwrap()]);
+        place.wait_steady("service/box");
+    };
+    let digests = || {
+        let digest =
+            |task: &serde_json::Value| task["status"]["containers"][0]["imageDigest"].as_str().unwrap().to_owned();
+        place.running().iter().map(digest).collect::<BTreeSet<String>>()
+    };
+    apply(1, 1);
+    let first = digests();
+    assert!(first.iter().all(|digest| digest.starts_with("sha256:")), "{first:?}");
+    push("second:1");
+    apply(2, 1);
+    assert_eq!((place.running().len(), digests()), (2, first.clone()), "{}", place.story());
+    apply(2, 2);
+    let second = digests();
+    assert!(second.len() == 1 && second != first, "{first:?} {second:?}");
 }

@@ -53,7 +53,7 @@ fn daemons_are_everywhere_tasks_move_to_who_joins_and_protected_ones_stay() {
     place.ok(&["scale", "service/web", "1"]);
     place.wait_steady("service/web");
     let left: Vec<Value> = place.running().into_iter().filter(|task| task["spec"]["service"] == "web").collect();
-    assert_eq!(ids(&left), [kept.clone()], "{}", place.story());
+    assert_eq!(ids(&left), std::slice::from_ref(&kept), "{}", place.story());
     let wrong = place.steady(&["protect", &format!("task/{kept}"), "--for", "72h"]);
     assert!(text(&wrong).contains("expected 1 to 2880 minutes"), "{}", text(&wrong));
     place.ok(&["protect", &format!("task/{kept}"), "--off"]);
@@ -68,4 +68,52 @@ fn daemons_are_everywhere_tasks_move_to_who_joins_and_protected_ones_stay() {
     place.wait_steady("service/web");
     assert_eq!(spread(&place, "web"), BTreeMap::from([(instances[2].clone(), 6)]));
     assert_eq!(spread(&place, "log"), BTreeMap::from([(instances[2].clone(), 1)]));
+}
+
+#[test]
+fn task_sets_are_deployed_by_somebody_else() {
+    let place = Place::new();
+    let _up = place.up(&["--runtime", "hollow", "--instances", "2"]);
+    place.declare("one", 0);
+    place.declare("two", 0);
+    let apply = |text: &str| {
+        let path = place.path("sets.yaml").display().to_string();
+        std::fs::write(&path, text).unwrap();
+        place.steady(&["apply", "-f", &path])
+    };
+    let service = |primary: &str| {
+        format!(
+            "apiVersion: steady/v1\nkind: Service\nmetadata: {{name: web}}\nspec: {{desiredCount: 4, deploymentController: \
+             {{type: EXTERNAL}}, primaryTaskSet: {primary}}}\n---\n"
+        )
+    };
+    let set = |name: &str, definition: &str, percent: u32| {
+        format!(
+            "apiVersion: steady/v1\nkind: TaskSet\nmetadata: {{name: {name}}}\nspec: {{service: web, taskDefinition: \
+             {definition}, scale: {{value: {percent}}}}}\n---\n"
+        )
+    };
+    let wrong = apply(&set("blue", "one", 100));
+    assert!(text(&wrong).contains("there is no service `web`"), "{}", text(&wrong));
+    let both = apply(&format!("{}{}{}", service("blue"), set("blue", "one", 100), set("green", "two", 25)));
+    assert!(both.status.success(), "{}", text(&both));
+    place.wait_steady("service/web");
+    let running = |definition: &str| {
+        place.running().iter().filter(|t| t["spec"]["taskDefinition"].as_str().unwrap().starts_with(definition)).count()
+    };
+    assert_eq!((running("one:"), running("two:")), (4, 1), "{}", place.story());
+    let changed = apply(&set("green", "one", 25));
+    assert!(text(&changed).contains("only its scale can change"), "{}", text(&changed));
+    assert!(apply(&format!("{}{}", service("green"), set("green", "two", 100))).status.success());
+    place.wait_steady("service/web");
+    place.ok(&["delete", "taskset/blue"]);
+    eventually("the old set's tasks are gone", Duration::from_secs(30), || {
+        ((running("one:"), running("two:")) == (0, 4)).then_some(())
+    });
+    let listed = place.ok(&["get", "tasksets"]);
+    assert!(listed.contains("PRIMARY") && listed.contains("STEADY_STATE") && listed.contains("100%"), "{listed}");
+    place.ok(&["delete", "service/web"]);
+    eventually("everything is gone", Duration::from_secs(60), || {
+        (place.running().is_empty() && !place.ok(&["get", "tasksets"]).contains("green")).then_some(())
+    });
 }

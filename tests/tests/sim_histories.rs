@@ -45,3 +45,11 @@ fn a_crash_in_any_write_of_a_scale_in_changes_nothing_in_the_end() {
         check(Script::ScaleIn, &crash, &expected).unwrap();
     }
 }
+
+#[test]
+fn deployments_in_trouble_keep_floor_and_ceiling_and_end_as_they_should() {
+    sim::catch_panics();
+    for cell in sim::matrix::cells().into_iter().filter(|cell| cell.desired == 2) {
+        assert_eq!(sim::matrix::check(cell).broken, None, "{cell}");
+    }
+}

@@ -127,10 +127,18 @@ pub(crate) struct TaskState {
     pub(crate) forgotten: bool,
 }
 
+/// An image by its digest, whatever its tag says by now.
+fn pinned(image: &str, digest: &str) -> String {
+    let (bare, _) = image.split_once('@').unwrap_or((image, ""));
+    let tag = bare.rfind(':').filter(|at| !bare[*at..].contains('/'));
+    format!("{}@{digest}", &bare[..tag.unwrap_or(bare.len())])
+}
+
 impl TaskState {
     /// A task that was just assigned, its overrides applied.
     pub(crate) fn new(object: Object, definition: TaskDefinitionSpec, now: Timestamp) -> Self {
-        let overrides = task::of(&object).and_then(|t| t.spec.overrides.clone()).unwrap_or_default();
+        let spec = task::of(&object).map(|t| t.spec.clone()).unwrap_or_default();
+        let overrides = spec.overrides.unwrap_or_default();
         let containers = definition.container_definitions.iter().map(|original| {
             let mut definition = original.clone();
             for change in overrides.container_overrides.iter().filter(|o| o.name == definition.name) {
@@ -139,6 +147,9 @@ impl TaskState {
                 }
                 definition.environment.retain(|kept| !change.environment.iter().any(|new| new.name == kept.name));
                 definition.environment.extend(change.environment.iter().cloned());
+            }
+            if let Some(digest) = spec.image_digests.get(&definition.name) {
+                definition.image = pinned(&definition.image, digest);
             }
             ContainerState::new(definition)
         });
@@ -268,4 +279,18 @@ pub(crate) fn met(on: &ContainerState, condition: Condition, now: Timestamp) -> 
         ));
     }
     Met::NotYet
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_pinned_to_its_digest_instead_of_its_tag() {
+        assert_eq!(pinned("nginx", "sha256:1"), "nginx@sha256:1");
+        assert_eq!(pinned("nginx:1.27", "sha256:1"), "nginx@sha256:1");
+        assert_eq!(pinned("localhost:5000/team/web", "sha256:1"), "localhost:5000/team/web@sha256:1");
+        assert_eq!(pinned("localhost:5000/team/web:v1", "sha256:1"), "localhost:5000/team/web@sha256:1");
+        assert_eq!(pinned("nginx@sha256:0", "sha256:1"), "nginx@sha256:1");
+    }
 }

@@ -5,15 +5,21 @@ use steady_core::{DEFAULT_CLUSTER, Key, Kind, KindExt, defaults, service, v1};
 use v1::apply_result::Outcome;
 use v1::{ApplyResult, Object, object, service_state};
 
-use super::upsert::{result, upsert};
+use super::upsert::{result, unknown, upsert};
 use super::writes::Writes;
 use super::{MAX_SERVICES, Registry, RegistryError, definitions, fault, run};
 use steady_core::Revision;
+use steady_core::service::settings;
 
 /// Keeps a service until its tasks are gone.
 pub(super) const TASKS_FINALIZER: &str = "steady/tasks";
+/// Task sets of a service.
+const MAX_TASK_SETS: usize = 20;
 /// Most objects of one request: they are one transaction.
 const MAX_OBJECTS: usize = 50;
+
+/// Kinds that people declare, in the order in which others refer to them.
+const APPLIED: [Kind; 6] = [Kind::Cluster, Kind::Alarm, Kind::TaskDefinition, Kind::Service, Kind::TaskSet, Kind::Task];
 
 type Faults = Vec<(usize, Fault)>;
 
@@ -54,9 +60,9 @@ impl Registry {
 fn check(objects: &[Object]) -> Result<(), RegistryError> {
     let mut faults: Faults = validate::duplicates(objects);
     for (index, object) in objects.iter().enumerate() {
-        if !matches!(object.kind(), Kind::Cluster | Kind::TaskDefinition | Kind::Service | Kind::Task) {
-            let kind = object.kind().name();
-            let message = format!("{kind} is not applied; expected Cluster, TaskDefinition, Service or Task");
+        if !APPLIED.contains(&object.kind()) {
+            let known: Vec<&str> = APPLIED.iter().map(|kind| kind.name()).collect();
+            let message = format!("{} is not applied; expected one of {}", object.kind().name(), known.join(", "));
             faults.push((index, fault("kind", message)));
             continue;
         }
@@ -70,12 +76,17 @@ fn check(objects: &[Object]) -> Result<(), RegistryError> {
 fn decide(writes: &mut Writes, objects: &[Object]) -> Result<Vec<ApplyResult>, RegistryError> {
     let mut faults = Faults::new();
     let mut results: Vec<Option<ApplyResult>> = vec![None; objects.len()];
-    for kind in [Kind::Cluster, Kind::TaskDefinition, Kind::Service, Kind::Task] {
+    for kind in APPLIED {
         for (index, object) in objects.iter().enumerate().filter(|(_, o)| o.kind() == kind) {
             let decided = match kind {
                 Kind::Cluster => Ok(upsert(writes, object.clone())),
+                Kind::Alarm => match cluster_fault(writes, object.cluster()) {
+                    Some(fault) => Err(vec![fault]),
+                    None => Ok(upsert(writes, object.clone())),
+                },
                 Kind::TaskDefinition => definitions::register(writes, object),
                 Kind::Service => declared(writes, object),
+                Kind::TaskSet => task_set(writes, object),
                 _ => task(writes, object),
             };
             match decided {
@@ -133,7 +144,21 @@ fn declared(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Fau
         if spec.force_new_deployment == 0 {
             spec.force_new_deployment = running.force_new_deployment;
         }
+        let alarms = settings(spec).alarms.as_ref().filter(|alarms| alarms.enable);
+        for name in alarms.iter().flat_map(|alarms| &alarms.alarm_names) {
+            let key = Key::new(Kind::Alarm, wanted.meta.as_ref().map_or("", |meta| &meta.cluster), name);
+            if writes.get(&key).is_none() {
+                let known: Vec<&str> = writes.view().in_cluster(Kind::Alarm, &key.cluster).map(|a| a.name()).collect();
+                let message = unknown("alarm", name, &known);
+                faults.push(fault("spec.deploymentConfiguration.alarms.alarmNames", message));
+            }
+        }
+        if current.is_some() && service::is_external(spec) != service::is_external(&running) {
+            let message = "cannot change while the service is there; delete it first, or give it another name";
+            faults.push(fault("spec.deploymentController.type", message));
+        }
         match definitions::resolve(writes, &spec.task_definition, &running.task_definition) {
+            _ if service::is_external(spec) => {}
             Ok(name) => spec.task_definition = name,
             Err(message) => faults.push(fault("spec.taskDefinition", message)),
         }
@@ -151,6 +176,60 @@ fn declared(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Fau
         wanted.meta_mut().finalizers = vec![TASKS_FINALIZER.to_owned()];
     }
     Ok(upsert(writes, wanted))
+}
+
+fn task_set(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Fault>> {
+    let mut wanted = wanted.clone();
+    let key = Key::of(&wanted);
+    let spec = wanted.as_task_set().and_then(|set| set.spec.clone()).unwrap_or_default();
+    let of = Key::new(Kind::Service, &key.cluster, &spec.service);
+    let Some(mut found) = writes.get(&of).cloned() else {
+        let known: Vec<&str> = writes.view().in_cluster(Kind::Service, &key.cluster).map(|s| s.name()).collect();
+        return Err(vec![fault("spec.service", unknown("service", &spec.service, &known))]);
+    };
+    if found.is_deleting() {
+        let message = format!("service `{}` is being deleted; apply it again once it is gone", spec.service);
+        return Err(vec![fault("spec.service", message)]);
+    }
+    if !found.as_service().and_then(|s| s.spec.as_ref()).is_some_and(service::is_external) {
+        let message = format!("service `{}` does not have deploymentController EXTERNAL", spec.service);
+        return Err(vec![fault("spec.service", message)]);
+    }
+    let current = writes.get(&key).cloned();
+    let owner = current.as_ref().and_then(|set| set.meta().owner.as_ref());
+    if owner.is_some_and(|owner| owner.uid != found.meta().uid) {
+        let message = format!("task set `{}` is of a service that is gone; apply it again in a few seconds", key.name);
+        return Err(vec![fault("metadata.name", message)]);
+    }
+    if current.is_none() && service::task_sets(writes.view(), &found).count() >= MAX_TASK_SETS {
+        let message = format!("service `{}` has {MAX_TASK_SETS} task sets, and takes no more", spec.service);
+        return Err(vec![fault("spec.service", message)]);
+    }
+    let old = current.as_ref().and_then(|c| c.as_task_set()?.spec.clone()).unwrap_or_default();
+    // Its definition is what the family was when it was made.
+    let same = current.is_some() && old.task_definition.split(':').next() == Some(&spec.task_definition);
+    let definition = if same {
+        old.task_definition.clone()
+    } else {
+        definitions::resolve(writes, &spec.task_definition, &old.task_definition)
+            .map_err(|message| vec![fault("spec.taskDefinition", message)])?
+    };
+    let spec = v1::TaskSetSpec { task_definition: definition, ..spec };
+    if current.is_some() && (v1::TaskSetSpec { scale: old.scale, ..spec.clone() }) != old {
+        let message = format!("task set `{}` is there, and only its scale can change; make another one", key.name);
+        return Err(vec![fault("spec", message)]);
+    }
+    wanted.kind = Some(object::Kind::TaskSet(v1::TaskSet { spec: Some(spec), status: None }));
+    wanted.meta_mut().owner = Some(found.reference());
+    let result = upsert(writes, wanted);
+    if result.outcome() == Outcome::Unchanged {
+        writes.compare(&of);
+    } else {
+        // Whoever waits for the service waits for this.
+        found.meta_mut().generation += 1;
+        writes.put(found);
+    }
+    Ok(result)
 }
 
 fn task(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Fault>> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use steady_core::v1::deployment_role::Value as Role;
 use steady_core::v1::{Finding, Object};
-use steady_core::{DEFAULT_CLUSTER, Key, Kind, KindExt, Revision, View, resources, task};
+use steady_core::{DEFAULT_CLUSTER, Key, Kind, KindExt, Revision, View, resources, service, task};
 
 use super::{Registry, RegistryError};
 use crate::cache::decode;
@@ -70,9 +70,18 @@ fn dangling(view: &View) -> Vec<Finding> {
         }
         match key.kind {
             Kind::Service => {
-                let definition = object.as_service().and_then(|s| s.spec.as_ref()).map(|s| s.task_definition.clone());
+                let spec = object.as_service().and_then(|s| s.spec.as_ref());
+                if spec.is_some_and(service::is_external) {
+                    continue;
+                }
+                let definition = spec.map(|s| s.task_definition.clone());
                 let definition = Key::new(Kind::TaskDefinition, "", &definition.unwrap_or_default());
                 needs(object, definition, "apply the service with another one");
+            }
+            Kind::TaskSet => {
+                let spec = object.as_task_set().and_then(|set| set.spec.clone()).unwrap_or_default();
+                needs(object, Key::new(Kind::Service, &key.cluster, &spec.service), "the reaper deletes it");
+                needs(object, Key::new(Kind::TaskDefinition, "", &spec.task_definition), "make another task set");
             }
             Kind::Deployment => {
                 let service = object.as_deployment().and_then(|d| d.spec.as_ref()).map(|s| s.service.clone());

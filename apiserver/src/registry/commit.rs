@@ -253,6 +253,7 @@ fn put_status(writes: &mut Writes, index: usize, put: PutStatus) -> Result<(), R
     match (&mut object.kind, new.kind) {
         (Some(object::Kind::Service(old)), Some(object::Kind::Service(new))) => old.status = new.status,
         (Some(object::Kind::Deployment(old)), Some(object::Kind::Deployment(new))) => old.status = new.status,
+        (Some(object::Kind::TaskSet(old)), Some(object::Kind::TaskSet(new))) => old.status = new.status,
         (Some(object::Kind::ContainerInstance(old)), Some(object::Kind::ContainerInstance(new))) => {
             old.status = new.status;
         }

@@ -54,13 +54,14 @@ fn delete(writes: &mut Writes, key: &Key, mut object: Object) -> Result<Option<O
             return Ok(Some(object));
         }
         Kind::ContainerInstance => instance(writes, key)?,
+        Kind::TaskSet => task_set(writes, &object)?,
         Kind::Deployment | Kind::Reservation | Kind::Lease | Kind::Sequencer | Kind::Unspecified => {
             let kind = key.kind.name();
             return Err(RegistryError::Refused(format!(
                 "{kind} objects are Steady's own and go with what they belong to"
             )));
         }
-        Kind::Task | Kind::TaskDefinition | Kind::Event => {}
+        Kind::Task | Kind::TaskDefinition | Kind::Event | Kind::Alarm => {}
     }
     writes.remove(key);
     Ok(None)
@@ -82,6 +83,23 @@ fn cluster(writes: &Writes, key: &Key) -> Result<(), RegistryError> {
         return Ok(());
     };
     Err(RegistryError::Refused(format!("The Cluster cannot be deleted while {what}.")))
+}
+
+/// A PRIMARY set with tasks is not deleted by mistake (ECS: scale 0, or force). Its service looks anew.
+fn task_set(writes: &mut Writes, object: &Object) -> Result<(), RegistryError> {
+    let spec = object.as_task_set().and_then(|set| set.spec.clone()).unwrap_or_default();
+    let of = Key::new(Kind::Service, object.cluster(), &spec.service);
+    let Some(mut service) = writes.get(&of).cloned().filter(|service| !service.is_deleting()) else { return Ok(()) };
+    let primary = service.as_service().and_then(|s| s.spec.as_ref()).map_or("", |s| &s.primary_task_set);
+    if primary == object.name() && spec.scale.is_some_and(|scale| scale.value > 0.0) {
+        return Err(RegistryError::Refused(format!(
+            "{} is PRIMARY; scale it to 0, or make another one the service's primaryTaskSet, first",
+            Key::of(object)
+        )));
+    }
+    service.meta_mut().generation += 1;
+    writes.put(service);
+    Ok(())
 }
 
 fn instance(writes: &Writes, key: &Key) -> Result<(), RegistryError> {

@@ -8,6 +8,7 @@ mod check;
 mod commit;
 mod definitions;
 mod delete;
+mod deployments;
 mod instances;
 mod leases;
 mod run;

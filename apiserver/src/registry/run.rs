@@ -1,5 +1,6 @@
 //! Tasks that are no service's: starting them, and stopping any.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -178,6 +179,7 @@ pub(super) fn standalone(writes: &Writes, cluster: &str, name: &str, definition:
         target_instance: String::new(),
         replaces: String::new(),
         protected_until: None,
+        image_digests: BTreeMap::new(),
         ..spec
     };
     let status = TaskStatus {

@@ -19,9 +19,20 @@ pub(super) fn upsert(writes: &mut Writes, wanted: Object) -> ApplyResult {
     meta.labels.clone_from(&wanted.meta().labels);
     meta.annotations.clone_from(&wanted.meta().annotations);
     let mut respecified = false;
-    if let (Some(object::Kind::Service(new)), Some(object::Kind::Service(wanted))) = (&mut new.kind, wanted.kind) {
-        respecified = new.spec != wanted.spec;
-        new.spec = wanted.spec;
+    match (&mut new.kind, wanted.kind) {
+        (Some(object::Kind::Service(new)), Some(object::Kind::Service(wanted))) => {
+            respecified = new.spec != wanted.spec;
+            new.spec = wanted.spec;
+        }
+        (Some(object::Kind::TaskSet(new)), Some(object::Kind::TaskSet(wanted))) => {
+            respecified = new.spec != wanted.spec;
+            new.spec = wanted.spec;
+        }
+        (Some(object::Kind::Alarm(new)), Some(object::Kind::Alarm(wanted))) => {
+            respecified = new.spec != wanted.spec;
+            new.spec = wanted.spec;
+        }
+        _ => {}
     }
     if new == old {
         return result(Outcome::Unchanged, old.clone(), Some(old));

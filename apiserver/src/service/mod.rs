@@ -6,6 +6,7 @@ mod dispatch;
 mod leases;
 mod logs;
 mod objects;
+mod services;
 mod status;
 mod tasks;
 mod watch;
@@ -15,6 +16,7 @@ pub(crate) use agent::AgentService;
 pub(crate) use leases::LeasesService;
 pub(crate) use logs::LogRouter;
 pub(crate) use objects::ObjectsService;
+pub(crate) use services::ServicesService;
 pub(crate) use tasks::TasksService;
 pub(crate) use watch::Watches;
 

@@ -82,6 +82,22 @@ impl Columns {
                 &["REASON"],
             ),
             Kind::Cluster => (&["NAME", "SERVICES", "TASKS", "INSTANCES"], &[]),
+            Kind::TaskSet => (
+                &[
+                    "NAME",
+                    "SERVICE",
+                    "TASK-DEFINITION",
+                    "STATUS",
+                    "SCALE",
+                    "DESIRED",
+                    "RUNNING",
+                    "PENDING",
+                    "STABILITY",
+                    "AGE",
+                ],
+                &["EXTERNAL-ID"],
+            ),
+            Kind::Alarm => (&["NAME", "STATE", "SINCE", "REASON"], &["DESCRIPTION"]),
             Kind::Event => (&["AGE", "SEVERITY", "ABOUT", "REASON", "MESSAGE"], &["SOURCE"]),
             Kind::Lease if self.controllers => (&["CONTROLLER", "LEADER", "SINCE", "QUEUE", "LAST-ERROR"], &[]),
             Kind::Lease => (&["NAME", "HOLDER", "TTL", "AGE"], &[]),
@@ -102,6 +118,8 @@ impl Columns {
             Kind::TaskDefinition => task_definition(object, age),
             Kind::Deployment => deployment(object, age),
             Kind::Cluster => (counts::cluster(object, world), vec![]),
+            Kind::TaskSet => task_set(object, age),
+            Kind::Alarm => alarm(object, now),
             Kind::Event => event(object, now),
             Kind::Lease if self.controllers => (controller(object, now), vec![]),
             Kind::Lease => (lease(object, now), vec![]),
@@ -115,6 +133,41 @@ impl Columns {
 
 /// Cells that every table shows, and those of a wide one.
 type Row = (Vec<Cell>, Vec<Cell>);
+
+fn task_set(object: &Object, age: String) -> Row {
+    let set = object.as_task_set().cloned().unwrap_or_default();
+    let (spec, status) = (set.spec.unwrap_or_default(), set.status.unwrap_or_default());
+    let scale = spec.scale.map_or(0.0, |scale| scale.value);
+    (
+        vec![
+            object.name().into(),
+            spec.service.into(),
+            spec.task_definition.into(),
+            state(cells::name(status.status().as_str_name(), "-")),
+            format!("{scale}%").into(),
+            status.computed_desired_count().to_string().into(),
+            status.running_count().to_string().into(),
+            status.pending_count().to_string().into(),
+            cells::name(status.stability_status().as_str_name(), "-").into(),
+            age.into(),
+        ],
+        vec![spec.external_id.into()],
+    )
+}
+
+fn alarm(object: &Object, now: Timestamp) -> Row {
+    let alarm = object.as_alarm().cloned().unwrap_or_default();
+    let status = alarm.status.unwrap_or_default();
+    (
+        vec![
+            object.name().into(),
+            state(cells::name(status.state_value().as_str_name(), "INSUFFICIENT_DATA")),
+            span::age(status.state_updated_at.as_ref(), now).into(),
+            status.state_reason.into(),
+        ],
+        vec![alarm.spec.unwrap_or_default().alarm_description.into()],
+    )
+}
 
 fn service(object: &Object, age: String) -> Row {
     let spec = object.as_service().and_then(|s| s.spec.clone()).unwrap_or_default();

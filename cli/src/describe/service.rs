@@ -20,7 +20,7 @@ pub(super) fn describe(page: &mut Page, object: &Object, world: &World) {
     page.field("Scheduling", spec.scheduling_strategy().as_str_name());
     let desired = service::desired(&spec, &status);
     let bounds = service::bounds(&spec, desired);
-    let settings = spec.deployment_configuration.unwrap_or_default();
+    let settings = service::settings(&spec);
     let (least, most) = (settings.minimum_healthy_percent.unwrap_or(100), settings.maximum_percent.unwrap_or(200));
     let (floor, ceiling) = (bounds.floor, bounds.ceiling);
     page.field("Deploys", &format!("with {floor} to {ceiling} tasks ({least}% to {most}%)"));
@@ -29,6 +29,12 @@ pub(super) fn describe(page: &mut Page, object: &Object, world: &World) {
         let then = if rolls_back { "rolls back" } else { "gives up" };
         page.field("Circuit breaker", &format!("{then} after {threshold} failures"));
     }
+    if !service::is_rolling(&spec) {
+        page.field("Strategy", settings.strategy().as_str_name());
+    }
+    if let Some(stage) = progress::stage(object, world) {
+        page.field("Rollout", &stage);
+    }
     if let Some(reason) = progress::rollout_failure(object) {
         page.field("Rollout", &reason);
     }
@@ -36,7 +42,7 @@ pub(super) fn describe(page: &mut Page, object: &Object, world: &World) {
         page.field("Constraint", format!("{} {}", constraint.r#type().as_str_name(), constraint.expression).trim());
     }
     for strategy in &spec.placement_strategy {
-        page.field("Strategy", format!("{} {}", strategy.r#type().as_str_name(), strategy.field).trim());
+        page.field("Placement", format!("{} {}", strategy.r#type().as_str_name(), strategy.field).trim());
     }
     let (running, pending) = (status.running_count(), status.pending_count());
     page.field("Tasks", &format!("{desired} desired, {running} running, {pending} pending"));

@@ -267,6 +267,7 @@ impl World {
             (Some(object::Kind::Service(old)), Some(object::Kind::Service(new))) => take!(old, new),
             (Some(object::Kind::Deployment(old)), Some(object::Kind::Deployment(new))) => take!(old, new),
             (Some(object::Kind::Task(old)), Some(object::Kind::Task(new))) => take!(old, new),
+            (Some(object::Kind::TaskSet(old)), Some(object::Kind::TaskSet(new))) => take!(old, new),
             (Some(object::Kind::ContainerInstance(old)), Some(object::Kind::ContainerInstance(new))) => take!(old, new),
             (Some(object::Kind::Reservation(old)), Some(object::Kind::Reservation(new))) => old.spec = new.spec,
             _ => panic!("cannot be written"),

@@ -3,22 +3,33 @@
 //! Writes Deployments' specs, roles and rollout states, and the service's `primaryDeployment`. Which task starts and
 //! stops is the service controller's to decide.
 
+mod hooks;
+mod rollback;
+mod stages;
+mod task_sets;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use steady_core::guard::{self, Guard};
 use steady_core::v1::deployment_role::Value as Role;
 use steady_core::v1::health_status::Value as Health;
+use steady_core::v1::lifecycle_stage::Value as Stage;
 use steady_core::v1::rollout_state::Value as Rollout;
 use steady_core::v1::{
-    Deployment, DeploymentSpec, DeploymentStatus, FailedRollout, Object, ServiceSpec, ServiceStatus, object, severity,
+    Deployment, DeploymentSpec, DeploymentStatus, Object, ServiceSpec, ServiceStatus, object, severity,
 };
 use steady_core::{Change, Event, Key, Kind, Plan, Revision, Timestamp, View, service, task};
+
+pub use hooks::{Answer, CALL_BACK, Call, answered, calls};
 
 use crate::daemon;
 
 /// Deployments of a service that are kept after they are over.
 const HISTORY: usize = 10;
+
+/// Fields of a deployment's spec that change while it goes.
+const TARGETS: [&str; 3] = ["targetCount", "productionTrafficWeight", "testTrafficWeight"];
 
 /// A deployment with its spec and status at hand.
 #[derive(Clone, Copy)]
@@ -42,9 +53,15 @@ impl Rolling<'_> {
         Change::PutSpec { object, fields, expect: Revision(self.object.meta().revision) }
     }
 
-    /// It was completed, and is not over yet.
+    /// It was completed, or has only to wait for what was before it to go, and is not over yet.
     fn serves(&self) -> bool {
-        self.status.rollout_state() == Rollout::Completed && self.status.role() == Role::Active
+        let served = self.status.rollout_state() == Rollout::Completed || self.has_taken_over();
+        served && self.status.role() == Role::Active
+    }
+
+    /// It has all the traffic, and those before it go.
+    fn has_taken_over(&self) -> bool {
+        self.status.rollout_state() == Rollout::InProgress && self.status.lifecycle_stage() == Stage::CleanUp
     }
 
     fn in_progress(&self) -> String {
@@ -54,6 +71,10 @@ impl Rolling<'_> {
 
 fn in_progress(deployment: &str) -> String {
     format!("ECS deployment {deployment} in progress.")
+}
+
+fn completed(deployment: &str) -> String {
+    format!("ECS deployment {deployment} completed.")
 }
 
 /// Deployments of this very service, oldest first.
@@ -81,8 +102,11 @@ pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
     };
     let deployments = of_service(view, object);
     let digest = service::revision_digest(spec);
-    let desired = daemon::desired(view, &key.cluster, spec);
+    let desired = daemon::desired(view, object, spec);
     let service = Rolled { view, object, spec, desired, status: &status, deployments: &deployments, now };
+    if service::is_external(spec) {
+        return service.external();
+    }
     let refused = status.failed_rollout.as_ref().is_some_and(|failed| failed.revision_digest == digest);
     let Some(newest) = deployments.last().filter(|d| d.spec.revision_digest == digest || refused) else {
         // Tasks that still run what is wanted again need not be replaced.
@@ -95,8 +119,8 @@ pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
         }
         return plan;
     };
-    if is_tripped(spec, desired, newest.status) {
-        service.give_up(newest, refused, digest, &mut plan);
+    if let Some(cause) = service.cause_to_give_up(newest) {
+        service.give_up(newest, refused, digest, &cause, &mut plan);
         return plan;
     }
     if status.failed_rollout.is_some() && !refused {
@@ -108,14 +132,28 @@ pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
         }
         return plan;
     }
-    let targets = service.targets();
+    let in_force = service.in_force(newest, &mut plan);
+    let (targets, weights) = (service.targets(&in_force), service.weights(&in_force));
+    // Traffic moves from one to the other in one write.
+    let mut group = Vec::new();
     for (place, deployment) in deployments.iter().enumerate() {
-        let primary = place + 1 == deployments.len();
-        if deployment.spec.target_count != targets[place] {
-            let spec = DeploymentSpec { target_count: targets[place], ..deployment.spec.clone() };
-            plan.push(deployment.respecified(spec, &["targetCount"]));
+        let spec = DeploymentSpec {
+            target_count: targets[place],
+            production_traffic_weight: weights[place].map(|(production, _)| production),
+            test_traffic_weight: weights[place].map(|(_, test)| test),
+            ..deployment.spec.clone()
+        };
+        if spec != *deployment.spec {
+            group.push(deployment.respecified(spec, &TARGETS));
         }
-        service.advance(deployment, primary, targets[place], &mut plan);
+        let primary = place + 1 == deployments.len();
+        let status = if primary { in_force.clone() } else { service.replaced(deployment, targets[place]) };
+        if status != *deployment.status {
+            group.push(deployment.change(status));
+        }
+    }
+    if !group.is_empty() {
+        plan.groups.push(group);
     }
     service.trim(&mut plan);
     plan
@@ -174,12 +212,14 @@ impl Rolled<'_> {
             spec: Some(DeploymentSpec {
                 service: self.object.name().to_owned(),
                 task_definition: self.spec.task_definition.clone(),
-                target_count: self.desired,
+                target_count: if service::is_rolling(self.spec) { self.desired } else { 0 },
                 sequence,
                 revision_digest: digest,
                 force_new_deployment: self.spec.force_new_deployment,
+                ..DeploymentSpec::default()
             }),
             status: Some(DeploymentStatus {
+                ignored_alarms: self.raised().map(str::to_owned).collect(),
                 role: Role::Primary.into(),
                 rollout_state: Rollout::InProgress.into(),
                 rollout_state_reason: in_progress(&name),
@@ -196,77 +236,21 @@ impl Rolled<'_> {
         plan.groups.push(group);
     }
 
-    /// Has an older deployment take the place of the newest again: its tasks that still run stay.
-    fn resume(&self, again: &Rolling<'_>, failed: Option<FailedRollout>, mut group: Vec<Change>) -> Vec<Change> {
-        let sequence = self.deployments.last().map_or(0, |d| d.spec.sequence) + 1;
-        let spec = DeploymentSpec { sequence, target_count: self.desired, ..again.spec.clone() };
-        let status = DeploymentStatus {
-            role: Role::Primary.into(),
-            rollout_state: Rollout::InProgress.into(),
-            rollout_state_reason: again.in_progress(),
-            failed_tasks: 0,
-            last_failure: String::new(),
-            failures_counted_to: Some(self.now.into()),
-            ..again.status.clone()
-        };
-        group.push(again.respecified(spec, &["sequence", "targetCount"]));
-        group.push(again.change(status));
-        group.push(self.with_status(ServiceStatus {
-            primary_deployment: again.object.name().to_owned(),
-            steady: false,
-            failed_rollout: failed,
-            ..self.status.clone()
-        }));
-        group
-    }
-
-    /// Ends a deployment whose tasks fail. The last one that was completed takes its place, where that is wanted and this
-    /// one is not such a one itself: what was rolled back to is not rolled back from.
-    fn give_up(&self, deployment: &Rolling<'_>, refused: bool, digest: String, plan: &mut Plan) {
-        let name = deployment.object.name();
-        let settings = self.spec.deployment_configuration.unwrap_or_default();
-        let rolls_back = settings.deployment_circuit_breaker.is_some_and(|breaker| breaker.rollback) && !refused;
-        let before = self.deployments.iter().rfind(|d| d.status.rollout_state() == Rollout::Completed);
-        let before = before.filter(|_| rolls_back);
-        let mut status = DeploymentStatus { completed_at: None, ..deployment.status.clone() };
-        status.set_rollout_state(Rollout::Failed);
-        status.rollout_state_reason = match before {
-            Some(before) => {
-                format!("ECS deployment circuit breaker: rolling back to deploymentId {}.", before.object.name())
-            }
-            None => "ECS deployment circuit breaker: task failed to start.".to_owned(),
-        };
-        let why = deployment.status.last_failure.clone();
-        let failed = match self.status.failed_rollout.clone().filter(|_| refused) {
-            Some(first) => {
-                let reason = format!("{} What it was rolled back to failed, too: {why}", first.reason);
-                FailedRollout { reason, ..first }
-            }
-            None => FailedRollout {
-                deployment: name.to_owned(),
-                revision_digest: digest,
-                reason: why,
-                rolled_back_to: before.map(|before| before.object.name().to_owned()).unwrap_or_default(),
-            },
-        };
-        let message = format!("(deployment {name}) deployment failed: tasks failed to start.");
-        plan.events.push(self.event("SERVICE_DEPLOYMENT_FAILED", &message, severity::Value::Error));
-        let Some(before) = before else {
-            plan.groups.push(vec![
-                deployment.change(status),
-                self.with_status(ServiceStatus { failed_rollout: Some(failed), ..self.status.clone() }),
-            ]);
-            return;
-        };
-        status.set_role(Role::Active);
-        plan.groups.push(self.resume(before, Some(failed), vec![deployment.change(status)]));
-        let message = format!("rolling back to (deployment {}).", before.object.name());
-        plan.events.push(self.event("SERVICE_DEPLOYMENT_ROLLBACK", &message, severity::Value::Warn));
-    }
-
     /// How many tasks each deployment is to have. One that failed keeps those that run, and the last one that was
     /// completed keeps the rest: nothing else is there to serve.
-    fn targets(&self) -> Vec<i32> {
+    fn targets(&self, in_force: &DeploymentStatus) -> Vec<i32> {
+        let is_staged = !service::is_rolling(self.spec);
+        if is_staged && (in_force.rollout_state() != Rollout::Failed || self.blue().is_some()) {
+            let mut targets = self.staged_targets(in_force);
+            if in_force.rollout_state() == Rollout::Failed {
+                // All of the traffic is with the one that served.
+                let blue = self.blue().map(|blue| blue.object.name());
+                for (target, deployment) in targets.iter_mut().zip(self.deployments) {
+                    *target = if Some(deployment.object.name()) == blue { self.desired } else { 0 };
+                }
+            }
+            return targets;
+        }
         let mut targets = vec![0; self.deployments.len()];
         let (Some(newest), desired) = (self.deployments.last(), self.desired) else { return targets };
         let last = targets.len() - 1;
@@ -283,50 +267,92 @@ impl Rolled<'_> {
         targets
     }
 
-    /// Moves one deployment's role and rollout state on.
-    fn advance(&self, deployment: &Rolling<'_>, primary: bool, target: i32, plan: &mut Plan) {
+    /// What becomes of the newest deployment: its stage, and whether it is completed.
+    fn in_force(&self, deployment: &Rolling<'_>, plan: &mut Plan) -> DeploymentStatus {
+        let mut status = deployment.status.clone();
+        status.set_role(Role::Primary);
+        if status.rollout_state() != Rollout::InProgress {
+            return status;
+        }
+        if let Some(at) = hooks::next_call(&status, self.now) {
+            plan.wake(at);
+        }
+        let is_over = if service::is_rolling(self.spec) {
+            status.hooks.clear();
+            self.is_complete(deployment, plan) && self.has_baked(&mut status, plan)
+        } else {
+            match self.on_its_way(deployment, plan) {
+                None => true,
+                Some(on) => {
+                    status = DeploymentStatus { role: Role::Primary.into(), ..on };
+                    let (name, stage) = (deployment.object.name(), status.lifecycle_stage().as_str_name());
+                    status.rollout_state_reason = format!("{} Stage {stage}.", in_progress(name));
+                    false
+                }
+            }
+        };
+        if is_over {
+            let name = deployment.object.name();
+            status.set_rollout_state(Rollout::Completed);
+            status.set_lifecycle_stage(Stage::Unspecified);
+            status.hooks.clear();
+            status.rollout_state_reason = completed(name);
+            status.completed_at = Some(self.now.into());
+            let message = format!("(deployment {name}) deployment completed.");
+            plan.events.push(self.event("SERVICE_DEPLOYMENT_COMPLETED", &message, severity::Value::Info));
+        }
+        status
+    }
+
+    /// Whether a ROLLING deployment that has all its tasks was watched for long enough.
+    fn has_baked(&self, status: &mut DeploymentStatus, plan: &mut Plan) -> bool {
+        let bake = service::bake_time(self.spec);
+        if bake.is_zero() {
+            return true;
+        }
+        if status.lifecycle_stage() != Stage::BakeTime {
+            stages::enter(self.spec, status, Stage::BakeTime, self.now);
+        }
+        let over = status.stage_started_at.as_ref().map_or(self.now, Timestamp::from) + bake;
+        plan.wake(over);
+        over <= self.now
+    }
+
+    /// What becomes of a deployment that another one took the place of.
+    fn replaced(&self, deployment: &Rolling<'_>, target: i32) -> DeploymentStatus {
         let mut status = deployment.status.clone();
         // While the newest one has failed, the one that serves instead stays, whatever it is to have at the moment.
         let failed = self.deployments.last().is_some_and(|d| d.status.rollout_state() == Rollout::Failed);
-        let role = if primary {
-            Role::Primary
-        } else if target > 0 || (failed && deployment.serves()) || self.lives(deployment) {
-            Role::Active
-        } else {
-            Role::Inactive
-        };
-        status.set_role(role);
-        let name = deployment.object.name();
-        let completed = format!("ECS deployment {name} completed.");
+        let on_its_way = self.deployments.last().is_some_and(|d| d.status.rollout_state() == Rollout::InProgress);
+        let is_blue = || self.blue().is_some_and(|blue| blue.object.name() == deployment.object.name());
+        let goes_back = on_its_way && !service::is_rolling(self.spec) && is_blue();
+        let stays = target > 0 || (failed && deployment.serves()) || self.lives(deployment) || goes_back;
+        status.set_role(if stays { Role::Active } else { Role::Inactive });
         if status.rollout_state() == Rollout::InProgress {
-            if primary {
-                if self.is_complete(deployment, plan) {
-                    status.set_rollout_state(Rollout::Completed);
-                    status.rollout_state_reason = completed;
-                    status.completed_at = Some(self.now.into());
-                    let message = format!("(deployment {name}) deployment completed.");
-                    plan.events.push(self.event("SERVICE_DEPLOYMENT_COMPLETED", &message, severity::Value::Info));
-                }
-            } else if status.completed_at.is_some() {
-                // It was on its way back: it can be gone back to again.
+            let name = deployment.object.name();
+            status.set_lifecycle_stage(Stage::Unspecified);
+            status.hooks.clear();
+            if status.completed_at.is_some() || deployment.has_taken_over() {
+                // It was on its way back, or as good as there: it can be gone back to again.
+                status.completed_at.get_or_insert(self.now.into());
                 status.set_rollout_state(Rollout::Completed);
-                status.rollout_state_reason = completed;
+                status.rollout_state_reason = completed(name);
             } else {
                 status.set_rollout_state(Rollout::Failed);
                 status.rollout_state_reason = format!("ECS deployment {name} was replaced by a newer one.");
             }
         }
-        if status != *deployment.status {
-            plan.push(deployment.change(status));
-        }
+        status
     }
 
-    /// Whether the deployment in force has all its tasks, and no other has any. Looks again when a young one counts.
+    /// Whether the deployment in force has all its tasks, and no other has any.
     fn is_complete(&self, deployment: &Rolling<'_>, plan: &mut Plan) -> bool {
         let others = || self.deployments.iter().filter(|d| d.object.name() != deployment.object.name());
-        if others().any(|d| self.lives(d)) {
-            return false;
-        }
+        !others().any(|d| self.lives(d)) && self.has_all(deployment, plan)
+    }
+
+    /// Whether a deployment has all its tasks. Looks again when a young one counts.
+    fn has_all(&self, deployment: &Rolling<'_>, plan: &mut Plan) -> bool {
         let from: Vec<Timestamp> =
             self.tasks_of(deployment).filter_map(|t| counts_from(self.spec, self.desired, false, &t)).collect();
         let (sure, young): (Vec<Timestamp>, Vec<Timestamp>) = from.into_iter().partition(|from| *from <= self.now);
@@ -373,8 +399,14 @@ pub(crate) fn counts_from(
 /// Whether a deployment has as many failures as its service's circuit breaker bears.
 pub(crate) fn is_tripped(spec: &ServiceSpec, desired: i32, status: &DeploymentStatus) -> bool {
     status.rollout_state() == Rollout::InProgress
+        && status.lifecycle_stage() != Stage::CleanUp
         && service::failure_threshold(spec, desired).is_some_and(|threshold| status.failed_tasks >= threshold)
 }
+
+#[cfg(test)]
+mod stages_tests;
+#[cfg(test)]
+mod task_sets_tests;
 
 #[cfg(test)]
 mod tests {

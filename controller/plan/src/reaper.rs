@@ -1,5 +1,6 @@
 //! The reaper: removes what is over and kept long enough, and what nothing owns any more.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use steady_core::v1::Object;
@@ -10,6 +11,8 @@ use steady_core::{Change, DEFAULT_CLUSTER, Key, Kind, Plan, Revision, Timestamp,
 pub const RETENTION: Duration = Duration::from_secs(24 * 3600);
 /// How many of each are kept in a cluster, at most.
 pub const MOST: usize = 2000;
+/// How many events about one object are kept, at most (ECS service events).
+pub const MOST_EVENTS: usize = 100;
 /// Between sweeps.
 pub const SWEEP: Duration = Duration::from_secs(10);
 /// Most changes of one sweep.
@@ -53,7 +56,20 @@ fn stopped_tasks(view: &View, cluster: &str, now: Timestamp, changes: &mut Vec<C
 
 fn events(view: &View, cluster: &str, now: Timestamp, changes: &mut Vec<Change>) {
     let at = |object: &Object| object.meta().created.as_ref().map(Timestamp::from).unwrap_or_default();
-    expired(view.in_cluster(Kind::Event, cluster).map(|e| (at(e), e.as_ref())).collect(), now, changes);
+    let all: Vec<(Timestamp, &Object)> = view.in_cluster(Kind::Event, cluster).map(|e| (at(e), e.as_ref())).collect();
+    let mut by_object: BTreeMap<&str, Vec<(Timestamp, &Object)>> = BTreeMap::new();
+    for (at, event) in all {
+        let about = event.as_event().and_then(|e| e.spec.as_ref()?.about.as_ref()).map_or("", |about| &about.uid);
+        by_object.entry(about).or_default().push((at, event));
+    }
+    let mut kept = Vec::new();
+    for events in by_object.values_mut() {
+        events.sort_by_key(|(at, event)| (*at, event.name().to_owned()));
+        let surplus = events.len().saturating_sub(MOST_EVENTS);
+        changes.extend(events.drain(..surplus).map(|(_, event)| remove(event)));
+        kept.append(events);
+    }
+    expired(kept, now, changes);
 }
 
 /// What names an owner that is not there.
@@ -62,8 +78,8 @@ fn orphans(view: &View, cluster: &str, now: Timestamp, changes: &mut Vec<Change>
         let owner = object.meta().owner.as_ref();
         owner.is_none_or(|owner| view.get(&Key::of_ref(owner)).is_some_and(|o| o.meta().uid == owner.uid))
     };
-    for deployment in view.in_cluster(Kind::Deployment, cluster).filter(|d| !owned(d)) {
-        changes.push(remove(deployment));
+    for kind in [Kind::Deployment, Kind::TaskSet] {
+        changes.extend(view.in_cluster(kind, cluster).filter(|object| !owned(object)).map(|object| remove(object)));
     }
     for found in view.in_cluster(Kind::Task, cluster).filter(|t| !owned(t)).filter_map(|t| task::of(t)) {
         if found.is_wanted() {
@@ -133,5 +149,23 @@ mod tests {
         world.drop(&World::key("web"));
         sweep(&mut world, 1);
         assert_eq!(world.task_status("a").desired_status(), steady_core::v1::desired_status::Value::Stopped);
+    }
+
+    #[test]
+    fn the_newest_hundred_events_about_an_object_are_kept() {
+        let mut world = World::new();
+        let about = |name: &str| steady_core::v1::ObjectRef { uid: name.into(), ..<_>::default() };
+        for number in 0..150 {
+            let spec = steady_core::v1::EventSpec { about: Some(about("web")), ..<_>::default() };
+            let mut event =
+                Object::new("default", &format!("{number:03}"), steady_core::v1::Event { spec: Some(spec) });
+            event.meta_mut().created = Some(Timestamp(number).into());
+            world.put(event);
+        }
+        let spec = steady_core::v1::EventSpec { about: Some(about("other")), ..<_>::default() };
+        world.put(Object::new("default", "a", steady_core::v1::Event { spec: Some(spec) }));
+        sweep(&mut world, 1);
+        let names: Vec<String> = world.view.of_kind(Kind::Event).map(|e| e.name().to_owned()).collect();
+        assert_eq!((names.len(), names[0].as_str(), names[100].as_str()), (101, "050", "a"));
     }
 }

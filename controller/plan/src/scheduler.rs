@@ -19,12 +19,14 @@ use steady_core::v1::{Demand, Reservation, ReservationSpec, Task, TaskSpec, obje
 use steady_core::{Change, Key, Kind, Plan, Revision, Timestamp, View, Waiting, task};
 
 use node::{Node, nodes};
-use refusal::Refusals;
+use refusal::{Reason, Refusals};
 
 /// Most tasks that one round binds to one instance: with its reservation they fit one commit.
 const MAX_PER_NODE: usize = 40;
-/// Most tasks of one round.
+/// Most tasks that one round places.
 const MAX_ROUND: usize = 1000;
+/// Most tasks that one round finds no place for.
+const MAX_REFUSED: usize = 20_000;
 
 /// One round of placement in the cluster that the key names.
 pub fn plan(view: &View, key: &Key, _now: Timestamp) -> Plan {
@@ -35,13 +37,35 @@ pub fn plan(view: &View, key: &Key, _now: Timestamp) -> Plan {
         return plan;
     }
     // Those that can be nowhere else first: tasks of DAEMON services (ECS).
-    waiting.sort_by_key(|t| (t.spec.target_instance.is_empty(), created(t.object)));
+    let is_daemon = |t: &task::View<'_>| !t.spec.target_instance.is_empty() && t.spec.replaces.is_empty();
+    waiting.sort_by_key(|t| (!is_daemon(t), created(t.object)));
     let mut nodes = nodes(view, cluster);
+    let by_name: BTreeMap<String, usize> =
+        nodes.iter().enumerate().map(|(place, node)| (node.name.clone(), place)).collect();
     let mut bound: BTreeMap<usize, Vec<Change>> = BTreeMap::new();
     let mut refused: BTreeMap<String, (&'static str, String)> = BTreeMap::new();
-    for task in waiting.iter().take(MAX_ROUND) {
+    let (mut placed, mut refused_of_any) = (0, 0);
+    for task in &waiting {
+        if placed >= MAX_ROUND || refused_of_any >= MAX_REFUSED {
+            break;
+        }
+        if !task.spec.target_instance.is_empty() {
+            match on_its_target(&nodes, &by_name, task) {
+                Ok(place) => {
+                    let changes = bound.entry(place).or_default();
+                    if changes.len() < MAX_PER_NODE * 2 {
+                        changes.extend(bind(task, &nodes[place].name));
+                        nodes[place].take(task.spec);
+                        placed += 1;
+                    }
+                }
+                Err(refusals) => plan.waiting.push(refusal(task, refusals.reason(), refusals.to_string())),
+            }
+            continue;
+        }
         let likeness = likeness(task.spec);
         if let Some((reason, message)) = refused.get(&likeness) {
+            refused_of_any += 1;
             plan.waiting.push(refusal(task, reason, message.clone()));
             continue;
         }
@@ -53,6 +77,7 @@ pub fn plan(view: &View, key: &Key, _now: Timestamp) -> Plan {
                     break;
                 }
                 changes.extend(bind(task, &nodes[place].name));
+                placed += 1;
                 if guard::stands(Guard::RoundCounts) {
                     nodes[place].take(task.spec);
                 }
@@ -80,12 +105,31 @@ fn created(object: &Object) -> (Timestamp, &str) {
 
 /// Tasks of the same likeness are refused for the same reasons.
 fn likeness(spec: &TaskSpec) -> String {
-    format!("{:?} {:?} {} {}", spec.demand, spec.placement_constraints, spec.group, spec.target_instance)
+    format!("{:?} {:?} {}", spec.demand, spec.placement_constraints, spec.group)
 }
 
 fn refusal(task: &task::View<'_>, reason: &'static str, message: String) -> Waiting {
     // Of a service's task the service tells it, once for all of them.
     Waiting { about: task.key(), reason, message, quiet: !task.spec.service.is_empty() }
+}
+
+/// The only instance that a task may be on, or why it does not take it.
+fn on_its_target(nodes: &[Node], by_name: &BTreeMap<String, usize>, task: &task::View<'_>) -> Result<usize, Refusals> {
+    let none = Demand::default();
+    let demand = task.spec.demand.as_ref().unwrap_or(&none);
+    let mut refusals = Refusals::new(demand);
+    let target = &task.spec.target_instance;
+    let Some(place) = by_name.get(target) else {
+        refusals.add(target, Reason::Gone);
+        return Err(refusals);
+    };
+    match nodes[*place].refuses(task.spec, demand) {
+        None => Ok(*place),
+        Some(reason) => {
+            refusals.add(target, reason);
+            Err(refusals)
+        }
+    }
 }
 
 /// The best instance for a task, or why there is none.

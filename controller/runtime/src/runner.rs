@@ -23,6 +23,9 @@ const CONCURRENCY: usize = 16;
 /// Between tries to reach an API server.
 const UNREACHABLE: Duration = Duration::from_millis(500);
 
+/// Shortest wait for a time of the clock.
+const AT_ONCE: Duration = Duration::from_millis(10);
+
 /// Longest wait for a time of the clock: one that was set right is noticed.
 const CLOCK: Duration = Duration::from_secs(5);
 
@@ -108,7 +111,8 @@ async fn lead<C: Controller>(
                 Outcome::Done { wake_at, reached } => {
                     queue.done(&key);
                     if let Some(at) = wake_at.filter(|_| guard::stands(Guard::WakeUp)) {
-                        queue.add_at(key.clone(), at);
+                        // A plan that asks for a time that has come, again and again, does not get all of the time.
+                        queue.add_at(key.clone(), at.max(shared.clock.now() + AT_ONCE));
                     }
                     if let Some(reached) = reached {
                         // What was written may call for more, and the news of it may be under way.
@@ -167,8 +171,8 @@ fn everything<C: Controller>(controller: &C, view: &View, queue: &mut Queue) {
 /// One pass over one key.
 async fn pass<C: Controller>(shared: Arc<Shared<C>>, fence: Fence, key: Key, gate: Revision) -> (Key, Outcome) {
     let view = shared.reflector.reach(gate).await;
+    let plan = shared.controller.act(&view, &key, shared.clock.as_ref()).await;
     let now = shared.clock.now();
-    let plan = shared.controller.plan(&view, &key, now);
     let wake_at = plan.wake_at;
     let groups = plan.publish(&view, Some(&key), C::NAME, now);
     if groups.is_empty() {

@@ -46,6 +46,28 @@ pub fn object(object: &Object) -> Vec<Fault> {
         Some(object::Kind::Service(service)) => {
             service::check(service.spec.as_ref().unwrap_or(&<_>::default()), &mut faults);
         }
+        Some(object::Kind::TaskSet(set)) => {
+            let spec = set.spec.clone().unwrap_or_default();
+            if spec.service.is_empty() {
+                faults.add("spec.service", "is missing; expected the name of a service".into());
+            }
+            if spec.task_definition.is_empty() {
+                faults.add("spec.taskDefinition", "is missing; expected `family` or `family:revision`".into());
+            }
+            let scale = spec.scale.map_or(0.0, |scale| scale.value);
+            if !(0.0..=100.0).contains(&scale) {
+                faults.add("spec.scale.value", format!("{scale} is out of range; expected 0 to 100 percent"));
+            }
+            if spec.external_id.len() > 128 {
+                faults.add("spec.externalId", format!("has {} characters; at most 128", spec.external_id.len()));
+            }
+        }
+        Some(object::Kind::Alarm(alarm)) => {
+            let description = alarm.spec.as_ref().map_or(0, |spec| spec.alarm_description.len());
+            if description > 1024 {
+                faults.add("spec.alarmDescription", format!("has {description} characters; at most 1024"));
+            }
+        }
         Some(object::Kind::Task(task)) => task::check(task.spec.as_ref().unwrap_or(&<_>::default()), &mut faults),
         Some(_) => {}
         None => faults.add("kind", "the object has no kind".into()),

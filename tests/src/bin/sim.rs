@@ -31,6 +31,9 @@ struct Args {
     /// Crash every write and lose every event of the fixed stories.
     #[arg(long)]
     exhaustive: bool,
+    /// Every kind of deployment, with everything that usually goes wrong with one.
+    #[arg(long)]
+    matrix: bool,
     /// Take away every guard in turn, and count the seeds until that is noticed.
     #[arg(long)]
     planted: bool,
@@ -53,6 +56,8 @@ fn main() -> ExitCode {
         one(seed, args.trace)
     } else if args.exhaustive {
         exhaustive(threads)
+    } else if args.matrix {
+        matrix(threads)
     } else if args.planted {
         planted(threads, args.first_seed, args.seeds, args.guard.as_deref())
     } else {
@@ -176,6 +181,30 @@ fn exhaustive(threads: usize) -> bool {
         failed += faults;
     }
     println!("{tried} crashes and lost events tried, {failed} failed, in {:.1} s", began.elapsed().as_secs_f64());
+    failed == 0
+}
+
+fn matrix(threads: usize) -> bool {
+    let began = Instant::now();
+    let cells = sim::matrix::cells();
+    let steps = Mutex::new(BTreeMap::new());
+    let failed = AtomicU64::new(0);
+    in_parallel(&cells, threads, |cell| {
+        let ended = sim::matrix::check(*cell);
+        if let Some(reason) = ended.broken {
+            println!("{cell}: {reason}");
+            failed.fetch_add(1, Ordering::Relaxed);
+        } else if let Ok(mut steps) = steps.lock() {
+            steps.entry((cell.strategy, cell.trouble, cell.desired)).or_insert_with(Vec::new).push(ended.revisions);
+        }
+    });
+    println!("steps (revisions of the store), fewest and most over all percentages:");
+    for ((strategy, trouble, desired), steps) in steps.into_inner().unwrap_or_default() {
+        let (least, most) = (steps.iter().min().unwrap_or(&0), steps.iter().max().unwrap_or(&0));
+        println!("{:<10} {:<15} {desired:>2} tasks: {least} to {most}", strategy.as_str_name(), format!("{trouble:?}"));
+    }
+    let failed = failed.into_inner();
+    println!("{} cells, {failed} failed, in {:.1} s", cells.len(), began.elapsed().as_secs_f64());
     failed == 0
 }
 

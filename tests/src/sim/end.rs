@@ -17,6 +17,10 @@ pub(crate) fn problems(world: &World) -> Vec<String> {
     let mut found = Vec::new();
     for (name, wish) in &wishes.services {
         match wish {
+            Some(wish) if wish.daemon => {
+                let everywhere = Wish { desired: world.settings.instances as i32, ..wish.clone() };
+                service(&view, name, &everywhere, &mut found);
+            }
             Some(wish) => service(&view, name, wish, &mut found),
             None if view.get(&Key::new(Kind::Service, "default", name)).is_some() => {
                 found.push(format!("service {name} is still there"));
@@ -52,7 +56,7 @@ fn service(view: &View, name: &str, wish: &Wish, found: &mut Vec<String>) {
     let Some((spec, status)) = object.as_service().and_then(|s| Some((s.spec.as_ref()?, s.status.as_ref()?))) else {
         return;
     };
-    if spec.desired_count() != wish.desired {
+    if !wish.daemon && spec.desired_count() != wish.desired {
         found.push(format!("S5: service {name} wants {} tasks, its user {}", spec.desired_count(), wish.desired));
     }
     let deployment = |name: &str| view.get(&Key::new(Kind::Deployment, "default", name));

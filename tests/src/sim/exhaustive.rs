@@ -7,9 +7,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
+use steady_core::v1::deployment_strategy::Value as Strategy;
 use steady_core::v1::instance_state::Value as InstanceState;
 
 use super::life::{Life, Moment, lock};
+use super::matrix::{self, Cell};
 use super::net::FrameFate;
 use super::process::Role;
 use super::users::{Breaker, Users, Wish};
@@ -23,18 +25,22 @@ const FROZEN: Duration = Duration::from_secs(12);
 pub enum Script {
     FirstDeploy,
     RollingUpdate,
+    BlueGreen,
     Rollback,
     ScaleIn,
     Drain,
     InstanceLoss,
     Delete,
+    /// Of the matrix; not among all of them.
+    Matrix(Cell),
 }
 
 impl Script {
     /// All of them.
-    pub const ALL: [Script; 7] = [
+    pub const ALL: [Script; 8] = [
         Script::FirstDeploy,
         Script::RollingUpdate,
+        Script::BlueGreen,
         Script::Rollback,
         Script::ScaleIn,
         Script::Drain,
@@ -44,6 +50,9 @@ impl Script {
 
     /// What users do in it. Everything before the probe is armed is its beginning.
     pub(crate) async fn play(self, users: &Users) {
+        if let Script::Matrix(cell) = self {
+            return matrix::play(cell, users).await;
+        }
         let world = &users.world;
         let wish = Wish::simple(3);
         if self != Script::FirstDeploy {
@@ -54,11 +63,15 @@ impl Script {
         match self {
             Script::FirstDeploy => users.apply("s0", &wish).await,
             Script::RollingUpdate => users.apply("s0", &Wish { version: 2, ..wish }).await,
+            Script::BlueGreen => {
+                users.apply("s0", &Wish { version: 2, strategy: Strategy::BlueGreen, ..wish }).await;
+            }
             Script::Rollback => {
                 let bad = Wish { version: 2, image: "never-starts", breaker: Breaker::RollsBack, ..wish };
                 users.apply("s0", &bad).await;
             }
             Script::ScaleIn => users.apply("s0", &Wish { desired: 1, ..wish }).await,
+            Script::Matrix(_) => {}
             Script::Delete => users.delete("s0").await,
             Script::Drain => {
                 users.set_state("node-0", InstanceState::Draining).await;
@@ -76,7 +89,7 @@ impl Script {
     }
 }
 
-async fn settle(world: &World) {
+pub(crate) async fn settle(world: &World) {
     let settled = async {
         while !end::problems(world).is_empty() {
             tokio::time::sleep(Duration::from_millis(200)).await;

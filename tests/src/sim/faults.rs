@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use steady_apiserver::storage::{Op, Storage, Txn};
+use steady_core::v1::deployment_strategy::Value as Strategy;
 use steady_core::{Key, Kind, KindExt};
 use tokio::time::Instant;
 
@@ -116,7 +117,8 @@ impl World {
     pub(crate) fn most(&self, memory: i32, port: i32) -> usize {
         let (instances, services) = (self.settings.instances, self.settings.services);
         let room = self.settings.size as usize * instances / (2 * services);
-        if port > 0 { instances / services } else { (room / memory as usize).min(4) }
+        let at_once = if self.settings.strategy == Strategy::Rolling { 1 } else { 2 };
+        if port > 0 { instances / services / at_once } else { (room / memory as usize).min(4) }
     }
 
     /// A wish that the instances have room for.
@@ -136,6 +138,8 @@ impl World {
             version: old.map_or(1, |old| old.version + 1),
             spread: self.flip(),
             breaker: self.settings.breaker,
+            strategy: self.settings.strategy,
+            daemon: false,
         }
     }
 

@@ -229,6 +229,10 @@ impl Case<'_> {
             if !before.is_wanted() && after.is_wanted() {
                 return Err(format!("task {name} was to stop, and is to run again"));
             }
+            let (target, place) = (&after.spec.target_instance, &after.spec.container_instance);
+            if !target.is_empty() && !place.is_empty() && target != place {
+                return Err(format!("task {name} was to be on {target}, and was placed on {place}"));
+            }
             let (from, to) = (&before.spec.container_instance, &after.spec.container_instance);
             if !from.is_empty() && from != to {
                 return Err(format!("task {name} was moved from {from} to {to}"));
@@ -312,7 +316,16 @@ impl Case<'_> {
                 tasks.filter(|t| t.is_owned_by(&object.meta().uid) && which(t)).count() as i32
             };
             let live = count(self.after, &|t| t.is_live());
-            if created && live > bounds.ceiling {
+            if service::is_daemon(spec) {
+                let mut places = BTreeSet::new();
+                let tasks = self.after.of_service(Kind::Task, "default", &name).filter_map(|t| task::of(t));
+                for task in tasks.filter(|t| t.is_owned_by(&object.meta().uid) && t.is_live()) {
+                    if created && !places.insert(task.spec.target_instance.clone()) {
+                        let place = &task.spec.target_instance;
+                        return Err(format!("S2: DAEMON service {name} has two tasks for {place}"));
+                    }
+                }
+            } else if created && live > bounds.ceiling {
                 return Err(format!(
                     "S2: service {name} has {live} live tasks after a start, and its ceiling is {}",
                     bounds.ceiling

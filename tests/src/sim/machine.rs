@@ -20,6 +20,11 @@ use super::life::{Life, Moment, lock};
 /// Images, by how their containers behave.
 pub(crate) const IMAGES: [&str; 4] = ["good", "exits", "never-starts", "missing"];
 
+/// Containers of the image `flaps` are well for so many milliseconds, and unwell for as many.
+const FLAP: i64 = 15_000;
+/// Those of `slow` take so long to start.
+const SLOW: Duration = Duration::from_secs(20);
+
 struct Container {
     state: State,
     image: String,
@@ -149,6 +154,9 @@ impl Runtime for MachineLink {
     async fn start(&self, id: &ContainerId) -> Result<String, RuntimeError> {
         let moment = self.begin().await;
         tokio::time::sleep(self.world.start_delay()).await;
+        if lock(&self.machine.containers).get(id).is_some_and(|c| c.image == "slow") {
+            tokio::time::sleep(SLOW).await;
+        }
         let started = self.start_now(id);
         self.finish(moment).await;
         started.map(|()| id.to_string())
@@ -178,6 +186,10 @@ impl Runtime for MachineLink {
         self.life.awake().await;
         let running = lock(&self.machine.containers).get(id).is_some_and(|c| c.state == State::Running);
         if running {
+            let image = lock(&self.machine.containers).get(id).map(|c| c.image.clone()).unwrap_or_default();
+            if image == "flaps" {
+                return Ok(i32::from(self.world.clock.now().0 / FLAP % 2 == 1));
+            }
             Ok(i32::from(!self.world.is_calm() && self.world.chance(0.1)))
         } else {
             Err(RuntimeError::NotFound(id.clone()))

@@ -12,6 +12,7 @@ mod faults;
 mod judge;
 mod life;
 mod machine;
+pub mod matrix;
 mod net;
 mod process;
 mod rival;

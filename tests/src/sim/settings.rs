@@ -1,6 +1,7 @@
 //! What a history is: everything that is not left to its seed's chance while it runs.
 
 use fastrand::Rng;
+use steady_core::v1::deployment_strategy::Value as Strategy;
 
 use super::exhaustive::Script;
 use super::users::Breaker;
@@ -32,6 +33,10 @@ pub struct Settings {
     pub grouped: bool,
     /// How deployments that fail end.
     pub breaker: Breaker,
+    /// How new tasks take the place of old ones.
+    pub strategy: Strategy,
+    /// The first service is a DAEMON.
+    pub daemon: bool,
     /// No faults at all.
     pub is_calm: bool,
     /// What is done instead of what chance says.
@@ -57,6 +62,9 @@ impl Settings {
             stale: rng.u8(0..3) == 0,
             grouped: rng.u8(0..3) == 0,
             breaker: [Breaker::Never, Breaker::GivesUp, Breaker::RollsBack][rng.usize(0..3)],
+            strategy: [Strategy::Rolling, Strategy::BlueGreen, Strategy::Linear, Strategy::Canary]
+                [rng.usize(0..6).saturating_sub(2)],
+            daemon: rng.u8(0..4) == 0,
             is_calm: false,
             script: None,
             trace: false,
@@ -78,6 +86,8 @@ impl Settings {
             stale: false,
             grouped: false,
             breaker: Breaker::Never,
+            strategy: Strategy::Rolling,
+            daemon: false,
             is_calm: true,
             script: Some(script),
             trace: false,

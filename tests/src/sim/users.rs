@@ -6,13 +6,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use steady_core::v1::deployment_strategy::Value as Strategy;
 use steady_core::v1::instance_state::Value as InstanceState;
-use steady_core::v1::placement_strategy_type::Value as Strategy;
+use steady_core::v1::placement_strategy_type::Value as Placement;
+use steady_core::v1::scheduling_strategy::Value as Scheduling;
 use steady_core::v1::{
-    ApplyRequest, Change, CommitRequest, ContainerDefinition, ContainerInstance, ContainerInstanceSpec, DeleteRequest,
-    DeploymentCircuitBreaker, DeploymentConfiguration, GetRequest, KeyValuePair, Object, PlacementStrategy,
-    PortMapping, PutSpec, RunTaskRequest, Service, ServiceSpec, StopTaskRequest, TaskDefinition, TaskDefinitionSpec,
-    change, object,
+    ApplyRequest, CanaryConfiguration, Change, CommitRequest, ContainerDefinition, ContainerInstance,
+    ContainerInstanceSpec, DeleteRequest, DeploymentCircuitBreaker, DeploymentConfiguration, GetRequest, HealthCheck,
+    KeyValuePair, LinearConfiguration, Object, PlacementStrategy, PortMapping, PutSpec, RunTaskRequest, Service,
+    ServiceSpec, StopTaskRequest, TaskDefinition, TaskDefinitionSpec, change, object,
 };
 use steady_core::{Key, Kind, task};
 use steady_runtime::Client;
@@ -36,6 +38,9 @@ pub(crate) struct Wish {
     pub(crate) spread: bool,
     /// A deployment whose tasks fail is given up, and perhaps rolled back.
     pub(crate) breaker: Breaker,
+    pub(crate) strategy: Strategy,
+    /// One task on each instance, however many are desired.
+    pub(crate) daemon: bool,
 }
 
 /// How a deployment that fails ends.
@@ -59,7 +64,14 @@ impl Wish {
             version: 1,
             spread: true,
             breaker: Breaker::Never,
+            strategy: Strategy::Rolling,
+            daemon: false,
         }
+    }
+
+    /// The same of a service with one task on each instance: small, so that there is room for it.
+    fn everywhere(self) -> Self {
+        Wish { daemon: true, memory: 64, port: 0, least: 0, most: 100, strategy: Strategy::Rolling, ..self }
     }
 }
 
@@ -97,6 +109,8 @@ impl Users {
 
     /// Makes a service as it is wished for. One that is still being deleted is waited for.
     pub(crate) async fn apply(&self, name: &str, wish: &Wish) {
+        let everywhere = (self.world.settings.daemon && name == "s0").then(|| wish.clone().everywhere());
+        let wish = everywhere.as_ref().unwrap_or(wish);
         lock(&self.world.wishes).services.insert(name.to_owned(), Some(wish.clone()));
         loop {
             let objects = vec![definition(name, wish), service(name, wish)];
@@ -271,6 +285,12 @@ fn definition(name: &str, wish: &Wish) -> Object {
         memory: wish.memory,
         cpu: wish.memory,
         stop_timeout: Some(3),
+        health_check: (wish.image == "flaps").then(|| HealthCheck {
+            command: vec!["CMD-SHELL".into(), "true".into()],
+            interval: Some(5),
+            retries: Some(2),
+            ..HealthCheck::default()
+        }),
         environment: vec![KeyValuePair { name: "VERSION".into(), value: wish.version.to_string() }],
         port_mappings: (wish.port > 0)
             .then(|| PortMapping { container_port: 80, host_port: wish.port, ..PortMapping::default() })
@@ -287,10 +307,11 @@ fn definition(name: &str, wish: &Wish) -> Object {
 }
 
 fn service(name: &str, wish: &Wish) -> Object {
-    let strategy = PlacementStrategy { r#type: Strategy::Spread.into(), field: "instanceId".into() };
+    let strategy = PlacementStrategy { r#type: Placement::Spread.into(), field: "instanceId".into() };
     let spec = ServiceSpec {
         task_definition: name.to_owned(),
-        desired_count: Some(wish.desired),
+        desired_count: (!wish.daemon).then_some(wish.desired),
+        scheduling_strategy: if wish.daemon { Scheduling::Daemon } else { Scheduling::Replica }.into(),
         deployment_configuration: Some(DeploymentConfiguration {
             maximum_percent: Some(wish.most),
             minimum_healthy_percent: Some(wish.least),
@@ -299,8 +320,15 @@ fn service(name: &str, wish: &Wish) -> Object {
                 rollback: wish.breaker == Breaker::RollsBack,
                 ..DeploymentCircuitBreaker::default()
             }),
+            strategy: wish.strategy.into(),
+            bake_time_in_minutes: (wish.strategy == Strategy::BlueGreen).then_some(0),
+            linear_configuration: (wish.strategy == Strategy::Linear)
+                .then_some(LinearConfiguration { step_percent: Some(40.0), step_bake_time_in_minutes: Some(0) }),
+            canary_configuration: (wish.strategy == Strategy::Canary)
+                .then_some(CanaryConfiguration { canary_percent: None, canary_bake_time_in_minutes: Some(0) }),
+            ..DeploymentConfiguration::default()
         }),
-        placement_strategy: wish.spread.then_some(strategy).into_iter().collect(),
+        placement_strategy: (wish.spread && !wish.daemon).then_some(strategy).into_iter().collect(),
         ..ServiceSpec::default()
     };
     Object::new("default", name, Service { spec: Some(spec), status: None })

@@ -61,12 +61,28 @@ pub(super) async fn pull(engine: &Docker, image: &str) -> Result<Option<String>,
 async fn digest(engine: &Docker, image: &str) -> Result<Option<Option<String>>, RuntimeError> {
     match within("inspect image", LOOK, engine.inspect_image(image)).await? {
         Ok(found) => {
+            // Of a repository of another name it is no digest that this name can be pulled by.
             let digests = found.repo_digests.unwrap_or_default();
-            Ok(Some(digests.first().and_then(|d| d.split_once('@')).map(|(_, digest)| digest.to_owned())))
+            let digests = digests.iter().filter_map(|digest| digest.split_once('@'));
+            let own = digests.filter(|(repository, _)| familiar(repository) == familiar(repository_of(image)));
+            Ok(Some(own.map(|(_, digest)| digest.to_owned()).next()))
         }
         Err(error) if status(&error) == Some(404) => Ok(None),
         Err(error) => Err(RuntimeError::Pull(text(&error))),
     }
+}
+
+/// An image's repository: without tag and digest.
+fn repository_of(image: &str) -> &str {
+    let (bare, _) = image.split_once('@').unwrap_or((image, ""));
+    let tag = bare.rfind(':').filter(|at| !bare[*at..].contains('/'));
+    &bare[..tag.unwrap_or(bare.len())]
+}
+
+/// A repository as Docker shows it.
+fn familiar(repository: &str) -> &str {
+    let bare = repository.strip_prefix("docker.io/").unwrap_or(repository);
+    bare.strip_prefix("library/").unwrap_or(bare)
 }
 
 /// Makes the image of the running program, unless it is there and of the same program.

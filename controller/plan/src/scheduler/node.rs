@@ -7,9 +7,10 @@ use steady_core::resources::Free;
 use steady_core::v1::instance_state::Value as State;
 use steady_core::v1::placement_constraint_type::Value as Constraint;
 use steady_core::v1::{ContainerInstance, Demand, InstanceResources, Object, TaskSpec};
-use steady_core::{Key, Kind, View, resources, task};
+use steady_core::{Kind, View, task};
 
 use super::refusal::Reason;
+use crate::daemon;
 
 /// An instance as it is with what the round has placed on it so far.
 pub(super) struct Node {
@@ -28,20 +29,8 @@ pub(super) struct Node {
 
 /// The instances of a cluster, in order of their names.
 pub(super) fn nodes(view: &View, cluster: &str) -> Vec<Node> {
-    let daemons = daemons(view, cluster);
+    let daemons = daemon::services(view, cluster);
     view.in_cluster(Kind::ContainerInstance, cluster).filter_map(|object| node(view, object, &daemons)).collect()
-}
-
-/// DAEMON services, and what a task of each takes: it comes before tasks that can be anywhere (ECS).
-fn daemons(view: &View, cluster: &str) -> Vec<(String, Demand)> {
-    let services = view.in_cluster(Kind::Service, cluster).filter(|service| !service.is_deleting());
-    let daemons = services.filter_map(|service| {
-        let spec = service.as_service()?.spec.as_ref().filter(|spec| steady_core::service::is_daemon(spec))?;
-        let definition = view.get(&Key::new(Kind::TaskDefinition, "", &spec.task_definition))?;
-        let demand = resources::demand(definition.as_task_definition()?.spec.as_ref()?);
-        Some((format!("service:{}", service.name()), demand))
-    });
-    daemons.collect()
 }
 
 fn node(view: &View, object: &Object, daemons: &[(String, Demand)]) -> Option<Node> {
@@ -89,14 +78,11 @@ impl Node {
 
     /// Why it does not take a task.
     pub(super) fn refuses(&self, spec: &TaskSpec, demand: &Demand) -> Option<Reason> {
-        let is_for_one = !spec.target_instance.is_empty();
-        if is_for_one && spec.target_instance != self.name {
-            return Some(Reason::Elsewhere);
-        }
         if let Some(closed) = self.closed {
             return Some(closed);
         }
-        let reserved = if is_for_one { (0, 0) } else { self.reserved };
+        let is_daemon = !spec.target_instance.is_empty() && spec.replaces.is_empty();
+        let reserved = if is_daemon { (0, 0) } else { self.reserved };
         let (cpu, memory) = (self.free.cpu - reserved.0, self.free.memory - reserved.1);
         if memory < i64::from(demand.memory) && guard::stands(Guard::Memory) {
             return Some(Reason::Memory(memory.max(0)));

@@ -16,8 +16,8 @@ pub(super) enum Reason {
     Memory(i64),
     Port(i32),
     Distinct,
-    /// It is for another instance.
-    Elsewhere,
+    /// The only instance that the task may be on is not there.
+    Gone,
 }
 
 /// Refusals of one task by every instance.
@@ -47,7 +47,7 @@ impl Refusals {
             Reason::Distinct => ("DISTINCT", 0),
             Reason::Disconnected => ("AGENT", 0),
             Reason::Draining => ("DRAINING", 0),
-            Reason::Elsewhere => ("TARGET", 0),
+            Reason::Gone => ("TARGET", 0),
         };
         let class = self.by_class.entry(class).or_default();
         class.count += 1;
@@ -83,7 +83,7 @@ impl fmt::Display for Refusals {
                 "RESOURCE:CPU" => write!(f, "insufficient CPU ({})", short(self.needs.cpu, "CPU units"))?,
                 "RESOURCE:PORTS" => write!(f, "host port {amount} is in use ({nearest})")?,
                 "DISTINCT" => write!(f, "has a task of the group already (distinctInstance)")?,
-                "TARGET" => write!(f, "is not the one that the task is for")?,
+                "TARGET" => write!(f, "{nearest} is not there any more")?,
                 "AGENT" => write!(f, "agent is not connected ({nearest})")?,
                 _ => write!(f, "draining ({nearest})")?,
             }

@@ -135,3 +135,22 @@ fn a_thousand_tasks_are_placed_in_groups_that_fit_a_commit() {
         assert_eq!(places(&world, 1000).iter().filter(|p| **p == name).count(), 50);
     }
 }
+
+#[test]
+fn tasks_that_can_be_on_one_instance_only_do_not_keep_others_waiting() {
+    let mut world = World::new();
+    for number in 0..MAX_ROUND + 10 {
+        world.instance(&format!("full-{number:04}"), 0, 0);
+        world
+            .waiting(&format!("daemon-{number:04}"), 10, 10, |spec| spec.target_instance = format!("full-{number:04}"));
+    }
+    world.instance("free", 100, 100);
+    world.waiting("replica", 10, 10, |_| {});
+    world.waiting("elsewhere", 10, 10, |spec| spec.target_instance = "gone".into());
+    let cluster = Key::new(Kind::Cluster, "", "default");
+    for group in plan(&world.view, &cluster, Timestamp(0)).groups {
+        world.carry_out_all(group);
+    }
+    assert_eq!(world.place("replica"), "free");
+    assert_eq!(world.place("elsewhere"), "");
+}

@@ -5,12 +5,11 @@
 //! count for its deployment until it is healthy; then the other one goes. Each move makes the numbers more even by at
 //! least one, so moves end by themselves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use steady_core::placement::{Strategy, ZONE};
 use steady_core::resources::Free;
-use steady_core::v1::availability_zone_rebalancing::Value as Rebalancing;
 use steady_core::v1::placement_constraint_type::Value as Constraint;
 use steady_core::v1::rollout_state::Value as Rollout;
 use steady_core::v1::{Demand, InstanceResources, Object};
@@ -19,8 +18,10 @@ use steady_core::{Key, Kind, Timestamp, service, task};
 use super::Known;
 use crate::daemon;
 
-/// A task that takes another one's place and is not healthy after so long is given up.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+/// A task that takes another one's place and does not run after so long is given up; one that runs and is not healthy, after
+/// the longer time.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE_RUNNING: Duration = Duration::from_secs(900);
 /// After a move that was given up or failed, none is tried for so long.
 const PAUSE: Duration = Duration::from_secs(600);
 /// Where numbers are uneven and nothing can be moved, whether it can is looked at again after so long.
@@ -92,7 +93,7 @@ pub(super) fn moves<'a>(known: &Known<'a>, demand: &Demand) -> (Vec<Move<'a>>, O
 
 /// What its placement strategy has it spread over; `None` where it does not.
 fn over(known: &Known<'_>) -> Option<Over> {
-    if known.spec.availability_zone_rebalancing() == Rebalancing::Disabled || known.is_daemon() {
+    if !service::rebalances(known.spec) || known.is_daemon() || service::is_external(known.spec) {
         return None;
     }
     let chain: Vec<Strategy> = known.spec.placement_strategy.iter().filter_map(|s| Strategy::parse(s).ok()).collect();
@@ -122,12 +123,14 @@ fn is_steady(known: &Known<'_>) -> bool {
 /// When the newest task that was to take another one's place stopped without having done so.
 fn last_failure(known: &Known<'_>) -> Option<Timestamp> {
     let failed = |t: &&task::View<'_>| {
-        !t.spec.replaces.is_empty()
-            && !t.is_live()
-            && t.started_at()
-                .is_none_or(|at| t.stopped_at().is_none_or(|stopped| stopped.since(at) < crate::deployment::SETTLED))
+        !t.spec.replaces.is_empty() && !t.is_live() && (is_wanted(known, &t.spec.replaces) || t.started_at().is_none())
     };
     known.tasks.iter().filter(failed).filter_map(task::View::stopped_at).max()
+}
+
+fn is_wanted(known: &Known<'_>, name: &str) -> bool {
+    let key = Key::new(Kind::Task, known.object.cluster(), name);
+    known.view.get(&key).and_then(|task| task::of(task)).is_some_and(|task| task.is_wanted())
 }
 
 fn takes_tasks(object: &Object) -> bool {
@@ -176,7 +179,9 @@ fn next(
     taken: &BTreeMap<&str, i32>,
 ) -> Option<(usize, usize)> {
     uneven(nodes, over)?;
-    let fits = |node: &Node<'_>| has_room(known, demand, node, taken.get(node.object.name()).copied().unwrap_or(0));
+    let daemons = daemon::services(known.view, known.object.cluster());
+    let fits =
+        |node: &Node<'_>| has_room(known, demand, &daemons, node, taken.get(node.object.name()).copied().unwrap_or(0));
     let fullest = |zone: Option<&str>| {
         let within = nodes.iter().enumerate().filter(|(_, n)| zone.is_none_or(|zone| n.zone == zone) && n.count > 0);
         within.max_by_key(|(_, n)| n.count).map(|(place, n)| (place, n.count))
@@ -211,15 +216,20 @@ fn next(
 }
 
 /// Whether an instance takes a task more of this service, with so many that are on their way to it.
-fn has_room(known: &Known<'_>, demand: &Demand, node: &Node<'_>, coming: i32) -> bool {
+fn has_room(known: &Known<'_>, demand: &Demand, daemons: &[(String, Demand)], node: &Node<'_>, coming: i32) -> bool {
     let distinct = known.spec.placement_constraints.iter().any(|c| c.r#type() == Constraint::DistinctInstance);
     if !takes_tasks(node.object) || (distinct && node.count > 0) || (coming > 0 && !demand.ports.is_empty()) {
         return false;
     }
     let registered = node.object.as_container_instance().and_then(|i| i.spec.as_ref()?.registered_resources.as_ref());
     let mut free = Free::of(registered.unwrap_or(&InstanceResources::default()));
+    let mut groups = BTreeSet::new();
     for on in known.view.on_instance(node.object.cluster(), node.object.name()).filter_map(|t| task::of(t)) {
         free.take(on.spec.demand.as_ref().unwrap_or(&Demand::default()));
+        groups.insert(on.spec.group.as_str());
+    }
+    for (_, demand) in daemons.iter().filter(|(group, _)| !groups.contains(group.as_str())) {
+        free.take(demand);
     }
     let times = i64::from(coming) + 1;
     free.cpu >= i64::from(demand.cpu) * times
@@ -229,8 +239,7 @@ fn has_room(known: &Known<'_>, demand: &Demand, node: &Node<'_>, coming: i32) ->
 
 /// Whether a task is on its way to take the place of another one that is still wanted, and not healthy yet.
 pub(super) fn is_extra(known: &Known<'_>, task: &task::View<'_>) -> bool {
-    let replaced = Key::new(Kind::Task, known.object.cluster(), &task.spec.replaces);
-    !task.spec.replaces.is_empty() && known.view.get(&replaced).and_then(|t| task::of(t)).is_some_and(|t| t.is_wanted())
+    !task.spec.replaces.is_empty() && is_wanted(known, &task.spec.replaces)
 }
 
 /// Whether its patience is over: it was bound to one instance, and does not run there.
@@ -243,5 +252,6 @@ pub(super) fn gives_up_at(known: &Known<'_>, task: &task::View<'_>) -> Option<Ti
     let bound = !task.spec.target_instance.is_empty() && !known.is_daemon() && task.is_wanted();
     let late = if is_extra(known, task) { !task.is_healthy() } else { task.wants_place() };
     let created = task.object.meta().created.as_ref().map_or(Timestamp(0), Timestamp::from);
-    (bound && late).then(|| created + PATIENCE)
+    let patience = if task.is_running() { PATIENCE_RUNNING } else { PATIENCE };
+    (bound && late).then(|| created + patience)
 }

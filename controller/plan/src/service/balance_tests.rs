@@ -3,6 +3,7 @@
 use steady_core::placement::ZONE;
 use steady_core::v1::availability_zone_rebalancing::Value as Rebalancing;
 use steady_core::v1::placement_strategy_type::Value as Type;
+use steady_core::v1::rollout_state::Value as Rollout;
 use steady_core::v1::task_last_status::Value as Status;
 use steady_core::v1::{DeploymentConfiguration, PlacementStrategy};
 
@@ -43,6 +44,7 @@ fn rounds(world: &mut World, from: i64, count: i64, agents: &[&str]) -> i64 {
 fn lopsided(zones: &[(&str, &str)]) -> (World, i64) {
     let mut world = World::new();
     world.service("web", 6);
+    world.edit_service("web", |spec| spec.set_availability_zone_rebalancing(Rebalancing::Enabled));
     let zone = |world: &mut World, (name, zone): (&str, &str)| {
         world.instance(name, 4000, 4000);
         if !zone.is_empty() {
@@ -156,4 +158,28 @@ fn a_deployment_waits_for_protected_tasks_and_leaves_them_where_an_instance_drai
     rounds(&mut world, after + 22_000, 6, &["a", "b"]);
     assert_eq!(counts(&world, &["a", "b"]), [0, 6]);
     assert_eq!(world.deployment("web-2").status.rollout_state(), Rollout::Completed);
+}
+
+#[test]
+fn a_task_that_takes_long_to_be_healthy_is_waited_for_and_one_that_never_is_is_not_tried_again_at_once() {
+    use steady_core::v1::health_status::Value as Health;
+    let (mut world, now) = lopsided(&[("a", ""), ("b", "")]);
+    let unknown = |world: &mut World, health: Health| {
+        world.each_task(
+            |spec, s| spec.container_instance == "b" && s.last_status() == Status::Running,
+            |_, s| s.set_health_status(health),
+        );
+    };
+    let moved = |world: &World| world.view.of_kind(Kind::Task).count() - 6;
+    let mut at = now;
+    for _ in 0..30 {
+        at = rounds(&mut world, at, 1, &["a", "b"]);
+        unknown(&mut world, Health::Unknown);
+    }
+    assert_eq!((moved(&world), counts(&world, &["a", "b"])), (1, vec![6, 1]), "five minutes");
+    for _ in 0..90 {
+        at = rounds(&mut world, at, 1, &["a", "b"]);
+        unknown(&mut world, Health::Unknown);
+    }
+    assert!(moved(&world) <= 2, "{} moves", moved(&world));
 }

@@ -2,8 +2,10 @@
 
 use steady_core::v1::health_status::Value as Health;
 use steady_core::v1::rollout_state::Value as Rollout;
+use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::v1::task_last_status::Value as Status;
 use steady_core::v1::{DeploymentCircuitBreaker, DeploymentConfiguration};
+use steady_core::v1::{TaskSpec, desired_status};
 
 use super::*;
 use crate::builders::World;

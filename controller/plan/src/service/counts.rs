@@ -8,7 +8,7 @@ use steady_core::v1::{DeploymentStatus, ServiceStatus, severity};
 use steady_core::{Change, Key, Plan, Revision, service, task};
 
 use super::throttle::Throttle;
-use super::{Known, failures};
+use super::{Known, failures, starts};
 use crate::deployment::SETTLED;
 
 /// Running, and on the way there.
@@ -32,6 +32,7 @@ pub(super) fn counts(known: &Known<'_>, throttle: &Throttle, started: &[(String,
             running_count: Some(running),
             pending_count: Some(pending),
             attempts,
+            image_digests: starts::image_digests(known, deployment),
             ..failures::counted(known, deployment)
         };
         if status != *deployment.status {
@@ -90,6 +91,14 @@ fn service_status(known: &Known<'_>, throttle: &Throttle) -> ServiceStatus {
             && d.spec.target_count == desired
             && d.status.rollout_state() == Rollout::Completed
     });
+    let shared_out = || {
+        let as_many = |d: &crate::deployment::Rolling<'_>| {
+            known.tasks_of(d.object.name()).filter(|t| t.is_live()).count() as i32 == d.spec.target_count
+        };
+        known.deployments.iter().all(as_many)
+            && known.deployments.iter().map(|d| d.spec.target_count).sum::<i32>() == desired
+    };
+    let obeyed = if service::is_external(known.spec) { shared_out() } else { obeyed };
     let only_one = known.tasks.iter().filter(|t| t.is_live()).count() as i32 == desired;
     let healthy = known.healthy() == desired;
     ServiceStatus {

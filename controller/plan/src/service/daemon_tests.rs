@@ -1,5 +1,6 @@
 //! DAEMON services.
 
+use steady_core::v1::rollout_state::Value as Rollout;
 use steady_core::v1::scheduling_strategy::Value as Scheduling;
 use steady_core::v1::task_last_status::Value as Status;
 use steady_core::v1::{DeploymentConfiguration, ServiceSpec};
@@ -148,4 +149,18 @@ fn the_room_of_a_daemon_that_is_to_come_is_not_given_to_others() {
     assert_eq!(world.place("other"), "");
     rounds(&mut world);
     assert_eq!(places(&world), ["a"]);
+}
+
+#[test]
+fn a_task_that_waits_for_an_instance_that_drains_is_the_one_that_goes() {
+    let mut world = world(&["a"]);
+    world.instance("b", 10, 10);
+    world.instance("c", 10, 10);
+    rounds(&mut world);
+    assert_eq!(places(&world), ["", "", "a"], "no room on either");
+    world.drain("c", true);
+    rounds(&mut world);
+    let waiting = world.view.of_kind(Kind::Task).filter_map(|t| task::of(t)).filter(task::View::wants_place);
+    let targets: Vec<String> = waiting.map(|t| t.spec.target_instance.clone()).collect();
+    assert_eq!(targets, ["b"]);
 }

@@ -1,6 +1,7 @@
 //! Tasks on container instances that are DRAINING.
 
 use steady_core::v1::DeploymentConfiguration;
+use steady_core::v1::desired_status;
 use steady_core::v1::task_last_status::Value as Status;
 
 use super::*;

@@ -31,7 +31,7 @@ pub(super) fn counted(known: &Known<'_>, deployment: &Rolling<'_>) -> Deployment
     let tasks = || known.tasks_of(deployment.object.name());
     let stopped = |t: &task::View<'_>| t.stopped_at().filter(|at| *at > counted_to);
     let fresh: Vec<&task::View<'_>> = tasks().filter(|t| failed(t) && stopped(t).is_some()).collect();
-    let settings = known.spec.deployment_configuration.unwrap_or_default();
+    let settings = steady_core::service::settings(known.spec);
     let resets =
         settings.deployment_circuit_breaker.is_none_or(|breaker| breaker.reset_on_healthy_task.unwrap_or(true));
     let settled = |t: &task::View<'_>| {

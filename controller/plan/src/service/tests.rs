@@ -1,3 +1,7 @@
+use steady_core::v1::rollout_state::Value as Rollout;
+use steady_core::v1::stop_code::Value as StopCode;
+use steady_core::v1::{TaskSpec, TaskStatus, desired_status};
+
 use super::*;
 use crate::builders::World;
 use steady_core::v1::health_status::Value as Health;
@@ -279,4 +283,76 @@ fn a_task_id_never_comes_twice() {
         }
     }
     assert_eq!(seen.len(), 50);
+}
+
+#[test]
+fn tasks_of_a_deployment_have_the_image_that_the_first_one_found() {
+    let mut world = World::new();
+    world.service("web", 1);
+    settle(&mut world);
+    let found = |digest: &'static str| {
+        move |_: &mut TaskSpec, s: &mut TaskStatus| {
+            s.set_last_status(steady_core::v1::task_last_status::Value::Running);
+            s.started_at = Some(Timestamp(1).into());
+            let container =
+                steady_core::v1::Container { name: "main".into(), image_digest: digest.into(), ..<_>::default() };
+            s.containers = vec![container];
+        }
+    };
+    world.each_task(|_, s| s.started_at.is_none(), found("sha256:1"));
+    world.edit_service("web", |spec| spec.desired_count = Some(2));
+    settle(&mut world);
+    world.each_task(|_, s| s.started_at.is_none(), found("sha256:2"));
+    settle(&mut world);
+    assert_eq!(world.deployment("web-1").status.image_digests["main"], "sha256:1");
+    let digests = world.view.of_kind(Kind::Task).filter_map(|t| task::of(t)).map(|t| t.spec.image_digests.len());
+    assert_eq!(digests.collect::<Vec<_>>().iter().sum::<usize>(), 1, "the second one was told");
+}
+
+#[test]
+fn an_older_deployment_whose_tasks_fail_is_throttled_too() {
+    use steady_core::v1::{DeploymentConfiguration, deployment_strategy, task_last_status};
+    let mut world = World::new();
+    world.service("web", 2);
+    world.edit_service("web", |spec| {
+        spec.deployment_configuration = Some(DeploymentConfiguration {
+            strategy: deployment_strategy::Value::BlueGreen.into(),
+            ..DeploymentConfiguration::default()
+        });
+    });
+    let key = World::key("web");
+    let round = |world: &mut World, now: i64, fails: &dyn Fn(&TaskSpec) -> bool| {
+        let now = Timestamp(now);
+        for _ in 0..4 {
+            for group in crate::deployment::plan(&world.view, &key, now).groups {
+                world.carry_out_all(group);
+            }
+            world.settle(|view| plan(view, &key, now));
+        }
+        world.each_task(
+            |_, s| s.last_status() < task_last_status::Value::Running,
+            |spec, s| {
+                s.started_at = Some(now.into());
+                s.set_last_status(task_last_status::Value::Running);
+                if fails(spec) {
+                    s.set_last_status(task_last_status::Value::Stopped);
+                    s.set_stop_code(StopCode::EssentialContainerExited);
+                    s.stopped_at = Some(now.into());
+                }
+            },
+        );
+    };
+    for minute in 0..20 {
+        round(&mut world, minute * 60_000, &|_| false);
+    }
+    assert_eq!(world.deployment("web-1").status.rollout_state(), Rollout::Completed);
+    // The tasks of the old version end, and do not start any more; the new ones never run.
+    world.edit_service("web", |spec| spec.task_definition = "web:2".into());
+    world.each_task(|_, _| true, |_, s| s.set_last_status(task_last_status::Value::Stopped));
+    let before = world.view.of_kind(Kind::Task).count();
+    for second in 0..120 {
+        round(&mut world, 1_300_000 + second * 1000, &|_| true);
+    }
+    let started = world.view.of_kind(Kind::Task).count() - before;
+    assert!((8..60).contains(&started), "{started} tasks in two minutes");
 }

@@ -4,7 +4,9 @@
 //! A task has failed when it stopped by itself before it ran for ten seconds. (ECS only counts tasks that never ran;
 //! here a task runs within milliseconds, and one that exits at once would be started hundreds of times a second.)
 //! A task that keeps running, or a new deployment, sets the count to zero.
+//! Deployments that are not the newest are throttled each by their own failures.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use steady_core::guard::{self, Guard};
@@ -81,6 +83,24 @@ pub(super) fn after_failures(known: &Known<'_>) -> Throttle {
         (stored, None) => stored,
     };
     Throttle { state }
+}
+
+/// Until when nothing may be started for a deployment that is not the newest, if that is in the future: what is stored is of
+/// the newest one, so its failures since one of its tasks settled are counted as they are there to be seen.
+pub(super) fn blocked_by_own(known: &Known<'_>, deployment: &str) -> Option<Timestamp> {
+    let settled = known.tasks_of(deployment).filter_map(|t| {
+        let ended = t.stopped_at().unwrap_or(known.now);
+        t.started_at().filter(|start| ended.since(*start) >= SETTLED)
+    });
+    let settled = settled.max().unwrap_or(Timestamp(0));
+    // Tasks that fail together are one failure: what counts is how often one place was tried.
+    let (mut tries, mut last): (BTreeMap<i32, i32>, Option<Timestamp>) = (BTreeMap::new(), None);
+    for task in known.tasks_of(deployment).filter(|t| failed(t) && t.stopped_at().is_some_and(|at| at > settled)) {
+        *tries.entry(task.spec.slot).or_default() += 1;
+        last = last.max(task.stopped_at());
+    }
+    let until = last? + pause(tries.into_values().max().unwrap_or(0));
+    (until > known.now).then_some(until)
 }
 
 /// None after the first failure, then 1 s, 2 s, 4 s, …

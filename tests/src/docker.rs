@@ -1,0 +1,77 @@
+//! A private Docker Engine: its own data, socket and containers.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::{Place, Running, eventually};
+
+/// A Docker Engine that ends with the test.
+pub struct Engine {
+    daemon: Running,
+    pub socket: String,
+    exec_root: String,
+}
+
+impl Engine {
+    pub fn start(place: &Place) -> Self {
+        let socket = place.path("docker.sock").display().to_string();
+        // Short: containerd's own sockets below it may have 108 characters.
+        let exec_root = format!("/tmp/steady-docker-{}", std::process::id());
+        let mut command = Command::new("dockerd");
+        command.arg("--data-root").arg(place.path("docker"));
+        command.args(["--exec-root", &exec_root, "-H", &format!("unix://{socket}")]);
+        command.arg("--pidfile").arg(place.path("docker.pid"));
+        let daemon = Running::start(command, &place.path("docker.log"));
+        let engine = Engine { daemon, socket, exec_root };
+        eventually("Docker answers (are docker.io, containerd and runc installed?)", Duration::from_secs(60), || {
+            engine.try_docker(&["version"])
+        });
+        engine
+    }
+
+    pub fn try_docker(&self, args: &[&str]) -> Option<String> {
+        let host = format!("unix://{}", self.socket);
+        let output = Command::new("docker").args(["-H", &host]).args(args).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    pub fn docker(&self, args: &[&str]) -> String {
+        self.try_docker(args).unwrap_or_else(|| panic!("docker {args:?} failed"))
+    }
+
+    /// Makes an image of Debian's `busybox-static`, with a shell that finds its commands.
+    pub fn busybox(&self, image: &str) {
+        let made = "set -e; d=$(mktemp -d); mkdir -p $d/bin $d/tmp; cp $(command -v busybox) $d/bin/busybox; \
+                    for c in sh sleep date touch test cat true echo; do ln -s busybox $d/bin/$c; done; \
+                    tar -C $d -c .; rm -rf $d";
+        let archive = Command::new("sh").args(["-c", made]).output().unwrap();
+        assert!(archive.status.success(), "is busybox-static installed? {archive:?}");
+        let host = format!("unix://{}", self.socket);
+        let mut import = Command::new("docker");
+        import.args(["-H", &host, "import", "-", image]).stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut import = import.spawn().unwrap();
+        import.stdin.take().unwrap().write_all(&archive.stdout).unwrap();
+        assert!(import.wait().unwrap().success());
+    }
+
+    /// Names of all containers.
+    pub fn containers(&self) -> Vec<String> {
+        self.docker(&["ps", "-a", "--format", "{{.Names}}"]).lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if let Some(ids) = self.try_docker(&["ps", "-aq"]) {
+            for id in ids.lines() {
+                self.try_docker(&["rm", "-f", id]);
+            }
+        }
+        self.daemon.signal(Signal::TERM);
+        self.daemon.wait();
+        let _ = std::fs::remove_dir_all(&self.exec_root);
+    }
+}
