@@ -16,7 +16,15 @@ impl Controller for Deployments {
     const NAME: &'static str = "deployment";
 
     fn watches() -> &'static [Kind] {
-        &[Kind::Service, Kind::Deployment, Kind::Task, Kind::ContainerInstance, Kind::Alarm, Kind::TaskSet]
+        &[
+            Kind::Service,
+            Kind::Deployment,
+            Kind::Task,
+            Kind::ContainerInstance,
+            Kind::Alarm,
+            Kind::TaskSet,
+            Kind::TaskDefinition,
+        ]
     }
 
     fn keys(&self, changed: &Object, view: &View) -> Vec<Key> {

@@ -1,6 +1,7 @@
 //! The scheduler: keyed by cluster, one round at a time.
 
 use steady_core::v1::Object;
+use steady_core::v1::task_last_status::Value as Status;
 use steady_core::{Key, Kind, Plan, Timestamp, View, task};
 use steady_runtime::Controller;
 
@@ -18,8 +19,8 @@ impl Controller for Scheduler {
 
     fn keys(&self, changed: &Object, view: &View) -> Vec<Key> {
         let touches = match changed.kind() {
-            // A task to place, or one that stopped and made room.
-            Kind::Task => task::of(changed).is_some_and(|t| t.wants_place() || !t.is_live()),
+            // A task to place, one that was placed (others may be waiting to be near it), or one that stopped and made room.
+            Kind::Task => task::of(changed).is_some_and(|t| t.status.last_status() <= Status::Pending || !t.is_live()),
             Kind::ContainerInstance => true,
             _ => false,
         };

@@ -9,6 +9,7 @@ pub mod guard;
 mod ids;
 pub mod placement;
 mod plan;
+pub mod query;
 pub mod resources;
 pub mod service;
 pub mod task;

@@ -1,7 +1,16 @@
 //! Placement strategies in the form in which they are decided on.
 
-use steady_proto::v1::PlacementStrategy;
+use steady_proto::v1::placement_constraint_type::Value as ConstraintType;
 use steady_proto::v1::placement_strategy_type::Value as Type;
+use steady_proto::v1::{PlacementConstraint, PlacementStrategy};
+
+use crate::query::Query;
+
+/// What `memberOf` constraints ask of an instance; those that are not understood were refused when they were written.
+pub fn queries<'a>(constraints: impl IntoIterator<Item = &'a PlacementConstraint>) -> Vec<Query> {
+    let asked = constraints.into_iter().filter(|constraint| constraint.r#type() == ConstraintType::MemberOf);
+    asked.filter_map(|constraint| Query::parse(&constraint.expression).ok()).collect()
+}
 
 /// One step of a strategy chain.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -166,11 +166,14 @@ pub(super) fn standalone(writes: &Writes, cluster: &str, name: &str, definition:
     let found = writes.get(&key).cloned().map(Arc::new);
     let found = found.as_ref().and_then(|d| d.as_task_definition()?.spec.as_ref());
     let family = definition.split(':').next().unwrap_or_default();
+    let asked = found.map_or(&[][..], |definition| &definition.placement_constraints);
+    let placement_constraints = [&spec.placement_constraints[..], asked].concat();
     let group = if spec.group.is_empty() { format!("family:{family}") } else { spec.group };
     let spec = TaskSpec {
         task_definition: definition.to_owned(),
         group,
         demand: found.map(resources::demand),
+        placement_constraints,
         service: String::new(),
         deployment: String::new(),
         container_instance: String::new(),

@@ -8,6 +8,7 @@ pub mod instance;
 pub mod reaper;
 pub mod scheduler;
 pub mod service;
+mod site;
 
 #[cfg(test)]
 mod builders;

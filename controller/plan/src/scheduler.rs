@@ -12,7 +12,7 @@ mod score;
 use std::collections::BTreeMap;
 
 use steady_core::guard::{self, Guard};
-use steady_core::placement::Strategy;
+use steady_core::placement::{self, Strategy};
 use steady_core::v1::Object;
 use steady_core::v1::task_last_status::Value as Status;
 use steady_core::v1::{Demand, Reservation, ReservationSpec, Task, TaskSpec, object};
@@ -123,7 +123,7 @@ fn on_its_target(nodes: &[Node], by_name: &BTreeMap<String, usize>, task: &task:
         refusals.add(target, Reason::Gone);
         return Err(refusals);
     };
-    match nodes[*place].refuses(task.spec, demand) {
+    match nodes[*place].refuses(task.spec, demand, &placement::queries(&task.spec.placement_constraints)) {
         None => Ok(*place),
         Some(reason) => {
             refusals.add(target, reason);
@@ -138,7 +138,8 @@ fn best(nodes: &[Node], task: &task::View<'_>) -> Result<usize, Refusals> {
     let demand = task.spec.demand.as_ref().unwrap_or(&none);
     let mut refusals = Refusals::new(demand);
     let chain: Vec<Strategy> = task.spec.placement_strategy.iter().filter_map(|s| Strategy::parse(s).ok()).collect();
-    let fits = nodes.iter().enumerate().filter(|(_, node)| match node.refuses(task.spec, demand) {
+    let queries = placement::queries(&task.spec.placement_constraints);
+    let fits = nodes.iter().enumerate().filter(|(_, node)| match node.refuses(task.spec, demand, &queries) {
         None => true,
         Some(reason) => {
             refusals.add(&node.name, reason);

@@ -70,7 +70,7 @@ impl<'a> Known<'a> {
         let replacing = moves.map(|(place, t)| (t.spec.replaces.as_str(), place)).collect();
         let (spec, status) = (service.spec.as_ref()?, service.status.as_ref()?);
         let desired = daemon::desired(view, object, spec);
-        let homes = service::is_daemon(spec).then(|| daemon::instances(view, &key.cluster).collect());
+        let homes = service::is_daemon(spec).then(|| daemon::instances(view, &key.cluster, spec).collect());
         Some(Known {
             view,
             object,

@@ -5,6 +5,7 @@ use steady_proto::v1::{PlacementConstraint, PlacementStrategy};
 
 use super::Fault;
 use crate::placement::Strategy;
+use crate::query::Query;
 
 /// Collects faults.
 #[derive(Default)]
@@ -50,7 +51,7 @@ pub(super) fn constraints(faults: &mut Faults, path: &str, constraints: &[Placem
         let path = format!("{path}[{i}]");
         match constraint.r#type() {
             ConstraintType::Unspecified => {
-                faults.add(&format!("{path}.type"), "is missing; expected distinctInstance".into());
+                faults.add(&format!("{path}.type"), "is missing; expected memberOf or distinctInstance".into());
             }
             ConstraintType::DistinctInstance if in_definition => {
                 let message = "distinctInstance is not for a task definition; put it into the service".into();
@@ -61,8 +62,9 @@ pub(super) fn constraints(faults: &mut Faults, path: &str, constraints: &[Placem
             }
             ConstraintType::DistinctInstance => {}
             ConstraintType::MemberOf => {
-                let instead = "use distinctInstance, or a cluster for each group of instances";
-                faults.unsupported(&format!("{path}.type"), true, instead);
+                if let Err(error) = Query::parse(&constraint.expression) {
+                    faults.add(&format!("{path}.expression"), error.to_string());
+                }
             }
         }
     }

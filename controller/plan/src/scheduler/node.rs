@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use steady_core::guard::{self, Guard};
+use steady_core::query::{self, Query};
 use steady_core::resources::Free;
 use steady_core::v1::instance_state::Value as State;
 use steady_core::v1::placement_constraint_type::Value as Constraint;
@@ -10,7 +11,7 @@ use steady_core::v1::{ContainerInstance, Demand, InstanceResources, Object, Task
 use steady_core::{Kind, View, task};
 
 use super::refusal::Reason;
-use crate::daemon;
+use crate::{daemon, site};
 
 /// An instance as it is with what the round has placed on it so far.
 pub(super) struct Node {
@@ -23,6 +24,9 @@ pub(super) struct Node {
     pub(super) tasks: usize,
     /// CPU units and MiB for tasks of DAEMON services that are to come.
     reserved: (i64, i64),
+    connected: bool,
+    version: String,
+    registered_at: String,
     /// It takes no task at all.
     closed: Option<Reason>,
 }
@@ -44,6 +48,9 @@ fn node(view: &View, object: &Object, daemons: &[(String, Demand)]) -> Option<No
         groups: BTreeMap::new(),
         tasks: 0,
         reserved: (0, 0),
+        connected: instance.status.as_ref().is_some_and(|status| status.agent_connected),
+        version: spec.agent_version.clone(),
+        registered_at: site::registered_at(object),
         closed: closed(object, instance),
     };
     for task in view.on_instance(object.cluster(), object.name()).filter_map(|t| task::of(t)) {
@@ -66,6 +73,36 @@ fn closed(object: &Object, instance: &ContainerInstance) -> Option<Reason> {
     }
 }
 
+impl query::Instance for Node {
+    fn agent_connected(&self) -> bool {
+        self.connected
+    }
+
+    fn agent_version(&self) -> &str {
+        &self.version
+    }
+
+    fn attribute(&self, name: &str) -> Option<&str> {
+        self.attributes.get(name).map(String::as_str)
+    }
+
+    fn id(&self) -> &str {
+        &self.name
+    }
+
+    fn registered_at(&self) -> String {
+        self.registered_at.clone()
+    }
+
+    fn running_tasks_count(&self) -> usize {
+        self.tasks
+    }
+
+    fn has_group(&self, which: &dyn Fn(&str) -> bool) -> bool {
+        self.groups.iter().any(|(group, count)| *count > 0 && which(group))
+    }
+}
+
 impl Node {
     /// Places a task on it.
     pub(super) fn take(&mut self, spec: &TaskSpec) {
@@ -77,7 +114,7 @@ impl Node {
     }
 
     /// Why it does not take a task.
-    pub(super) fn refuses(&self, spec: &TaskSpec, demand: &Demand) -> Option<Reason> {
+    pub(super) fn refuses(&self, spec: &TaskSpec, demand: &Demand, queries: &[Query]) -> Option<Reason> {
         if let Some(closed) = self.closed {
             return Some(closed);
         }
@@ -92,6 +129,9 @@ impl Node {
         }
         if let Some(port) = self.free.port_conflict(demand).filter(|_| guard::stands(Guard::Port)) {
             return Some(Reason::Port(port));
+        }
+        if !queries.iter().all(|query| query.selects(self)) {
+            return Some(Reason::Constraint);
         }
         let distinct = spec.placement_constraints.iter().any(|c| c.r#type() == Constraint::DistinctInstance);
         (distinct && self.group(&spec.group) > 0).then_some(Reason::Distinct)

@@ -16,6 +16,8 @@ pub(super) enum Reason {
     Memory(i64),
     Port(i32),
     Distinct,
+    /// Its placement constraints do not select it.
+    Constraint,
     /// The only instance that the task may be on is not there.
     Gone,
 }
@@ -47,6 +49,7 @@ impl Refusals {
             Reason::Distinct => ("DISTINCT", 0),
             Reason::Disconnected => ("AGENT", 0),
             Reason::Draining => ("DRAINING", 0),
+            Reason::Constraint => ("MEMBEROF", 0),
             Reason::Gone => ("TARGET", 0),
         };
         let class = self.by_class.entry(class).or_default();
@@ -84,6 +87,7 @@ impl fmt::Display for Refusals {
                 "RESOURCE:PORTS" => write!(f, "host port {amount} is in use ({nearest})")?,
                 "DISTINCT" => write!(f, "has a task of the group already (distinctInstance)")?,
                 "TARGET" => write!(f, "{nearest} is not there any more")?,
+                "MEMBEROF" => write!(f, "MemberOf placement constraint unsatisfied ({nearest})")?,
                 "AGENT" => write!(f, "agent is not connected ({nearest})")?,
                 _ => write!(f, "draining ({nearest})")?,
             }

@@ -154,3 +154,32 @@ fn tasks_that_can_be_on_one_instance_only_do_not_keep_others_waiting() {
     assert_eq!(world.place("replica"), "free");
     assert_eq!(world.place("elsewhere"), "");
 }
+
+#[test]
+fn a_member_of_constraint_selects_instances_and_says_when_it_selects_none() {
+    let mut world = World::new();
+    for (name, stack) in [("a", "test"), ("b", "prod"), ("c", "prod")] {
+        world.instance(name, 4000, 4000);
+        world.attribute(name, "stack", stack);
+    }
+    let of = |expression: &str| {
+        let expression = expression.to_owned();
+        move |spec: &mut TaskSpec| {
+            let kind = steady_core::v1::placement_constraint_type::Value::MemberOf.into();
+            spec.placement_constraints = vec![PlacementConstraint { r#type: kind, expression: expression.clone() }];
+        }
+    };
+    world.waiting("one", 10, 10, of("attribute:stack == prod"));
+    world.waiting("apart", 10, 10, of("attribute:stack == prod and not(task:group == service:web)"));
+    world.waiting("none", 10, 10, of("attribute:stack == other"));
+    let cluster = Key::new(Kind::Cluster, "", "default");
+    let plan = plan(&world.view, &cluster, Timestamp(0));
+    let told: Vec<String> = plan.waiting.iter().map(|waiting| waiting.message.clone()).collect();
+    for group in plan.groups {
+        world.carry_out_all(group);
+    }
+    let places = [world.place("one"), world.place("apart")];
+    assert!(places.iter().all(|place| place == "b" || place == "c") && places[0] != places[1], "{places:?}");
+    assert_eq!(world.place("none"), "");
+    assert!(told[0].contains("MemberOf placement constraint unsatisfied"), "{told:?}");
+}

@@ -17,6 +17,7 @@ use steady_core::{Key, Kind, Timestamp, service, task};
 
 use super::Known;
 use crate::daemon;
+use crate::site::{self, Site};
 
 /// A task that takes another one's place and does not run after so long is given up; one that runs and is not healthy, after
 /// the longer time.
@@ -135,7 +136,7 @@ fn is_wanted(known: &Known<'_>, name: &str) -> bool {
 
 fn takes_tasks(object: &Object) -> bool {
     let status = object.as_container_instance().and_then(|instance| instance.status.as_ref());
-    daemon::is_active(object) && status.is_some_and(|status| status.agent_connected)
+    site::is_active(object) && status.is_some_and(|status| status.agent_connected)
 }
 
 fn zone(object: &Object) -> &str {
@@ -180,8 +181,11 @@ fn next(
 ) -> Option<(usize, usize)> {
     uneven(nodes, over)?;
     let daemons = daemon::services(known.view, known.object.cluster());
-    let fits =
-        |node: &Node<'_>| has_room(known, demand, &daemons, node, taken.get(node.object.name()).copied().unwrap_or(0));
+    let queries = site::queries(known.view, known.spec);
+    let fits = |node: &Node<'_>| {
+        let coming = taken.get(node.object.name()).copied().unwrap_or(0);
+        Site::new(known.view, node.object).satisfies(&queries) && has_room(known, demand, &daemons, node, coming)
+    };
     let fullest = |zone: Option<&str>| {
         let within = nodes.iter().enumerate().filter(|(_, n)| zone.is_none_or(|zone| n.zone == zone) && n.count > 0);
         within.max_by_key(|(_, n)| n.count).map(|(place, n)| (place, n.count))

@@ -164,3 +164,34 @@ fn a_task_that_waits_for_an_instance_that_drains_is_the_one_that_goes() {
     let targets: Vec<String> = waiting.map(|t| t.spec.target_instance.clone()).collect();
     assert_eq!(targets, ["b"]);
 }
+
+#[test]
+fn a_daemon_is_on_the_instances_that_its_constraints_select_and_leaves_those_that_change() {
+    use steady_core::v1::PlacementConstraint;
+    use steady_core::v1::placement_constraint_type::Value as Type;
+    let mut world = World::new();
+    for (name, stack) in [("a", "prod"), ("b", "test"), ("c", "prod")] {
+        world.instance(name, 4000, 4000);
+        world.attribute(name, "stack", stack);
+    }
+    world.service("log", 0);
+    world.edit_service("log", |spec| {
+        spec.desired_count = None;
+        spec.set_scheduling_strategy(Scheduling::Daemon);
+        let expression = "attribute:stack == prod".to_owned();
+        spec.placement_constraints = vec![PlacementConstraint { r#type: Type::MemberOf.into(), expression }];
+        spec.deployment_configuration = Some(DeploymentConfiguration {
+            maximum_percent: Some(100),
+            minimum_healthy_percent: Some(0),
+            ..DeploymentConfiguration::default()
+        });
+    });
+    rounds(&mut world);
+    assert_eq!(places(&world), ["a", "c"]);
+    world.drop(&Key::new(Kind::ContainerInstance, "default", "c"));
+    world.instance("c", 4000, 4000);
+    rounds(&mut world);
+    assert_eq!(places(&world), ["a"]);
+    let stopped = world.view.of_kind(Kind::Task).filter_map(|t| task::of(t)).find(|t| !t.is_live()).expect("one");
+    assert!(stopped.status.stopped_reason.contains("does not satisfy the placement constraints"));
+}

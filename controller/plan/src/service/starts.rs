@@ -128,7 +128,7 @@ fn new_task(
         service: meta.name.clone(),
         deployment: name.to_owned(),
         demand: Some(resources::demand(definition)),
-        placement_constraints: known.spec.placement_constraints.clone(),
+        placement_constraints: [&known.spec.placement_constraints[..], &definition.placement_constraints].concat(),
         placement_strategy: known.spec.placement_strategy.clone(),
         slot,
         attempt,

@@ -41,7 +41,8 @@ pub(super) fn stop_surplus(known: &Known<'_>, plan: &mut Plan) {
             }
         }
         let stays_longer = |t: &task::View<'_>| {
-            known.is_protected(t) || (known.is_daemon() && t.is_running() && known.has_replicas(on(t)))
+            known.is_protected(t)
+                || (known.draining.contains(on(t)) && known.is_daemon() && t.is_running() && known.has_replicas(on(t)))
         };
         let moving = wanted.iter().copied().filter(|t| known.is_moving(t) && !known.is_failing(t) && !stays_longer(t));
         let (ready, pending): (Vec<&task::View<'_>>, Vec<&task::View<'_>>) = moving.partition(|t| t.is_healthy());
@@ -51,6 +52,10 @@ pub(super) fn stop_surplus(known: &Known<'_>, plan: &mut Plan) {
         for task in pending.into_iter().chain(ready.into_iter().take(most)) {
             let reason = match known.successor(task) {
                 Some(successor) => format!("Service rebalanced: (task {}) runs elsewhere", successor.object.name()),
+                None if known.draining.contains(on(task)) => format!("Container instance {} is draining", on(task)),
+                None if known.is_daemon() => {
+                    format!("Container instance {} does not satisfy the placement constraints", on(task))
+                }
                 None => format!("Container instance {} is draining", on(task)),
             };
             plan.push(stop(task, &reason, known.now));
