@@ -321,8 +321,9 @@ fn plain(message: &str) -> String {
 }
 
 fn unknown(what: &str, found: &str, expected: &[&'static str]) -> String {
-    // The generated code lists both spellings of a field: camelCase is the one to write.
-    let names: Vec<&str> = expected.iter().copied().filter(|n| !n.contains('_')).collect();
+    // The generated code lists both spellings of a field: camelCase is the one to write. Values have capitals, as in ECS.
+    let other = |name: &str| name.contains('_') && name.chars().any(|c| c.is_ascii_lowercase());
+    let names: Vec<&str> = expected.iter().copied().filter(|n| !other(n) && *n != "VALUE_UNSPECIFIED").collect();
     match nearest(found, &names) {
         Some(name) => format!("unknown {what} `{found}`; did you mean `{name}`?"),
         None if names.is_empty() => format!("unknown {what} `{found}`; nothing can be set here"),
@@ -351,6 +352,16 @@ mod tests {
     }
 
     const HEAD: &str = "apiVersion: steady/v1\nkind: Service\nmetadata:\n  name: web\nspec:\n";
+
+    #[test]
+    fn a_wrong_value_of_several_words_is_told_with_the_right_one() {
+        let text = format!("{HEAD}  deploymentConfiguration: {{strategy: BLUE_GREN}}\n");
+        let fault = &parse("f", text.as_bytes(), None).faults[0];
+        assert!(fault.message.contains("did you mean `BLUE_GREEN`?"), "{}", fault.message);
+        let text = format!("{HEAD}  deploymentConfiguration: {{strategy: SLOWLY}}\n");
+        let fault = &parse("f", text.as_bytes(), None).faults[0];
+        assert!(fault.message.contains("expected one of ROLLING, BLUE_GREEN, LINEAR, CANARY"), "{}", fault.message);
+    }
 
     #[test]
     fn a_misspelt_field_is_named_with_its_line_and_the_nearest_right_name() {

@@ -65,9 +65,12 @@ fn why_not(page: &mut Page, object: &Object, world: &World) {
     if status.observed_generation != object.meta().generation {
         page.line("its newest change has not been looked at yet: is a controller running?");
     } else if reasons.is_empty() {
-        let desired =
-            object.as_service().and_then(|s| s.spec.as_ref()).map_or(0, steady_core::v1::ServiceSpec::desired_count);
-        page.line(&format!("{} of {desired} tasks are running", status.running_count()));
+        let spec = object.as_service().and_then(|s| s.spec.as_ref());
+        let desired = spec.map_or(0, |spec| service::desired(spec, &status));
+        match progress::stage(object, world) {
+            Some(stage) => page.line(&format!("it is being deployed: {stage}")),
+            None => page.line(&format!("{} of {desired} tasks are running", status.running_count())),
+        }
     }
     for (message, count) in reasons {
         let times = if count > 1 { format!(" ({count} times)") } else { String::new() };
