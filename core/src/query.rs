@@ -435,6 +435,7 @@ mod tests {
             "attribute:other not_exists",
             "attribute:ecs.instance-type =~ t2.*",
             "attribute:ecs.instance-type !~ \"small\"",
+            "attribute:ecs.instance-type =~ '(?i)T\\d[.]\\w+'",
             "attribute:ecs.instance-type in [t2.micro, t2.small]",
             "attribute:ecs.instance-type !in [t2.micro]",
             "attribute:disks > 9",
