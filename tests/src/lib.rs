@@ -144,6 +144,18 @@ impl Place {
         running
     }
 
+    /// The same with so many hollow instances, once all of them are connected: what is placed is spread over them.
+    pub fn up_hollow(&self, instances: usize) -> Running {
+        let running = self.up(&["--runtime", "hollow", "--instances", &instances.to_string()]);
+        eventually("the instances are connected", Duration::from_secs(60), || {
+            let listed = self.json(&["get", "containerinstances"]);
+            let all = listed["items"].as_array().cloned().unwrap_or_default();
+            let connected = all.iter().filter(|instance| instance["status"]["agentConnected"] == true).count();
+            (connected == instances).then_some(())
+        });
+        running
+    }
+
     /// Debian's etcd, a member alone that listens at `scheme://`; and where. `more` are further arguments.
     pub fn etcd(&self, scheme: &str, more: &[&str]) -> (Running, String) {
         let (client, peer) =

@@ -68,7 +68,7 @@ fn a_deployment_that_fails_is_rolled_back_and_going_back_and_anew_are_commands()
 #[test]
 fn tasks_of_services_leave_an_instance_that_drains() {
     let place = Place::new();
-    let _up = place.up(&["--runtime", "hollow", "--instances", "2"]);
+    let _up = place.up_hollow(2);
     place.declare("web", 4);
     place.wait_steady("service/web");
     let listed = place.json(&["get", "ci"]);

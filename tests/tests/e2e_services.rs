@@ -23,7 +23,7 @@ fn spread(place: &Place, service: &str) -> BTreeMap<String, usize> {
 #[test]
 fn daemons_are_everywhere_tasks_move_to_who_joins_and_protected_ones_stay() {
     let place = Place::new();
-    let _up = place.up(&["--runtime", "hollow", "--instances", "2"]);
+    let _up = place.up_hollow(2);
     let daemon = place.path("log.yaml").display().to_string();
     std::fs::write(&daemon, DAEMON).unwrap();
     place.ok(&["apply", "-f", &daemon]);
@@ -73,7 +73,7 @@ fn daemons_are_everywhere_tasks_move_to_who_joins_and_protected_ones_stay() {
 #[test]
 fn task_sets_are_deployed_by_somebody_else() {
     let place = Place::new();
-    let _up = place.up(&["--runtime", "hollow", "--instances", "2"]);
+    let _up = place.up_hollow(2);
     place.declare("one", 0);
     place.declare("two", 0);
     let apply = |text: &str| {
