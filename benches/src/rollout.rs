@@ -27,6 +27,8 @@ const IMAGE: &str = "rollout:1";
 const NAME: &str = "rollout";
 /// Longest wait for a rollout.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// Until the first version's tasks count.
+const SETTLED: Duration = Duration::from_secs(12);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -71,6 +73,8 @@ async fn steady(workspace: &Workspace, engine: Option<&Engine>, name: &str, task
     subject.instances(1).await?;
     declare(&subject.client, 1, tasks).await?;
     until_steady(&subject.client, 1).await?;
+    // Tasks that have not run for ten seconds make room for nobody, and nobody waits for them.
+    tokio::time::sleep(SETTLED).await;
     let began = Instant::now();
     declare(&subject.client, 2, tasks).await?;
     until_steady(&subject.client, 2).await?;
