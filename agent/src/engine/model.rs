@@ -8,7 +8,7 @@ use steady_core::v1::task_last_status::Value as Status;
 use steady_core::v1::{Container, ContainerDefinition, NetworkBinding, Object, TaskDefinitionSpec, TaskStatus};
 use steady_core::{Timestamp, task};
 
-use crate::runtime::{Exit, Port};
+use crate::runtime::{Exit, Port, repository};
 
 /// What a container does. Only ever moves down this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,9 +129,7 @@ pub(crate) struct TaskState {
 
 /// An image by its digest, whatever its tag says by now.
 fn pinned(image: &str, digest: &str) -> String {
-    let (bare, _) = image.split_once('@').unwrap_or((image, ""));
-    let tag = bare.rfind(':').filter(|at| !bare[*at..].contains('/'));
-    format!("{}@{digest}", &bare[..tag.unwrap_or(bare.len())])
+    format!("{}@{digest}", repository(image))
 }
 
 impl TaskState {

@@ -23,6 +23,13 @@ pub use docker::Docker;
 pub use hollow::{Hollow, HollowBehaviour};
 pub use process::{Process, run_exec, run_shim};
 
+/// An image's repository: without tag and digest.
+pub(crate) fn repository(image: &str) -> &str {
+    let (bare, _) = image.split_once('@').unwrap_or((image, ""));
+    let tag = bare.rfind(':').filter(|at| !bare[*at..].contains('/'));
+    &bare[..tag.unwrap_or(bare.len())]
+}
+
 /// Names one container for good.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ContainerId {

@@ -6,16 +6,12 @@ use steady_core::v1::rollout_state::Value as RolloutState;
 use steady_core::v1::{
     Alarm, AlarmStatus, ContinueServiceDeploymentRequest, Object, SetAlarmStateRequest, alarm_state, object,
 };
-use steady_core::{DEFAULT_CLUSTER, Key, Kind};
+use steady_core::{Key, Kind};
 
-use super::{Registry, RegistryError, fault};
+use super::{Registry, RegistryError, cluster, fault};
 
 /// Longest reason of an alarm's state, as of `CloudWatch`.
 const MAX_REASON: usize = 1023;
-
-fn cluster(named: &str) -> &str {
-    if named.is_empty() { DEFAULT_CLUSTER } else { named }
-}
 
 impl Registry {
     /// Has hooks that wait go on, or fail (ECS `ContinueServiceDeployment`).

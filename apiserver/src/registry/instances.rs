@@ -8,7 +8,7 @@ use steady_core::v1::{ContainerInstance, Object, Register, Task, TaskReport, Tas
 use steady_core::{DEFAULT_CLUSTER, Key, Kind, Revision, Timestamp, defaults, task, validate};
 
 use super::writes::Writes;
-use super::{Registry, RegistryError};
+use super::{Registry, RegistryError, cluster};
 use crate::registry::commit::MAX_CHANGES;
 
 /// An agent that was let in.
@@ -25,7 +25,7 @@ pub struct Registration {
 impl Registry {
     /// Registers an instance, or brings what it registered up to date.
     pub async fn register(&self, request: &Register) -> Result<Registration, RegistryError> {
-        let cluster = if request.cluster.is_empty() { DEFAULT_CLUSTER } else { &request.cluster };
+        let cluster = cluster(&request.cluster);
         let mut wanted =
             Object::new(cluster, &request.name, ContainerInstance { spec: request.spec.clone(), status: None });
         defaults::fill(&mut wanted);

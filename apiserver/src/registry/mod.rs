@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use steady_core::validate::Fault;
-use steady_core::{Clock, Key, Kind, Revision, Timestamp, View, v1};
+use steady_core::{Clock, DEFAULT_CLUSTER, Key, Kind, Revision, Timestamp, View, v1};
 
 use crate::cache::{Cache, decode};
 use crate::storage::{Health, Listing, Outcome, Storage, StorageError};
@@ -39,6 +39,11 @@ const ATTEMPTS: usize = 20;
 const MAX_OBJECTS: usize = 1_000_000;
 /// Services of a cluster (ECS: services per cluster).
 const MAX_SERVICES: usize = 5_000;
+
+/// The cluster that a request names, or the default one.
+pub(crate) fn cluster(named: &str) -> &str {
+    if named.is_empty() { DEFAULT_CLUSTER } else { named }
+}
 
 /// Why a request was not done. Nothing of it was, except after [`RegistryError::Unavailable`] and
 /// [`RegistryError::Full`]: then it may have been.

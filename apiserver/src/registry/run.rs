@@ -10,10 +10,10 @@ use steady_core::v1::{
     Object, RunTaskRequest, StopTaskRequest, Task, TaskSpec, TaskStatus, UpdateTaskProtectionRequest, desired_status,
     object, task_last_status,
 };
-use steady_core::{DEFAULT_CLUSTER, Key, Kind, Revision, Timestamp, derived_id, resources, task, validate};
+use steady_core::{Key, Kind, Revision, Timestamp, derived_id, resources, task, validate};
 
 use super::writes::Writes;
-use super::{Registry, RegistryError, definitions, fault};
+use super::{Registry, RegistryError, cluster, definitions, fault};
 
 /// Most tasks of one `RunTask` (ECS), and of one `UpdateTaskProtection`.
 const MAX_COUNT: i32 = 10;
@@ -35,7 +35,7 @@ impl Registry {
         if !faults.is_empty() {
             return Err(RegistryError::Invalid(faults));
         }
-        let cluster = if request.cluster.is_empty() { DEFAULT_CLUSTER } else { &request.cluster };
+        let cluster = cluster(&request.cluster);
         let token = if request.client_token.is_empty() { (self.new_uid)() } else { request.client_token.clone() };
         let (tasks, revision) = self.write(|writes| run(writes, request, cluster, &token, count)).await?;
         Ok(tasks
@@ -51,7 +51,7 @@ impl Registry {
 
     /// Asks a task to stop. One that was asked already is left as it is.
     pub async fn stop_task(&self, request: &StopTaskRequest) -> Result<(Object, Revision), RegistryError> {
-        let cluster = if request.cluster.is_empty() { DEFAULT_CLUSTER } else { &request.cluster };
+        let cluster = cluster(&request.cluster);
         let key = Key::new(Kind::Task, cluster, &request.task);
         let reason = if request.reason.is_empty() { "Task stopped by user" } else { &request.reason };
         self.write(|writes| {
@@ -71,7 +71,7 @@ impl Registry {
 impl Registry {
     /// Has tasks of services not be chosen to stop for a time, or no longer so (ECS `UpdateTaskProtection`).
     pub async fn protect(&self, request: &UpdateTaskProtectionRequest) -> Result<Vec<Object>, RegistryError> {
-        let cluster = if request.cluster.is_empty() { DEFAULT_CLUSTER } else { &request.cluster };
+        let cluster = cluster(&request.cluster);
         let minutes = if request.expires_in_minutes == 0 { PROTECTION } else { request.expires_in_minutes };
         let mut faults = Vec::new();
         if !(1..=MAX_COUNT as usize).contains(&request.tasks.len()) {

@@ -7,12 +7,12 @@ use steady_core::v1::{
     LogsRequest, LogsResponse, RunTaskRequest, RunTaskResponse, StopTaskRequest, StopTaskResponse,
     UpdateTaskProtectionRequest, UpdateTaskProtectionResponse,
 };
-use steady_core::{DEFAULT_CLUSTER, Key, Kind, task};
+use steady_core::{Key, Kind, task};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{LogRouter, status};
-use crate::registry::Registry;
+use crate::registry::{Registry, cluster};
 
 /// Serves tasks.
 pub(crate) struct TasksService {
@@ -44,7 +44,7 @@ impl Tasks for TasksService {
 
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
         let request = request.into_inner();
-        let cluster = if request.cluster.is_empty() { DEFAULT_CLUSTER } else { &request.cluster };
+        let cluster = cluster(&request.cluster);
         let view = self.registry.fresh_view().await.map_err(status::of)?;
         let key = Key::new(Kind::Task, cluster, &request.task);
         let found = view.get(&key).and_then(|object| task::of(object));

@@ -1,7 +1,7 @@
 //! Services with one task on each instance (ECS DAEMON scheduling strategy).
 
 use steady_core::v1::{Demand, Object, ServiceSpec};
-use steady_core::{Key, Kind, View, resources, service};
+use steady_core::{Kind, View, resources, service};
 
 use crate::site::{self, Site};
 
@@ -32,8 +32,7 @@ pub(crate) fn services(view: &View, cluster: &str) -> Vec<(String, Demand)> {
     let services = view.in_cluster(Kind::Service, cluster).filter(|service| !service.is_deleting());
     let daemons = services.filter_map(|service| {
         let spec = service.as_service()?.spec.as_ref().filter(|spec| service::is_daemon(spec))?;
-        let definition = view.get(&Key::new(Kind::TaskDefinition, "", &spec.task_definition))?;
-        let demand = resources::demand(definition.as_task_definition()?.spec.as_ref()?);
+        let demand = resources::demand(site::definition(view, &spec.task_definition)?);
         Some((format!("service:{}", service.name()), demand))
     });
     daemons.collect()

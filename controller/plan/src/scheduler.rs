@@ -40,8 +40,6 @@ pub fn plan(view: &View, key: &Key, _now: Timestamp) -> Plan {
     let is_daemon = |t: &task::View<'_>| !t.spec.target_instance.is_empty() && t.spec.replaces.is_empty();
     waiting.sort_by_key(|t| (!is_daemon(t), created(t.object)));
     let mut nodes = nodes(view, cluster);
-    let by_name: BTreeMap<String, usize> =
-        nodes.iter().enumerate().map(|(place, node)| (node.name.clone(), place)).collect();
     let mut bound: BTreeMap<usize, Vec<Change>> = BTreeMap::new();
     let mut refused: BTreeMap<String, (&'static str, String)> = BTreeMap::new();
     let (mut placed, mut refused_of_any) = (0, 0);
@@ -50,7 +48,7 @@ pub fn plan(view: &View, key: &Key, _now: Timestamp) -> Plan {
             break;
         }
         if !task.spec.target_instance.is_empty() {
-            match on_its_target(&nodes, &by_name, task) {
+            match on_its_target(&nodes, task) {
                 Ok(place) => {
                     let changes = bound.entry(place).or_default();
                     if changes.len() < MAX_PER_NODE * 2 {
@@ -114,17 +112,18 @@ fn refusal(task: &task::View<'_>, reason: &'static str, message: String) -> Wait
 }
 
 /// The only instance that a task may be on, or why it does not take it.
-fn on_its_target(nodes: &[Node], by_name: &BTreeMap<String, usize>, task: &task::View<'_>) -> Result<usize, Refusals> {
+fn on_its_target(nodes: &[Node], task: &task::View<'_>) -> Result<usize, Refusals> {
     let none = Demand::default();
     let demand = task.spec.demand.as_ref().unwrap_or(&none);
     let mut refusals = Refusals::new(demand);
     let target = &task.spec.target_instance;
-    let Some(place) = by_name.get(target) else {
+    // They are in order of their names.
+    let Ok(place) = nodes.binary_search_by(|node| node.name.cmp(target)) else {
         refusals.add(target, Reason::Gone);
         return Err(refusals);
     };
-    match nodes[*place].refuses(task.spec, demand, &placement::queries(&task.spec.placement_constraints)) {
-        None => Ok(*place),
+    match nodes[place].refuses(task.spec, demand, &placement::queries(&task.spec.placement_constraints)) {
+        None => Ok(place),
         Some(reason) => {
             refusals.add(target, reason);
             Err(refusals)

@@ -16,12 +16,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use steady_core::guard::{self, Guard};
-use steady_core::v1::instance_state::Value as InstanceState;
 use steady_core::v1::{Object, ServiceSpec, ServiceStatus, severity};
 use steady_core::{Change, Event, Key, Kind, Plan, Revision, Timestamp, View, Waiting, condition, service, task};
 
-use crate::daemon;
 use crate::deployment::{Rolling, counts_from, of_service};
+use crate::{daemon, site};
 use counts::counts;
 use starts::{start_missing, start_moves};
 use stops::{stop, stop_surplus};
@@ -60,17 +59,13 @@ impl<'a> Known<'a> {
         let replaces = tasks.iter().any(|t| t.is_live() && t.spec.deployment != newest);
         let wanted = tasks.iter().filter(|t| t.is_wanted());
         let instances: BTreeSet<&'a str> = wanted.map(|t| t.spec.container_instance.as_str()).collect();
-        let drains = |name: &&str| {
-            let instance = view.get(&Key::new(Kind::ContainerInstance, &key.cluster, name));
-            let spec = instance.and_then(|i| i.as_container_instance()?.spec.as_ref());
-            spec.is_some_and(|spec| spec.status() == InstanceState::Draining)
-        };
-        let draining = instances.into_iter().filter(drains).collect();
+        let draining = instances.into_iter().filter(|name| site::drains(view, &key.cluster, name)).collect();
         let moves = tasks.iter().enumerate().filter(|(_, t)| t.is_wanted() && !t.spec.replaces.is_empty());
         let replacing = moves.map(|(place, t)| (t.spec.replaces.as_str(), place)).collect();
         let (spec, status) = (service.spec.as_ref()?, service.status.as_ref()?);
-        let desired = daemon::desired(view, object, spec);
-        let homes = service::is_daemon(spec).then(|| daemon::instances(view, &key.cluster, spec).collect());
+        let homes =
+            service::is_daemon(spec).then(|| daemon::instances(view, &key.cluster, spec).collect::<BTreeSet<_>>());
+        let desired = homes.as_ref().map_or_else(|| daemon::desired(view, object, spec), |homes| homes.len() as i32);
         Some(Known {
             view,
             object,

@@ -1,8 +1,9 @@
 //! A container instance as queries and DAEMON services see it.
 
+use steady_core::placement::ZONE;
 use steady_core::query::{self, Query};
 use steady_core::v1::instance_state::Value as State;
-use steady_core::v1::{ContainerInstanceSpec, Object, ServiceSpec};
+use steady_core::v1::{ContainerInstanceSpec, Object, ServiceSpec, TaskDefinitionSpec};
 use steady_core::{Key, Kind, Timestamp, View, placement, task};
 
 /// An instance, and what is on it.
@@ -45,7 +46,7 @@ impl query::Instance for Site<'_> {
     }
 
     fn registered_at(&self) -> String {
-        registered_at(self.object)
+        registered_at(self.object).map(|at| at.to_string()).unwrap_or_default()
     }
 
     fn running_tasks_count(&self) -> usize {
@@ -62,10 +63,27 @@ fn attribute<'a>(spec: &'a ContainerInstanceSpec, name: &str) -> Option<&'a str>
     spec.attributes.iter().find(|attribute| attribute.name == name).map(|attribute| attribute.value.as_str())
 }
 
-/// When an instance was registered, as RFC 3339; empty: unknown.
-pub(crate) fn registered_at(object: &Object) -> String {
-    let created = object.meta().created.as_ref().map(Timestamp::from);
-    created.map(|at| at.to_string()).unwrap_or_default()
+/// Zone of an instance, empty where it has none.
+pub(crate) fn zone(object: &Object) -> &str {
+    let spec = object.as_container_instance().and_then(|instance| instance.spec.as_ref());
+    spec.and_then(|spec| attribute(spec, ZONE)).unwrap_or_default()
+}
+
+/// When an instance was registered.
+pub(crate) fn registered_at(object: &Object) -> Option<Timestamp> {
+    object.meta().created.as_ref().map(Timestamp::from)
+}
+
+/// Whether an instance is DRAINING.
+pub(crate) fn drains(view: &View, cluster: &str, instance: &str) -> bool {
+    let object = view.get(&Key::new(Kind::ContainerInstance, cluster, instance));
+    let spec = object.and_then(|object| object.as_container_instance()?.spec.as_ref());
+    spec.is_some_and(|spec| spec.status() == State::Draining)
+}
+
+/// A task definition by its name.
+pub(crate) fn definition<'a>(view: &'a View, name: &str) -> Option<&'a TaskDefinitionSpec> {
+    view.get(&Key::new(Kind::TaskDefinition, "", name))?.as_task_definition()?.spec.as_ref()
 }
 
 /// Whether an instance is to take tasks at all.
@@ -77,8 +95,7 @@ pub(crate) fn is_active(object: &Object) -> bool {
 
 /// What the placement constraints of a service and of its task definition ask of an instance.
 pub(crate) fn queries(view: &View, spec: &ServiceSpec) -> Vec<Query> {
-    let definition = view.get(&Key::new(Kind::TaskDefinition, "", &spec.task_definition));
-    let definition = definition.and_then(|d| d.as_task_definition()?.spec.as_ref());
-    let of_definition = definition.map_or(&[][..], |definition| &definition.placement_constraints);
+    let of_definition =
+        definition(view, &spec.task_definition).map_or(&[][..], |definition| &definition.placement_constraints);
     placement::queries(spec.placement_constraints.iter().chain(of_definition))
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 
 use super::{LOOK, status, text, within};
-use crate::runtime::RuntimeError;
+use crate::runtime::{RuntimeError, repository};
 
 /// The image that is the running steady program: examples need nothing else.
 const SELF: &str = "steady:self";
@@ -64,19 +64,12 @@ async fn digest(engine: &Docker, image: &str) -> Result<Option<Option<String>>, 
             // Of a repository of another name it is no digest that this name can be pulled by.
             let digests = found.repo_digests.unwrap_or_default();
             let digests = digests.iter().filter_map(|digest| digest.split_once('@'));
-            let own = digests.filter(|(repository, _)| familiar(repository) == familiar(repository_of(image)));
+            let own = digests.filter(|(of, _)| familiar(of) == familiar(repository(image)));
             Ok(Some(own.map(|(_, digest)| digest.to_owned()).next()))
         }
         Err(error) if status(&error) == Some(404) => Ok(None),
         Err(error) => Err(RuntimeError::Pull(text(&error))),
     }
-}
-
-/// An image's repository: without tag and digest.
-fn repository_of(image: &str) -> &str {
-    let (bare, _) = image.split_once('@').unwrap_or((image, ""));
-    let tag = bare.rfind(':').filter(|at| !bare[*at..].contains('/'));
-    &bare[..tag.unwrap_or(bare.len())]
 }
 
 /// A repository as Docker shows it.

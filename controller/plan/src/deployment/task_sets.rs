@@ -2,15 +2,15 @@
 //! with as many tasks as the set's scale says.
 
 use steady_core::v1::deployment_role::Value as Role;
-use steady_core::v1::instance_state::Value as InstanceState;
 use steady_core::v1::rollout_state::Value as Rollout;
 use steady_core::v1::stability_status::Value as Stability;
 use steady_core::v1::{
     Deployment, DeploymentSpec, DeploymentStatus, Object, ServiceStatus, TaskSet, TaskSetStatus, object,
 };
-use steady_core::{Change, Key, Kind, Plan, Revision, Waiting, service, task};
+use steady_core::{Change, Key, Plan, Revision, Waiting, service, task};
 
 use super::{Rolled, Rolling};
+use crate::site;
 
 /// A task set with its deployment, if that is there already.
 struct Set<'a> {
@@ -119,11 +119,7 @@ impl Rolled<'_> {
         let wanted = || tasks.iter().filter(|t| t.is_wanted());
         let running = wanted().filter(|t| t.is_running()).count() as i32;
         let pending = wanted().count() as i32 - running;
-        let drains = |t: &task::View<'_>| {
-            let key = Key::new(Kind::ContainerInstance, self.object.cluster(), &t.spec.container_instance);
-            let instance = self.view.get(&key).and_then(|i| i.as_container_instance()?.spec.as_ref());
-            instance.is_some_and(|spec| spec.status() == InstanceState::Draining)
-        };
+        let drains = |t: &task::View<'_>| site::drains(self.view, self.object.cluster(), &t.spec.container_instance);
         let live = tasks.iter().filter(|t| t.is_live()).count() as i32;
         let stable = live == target && tasks.iter().filter(|t| t.is_live()).all(|t| t.is_healthy() && !drains(t));
         let stability = if stable { Stability::SteadyState } else { Stability::Stabilizing };

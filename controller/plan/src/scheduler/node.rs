@@ -8,7 +8,7 @@ use steady_core::resources::Free;
 use steady_core::v1::instance_state::Value as State;
 use steady_core::v1::placement_constraint_type::Value as Constraint;
 use steady_core::v1::{ContainerInstance, Demand, InstanceResources, Object, TaskSpec};
-use steady_core::{Kind, View, task};
+use steady_core::{Kind, Timestamp, View, task};
 
 use super::refusal::Reason;
 use crate::{daemon, site};
@@ -26,7 +26,7 @@ pub(super) struct Node {
     reserved: (i64, i64),
     connected: bool,
     version: String,
-    registered_at: String,
+    registered_at: Option<Timestamp>,
     /// It takes no task at all.
     closed: Option<Reason>,
 }
@@ -91,7 +91,7 @@ impl query::Instance for Node {
     }
 
     fn registered_at(&self) -> String {
-        self.registered_at.clone()
+        self.registered_at.map(|at| at.to_string()).unwrap_or_default()
     }
 
     fn running_tasks_count(&self) -> usize {

@@ -67,7 +67,11 @@ pub(super) fn moves<'a>(known: &Known<'a>, demand: &Demand) -> (Vec<Move<'a>>, O
         .view
         .in_cluster(Kind::ContainerInstance, known.object.cluster())
         .filter(|object| takes_tasks(object) || by_instance.contains_key(object.name()))
-        .map(|object| Node { object, zone: zone(object), count: by_instance.get(object.name()).copied().unwrap_or(0) })
+        .map(|object| Node {
+            object,
+            zone: site::zone(object),
+            count: by_instance.get(object.name()).copied().unwrap_or(0),
+        })
         .collect();
     let most = (service::bounds(known.spec, known.desired).ceiling - known.live()).min((known.desired / SHARE).max(1));
     let (mut moves, mut taken): (Vec<Move<'a>>, BTreeMap<&str, i32>) = (Vec::new(), BTreeMap::new());
@@ -137,11 +141,6 @@ fn is_wanted(known: &Known<'_>, name: &str) -> bool {
 fn takes_tasks(object: &Object) -> bool {
     let status = object.as_container_instance().and_then(|instance| instance.status.as_ref());
     site::is_active(object) && status.is_some_and(|status| status.agent_connected)
-}
-
-fn zone(object: &Object) -> &str {
-    let spec = object.as_container_instance().and_then(|i| i.spec.as_ref());
-    spec.and_then(|s| s.attributes.iter().find(|a| a.name == ZONE)).map_or("", |a| a.value.as_str())
 }
 
 /// Zones with their numbers of tasks.

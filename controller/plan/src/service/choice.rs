@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use steady_core::placement::ZONE;
 use steady_core::{Key, Kind, task};
 
 use super::Known;
+use crate::site;
 
 /// Tasks of a deployment that may leave, at most `count`, those that should leave first first (ECS): what does not run
 /// yet, then what runs in the zone, and on the instance, that has most of the service's tasks, the newest first. Tasks
@@ -49,8 +49,7 @@ pub(super) fn leaving<'a, 'b>(known: &'b Known<'a>, deployment: &str, count: usi
 /// Zone of an instance, empty where it has none.
 fn zone<'a>(known: &Known<'a>, instance: &str) -> &'a str {
     let key = Key::new(Kind::ContainerInstance, known.object.cluster(), instance);
-    let spec = known.view.get(&key).and_then(|o| o.as_container_instance()?.spec.as_ref());
-    spec.and_then(|s| s.attributes.iter().find(|a| a.name == ZONE)).map_or("", |a| a.value.as_str())
+    known.view.get(&key).map_or("", |object| site::zone(object))
 }
 
 /// The lowest places of a deployment that no task fills.

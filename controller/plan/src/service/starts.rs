@@ -8,10 +8,11 @@ use steady_core::v1::version_consistency::Value as VersionConsistency;
 use steady_core::v1::{
     Object, Task, TaskDefinitionSpec, TaskSpec, TaskStatus, desired_status, severity, task_last_status,
 };
-use steady_core::{Change, Key, Kind, Plan, Waiting, derived_id, resources, service, task};
+use steady_core::{Change, Key, Plan, Waiting, derived_id, resources, service, task};
 
 use super::{Known, balance, choice, failures, listed, throttle};
 use crate::deployment::{Rolling, is_tripped};
+use crate::site;
 
 /// Starts what is missing, newest deployment first, while the ceiling and the throttle allow.
 pub(super) fn start_missing(
@@ -81,8 +82,7 @@ pub(super) fn start_missing(
 }
 
 fn definition<'a>(known: &Known<'a>, deployment: &Rolling<'_>) -> Option<&'a TaskDefinitionSpec> {
-    let key = Key::new(Kind::TaskDefinition, "", &deployment.spec.task_definition);
-    known.view.get(&key).and_then(|d| d.as_task_definition()?.spec.as_ref())
+    site::definition(known.view, &deployment.spec.task_definition)
 }
 
 /// Starts tasks that are to take the place of others, where a service at steady state is uneven.
@@ -93,6 +93,9 @@ pub(super) fn start_moves(known: &Known<'_>, plan: &mut Plan, started: &mut Vec<
     let (moves, again) = balance::moves(known, &resources::demand(definition));
     if let Some(again) = again {
         plan.wake(again);
+    }
+    if moves.is_empty() {
+        return;
     }
     let (name, first, digests) = (newest.object.name(), newest.status.attempts, image_digests(known, newest));
     let slots = choice::free_slots(known, name, moves.len());
@@ -106,11 +109,9 @@ pub(super) fn start_moves(known: &Known<'_>, plan: &mut Plan, started: &mut Vec<
         told.push(object.name().to_owned());
         plan.push(Change::Create(object));
     }
-    if !told.is_empty() {
-        started.push((name.to_owned(), first + told.len() as i64));
-        let message = format!("has started {} tasks to rebalance the service: {}.", told.len(), listed(&told));
-        plan.events.push(known.event("SERVICE_REBALANCING_STARTED", &message, severity::Value::Info));
-    }
+    started.push((name.to_owned(), first + told.len() as i64));
+    let message = format!("has started {} tasks to rebalance the service: {}.", told.len(), listed(&told));
+    plan.events.push(known.event("SERVICE_REBALANCING_STARTED", &message, severity::Value::Info));
 }
 
 fn new_task(

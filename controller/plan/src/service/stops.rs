@@ -52,8 +52,7 @@ pub(super) fn stop_surplus(known: &Known<'_>, plan: &mut Plan) {
         for task in pending.into_iter().chain(ready.into_iter().take(most)) {
             let reason = match known.successor(task) {
                 Some(successor) => format!("Service rebalanced: (task {}) runs elsewhere", successor.object.name()),
-                None if known.draining.contains(on(task)) => format!("Container instance {} is draining", on(task)),
-                None if known.is_daemon() => {
+                None if known.is_daemon() && !known.draining.contains(on(task)) => {
                     format!("Container instance {} does not satisfy the placement constraints", on(task))
                 }
                 None => format!("Container instance {} is draining", on(task)),
