@@ -11,8 +11,8 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::out::Color;
 use crate::{
-    admin, alarm, apply, completion, context, delete, describe, drain, events, get, hello, logs, process, protect,
-    rollout, run, scale, span, stop, store, wait,
+    admin, alarm, apply, completion, context, delete, describe, drain, events, explain, get, hello, logs, process,
+    protect, rollout, run, scale, span, stop, store, wait,
 };
 
 /// Longest that a request takes, unless --timeout says otherwise.
@@ -130,6 +130,8 @@ pub enum Command {
     Alarm(alarm::AlarmArgs),
     /// Have tasks of services not be chosen to stop, for a time.
     Protect(protect::Protect),
+    /// How the scheduler sees a task: which instances take it, and why the others do not.
+    Explain(explain::Explain),
     /// Have services' tasks leave container instances.
     Drain(drain::Drain),
     /// Print the output of a task, or of every task of a service.

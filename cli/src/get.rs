@@ -163,9 +163,15 @@ impl Query {
         object.kind() == self.kind
             && (self.cluster.is_empty() || !self.kind.in_cluster() || object.cluster() == self.cluster)
             && (!self.controllers || object.name().starts_with(CONTROLLER))
-            && (self.names.is_empty() || self.names.iter().any(|name| name == object.name()))
+            && (self.names.is_empty() || self.names.iter().any(|name| self.is_named(object, name)))
             && target::matches(object, &self.labels)
             && self.about.as_ref().is_none_or(|key| is_about(object, key))
+    }
+
+    /// Whether an object is meant by a name; of controllers that work beside each other each has its holder in the name.
+    fn is_named(&self, object: &Object, name: &str) -> bool {
+        let rest = object.name().strip_prefix(name);
+        rest.is_some_and(|rest| rest.is_empty() || (self.controllers && rest.starts_with('.')))
     }
 
     fn columns(&self) -> Columns {
@@ -179,14 +185,16 @@ impl Query {
 
     /// Kinds to look at, the wanted one first.
     fn kinds(&self) -> Vec<Kind> {
-        let companions = if self.is_table() { Columns::companions(self.kind) } else { &[] };
+        let companions = if self.is_table() { Columns::companions(self.kind, false) } else { &[] };
         std::iter::once(self.kind).chain(companions.iter().copied()).collect()
     }
 
     /// What the server can choose by itself.
     fn selector(&self) -> Selector {
         let mut selector = target::in_cluster(&self.cluster);
-        if let [name] = &self.names[..] {
+        if let [name] = &self.names[..]
+            && !self.controllers
+        {
             selector.name.clone_from(name);
         }
         selector.labels.clone_from(&self.labels);
@@ -203,7 +211,7 @@ fn is_about(event: &Object, key: &Key) -> bool {
 pub(crate) async fn show(client: &Client, query: &Query, out: &mut Out) -> Result<(), Failure> {
     let items = client.list(query.kind, query.selector()).await?;
     let mut items: Vec<Arc<Object>> = items.into_iter().filter(|o| query.takes(o)).map(Arc::new).collect();
-    if let Some(missing) = query.names.iter().find(|name| !items.iter().any(|item| item.name() == name.as_str())) {
+    if let Some(missing) = query.names.iter().find(|name| !items.iter().any(|item| query.is_named(item, name))) {
         let (kind, plural) = (query.kind.name().to_lowercase(), query.kind.plural());
         return Err(Failure::failed(format!(
             "there is no {kind}/{missing}; `steady get {plural} -A` lists what there is"
@@ -249,7 +257,7 @@ async fn table(client: &Client, query: &Query, items: &[Arc<Object>], out: &mut 
     }
     // Cluster names are names of other objects' clusters: look everywhere.
     let around = if query.kind.in_cluster() { query.cluster.as_str() } else { "" };
-    let mut world = World::list(client, Columns::companions(query.kind), around).await?;
+    let mut world = World::list(client, Columns::companions(query.kind, query.output == Output::Wide), around).await?;
     world.add(items.iter().map(|item| Object::clone(item)).collect());
     let columns = query.columns();
     let mut table = Table::new(&columns.heads(), out.is_colored());
@@ -285,7 +293,7 @@ struct Shown<'a> {
 
 impl<'a> Shown<'a> {
     fn new(query: &'a Query, out: &Out) -> Self {
-        let columns = query.columns();
+        let columns = query.columns().live();
         let heads = columns.heads();
         let age = heads.iter().position(|head| *head == "AGE");
         Shown { query, columns, age, table: Table::new(&heads, out.is_colored()), rows: HashMap::new() }

@@ -16,6 +16,7 @@ pub mod delete;
 pub mod describe;
 pub mod drain;
 pub mod events;
+pub mod explain;
 pub mod failure;
 pub mod get;
 pub mod hello;
@@ -89,6 +90,7 @@ async fn verb_of(verb: Command, global: &Global) -> Result<(), Failure> {
         Command::Rollout(args) => rollout::run(args, global, out).await,
         Command::Alarm(args) => alarm::run(args, global, out).await,
         Command::Protect(args) => protect::run(args, global, out).await,
+        Command::Explain(args) => explain::run(args, global, out).await,
         Command::Drain(args) => drain::run(args, global, out).await,
         Command::Logs(args) => logs::run(args, global, out).await,
         Command::Events(args) => events::run(args, global, out).await,

@@ -4,7 +4,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use steady_core::{Key, Kind, derived_id, task};
-use steady_proto::v1::{ContainerOverride, KeyValuePair, Object, RunTaskRequest, TaskDefinitionSpec, TaskOverride};
+use steady_proto::v1::{
+    CapacityProviderStrategyItem, ContainerOverride, KeyValuePair, Object, RunTaskRequest, TaskDefinitionSpec,
+    TaskOverride,
+};
 
 use crate::args::Global;
 use crate::client::Client;
@@ -41,6 +44,18 @@ pub struct Run {
     /// Shown as the task's startedBy.
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub started_by: String,
+    /// Placed before tasks of a lower priority, -100..100.
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    pub priority: i32,
+    /// May be stopped to make room for a task of a higher priority.
+    #[arg(long)]
+    pub preemptible: bool,
+    /// Only on instances of this capacity provider.
+    #[arg(long, value_name = "NAME")]
+    pub capacity_provider: Option<String>,
+    /// Placed by this scheduler, not by Steady's own.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub scheduler: String,
     /// Run this instead of the container's own command.
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
@@ -64,6 +79,14 @@ pub async fn run(args: Run, global: &Global, out: &mut Out) -> Result<(), Failur
         count: args.count,
         started_by: args.started_by,
         overrides,
+        priority: args.priority,
+        preemptible: args.preemptible,
+        capacity_provider_strategy: args
+            .capacity_provider
+            .into_iter()
+            .map(|name| CapacityProviderStrategyItem { capacity_provider: name, weight: 1, base: 0 })
+            .collect(),
+        scheduler_name: args.scheduler,
         client_token: token(),
         ..RunTaskRequest::default()
     };

@@ -4,6 +4,7 @@
 mod deployment;
 mod hook;
 mod instance;
+mod metrics;
 mod reaper;
 mod scheduler;
 mod service;
@@ -15,6 +16,7 @@ use futures::future::BoxFuture;
 use steady_core::v1::{Object, ServiceSpec};
 use steady_core::{Clock, Key, Kind, View};
 use steady_runtime::{Client, Controller, Reflector, run};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -68,26 +70,39 @@ impl Name {
 }
 
 /// Runs controllers until `ending` says so. One view serves all of them. `holder` is who leads: unique to a process,
-/// or to something that only one process at a time can be. When the store is another one, all of them start anew.
+/// or to something that only one process at a time can be. When the store is another one, all of them start anew. `metrics`
+/// is where figures are asked for, if they are.
 pub async fn run_controllers(
     names: &[Name],
     client: Client,
     clock: Arc<dyn Clock>,
     holder: String,
     ending: watch::Receiver<bool>,
+    metrics: Option<TcpListener>,
 ) {
     loop {
         let mut kinds: BTreeSet<Kind> = names.iter().flat_map(|name| name.watches()).copied().collect();
         // Leases say who leads, sequencers guard commits.
         kinds.extend([Kind::Lease, Kind::Sequencer]);
+        if metrics.is_some() {
+            kinds.extend(metrics::KINDS);
+        }
         let reflector = Reflector::start(client.clone(), &kinds);
+        let figures = async {
+            match &metrics {
+                Some(listener) => metrics::serve(listener, reflector.clone()).await,
+                None => std::future::pending().await,
+            }
+        };
         let running = names.iter().map(|name| -> BoxFuture<'static, ()> {
             let (client, reflector, clock) = (client.clone(), reflector.clone(), Arc::clone(&clock));
             let (holder, ending) = (holder.clone(), ending.clone());
             match name {
                 Name::Deployment => Box::pin(run(deployment::Deployments, client, reflector, clock, holder, ending)),
                 Name::Service => Box::pin(run(service::Services, client, reflector, clock, holder, ending)),
-                Name::Scheduler => Box::pin(run(scheduler::Scheduler, client, reflector, clock, holder, ending)),
+                Name::Scheduler => {
+                    Box::pin(run(scheduler::Scheduler::new(&holder), client, reflector, clock, holder, ending))
+                }
                 Name::Instance => Box::pin(run(instance::Instances, client, reflector, clock, holder, ending)),
                 Name::Reaper => Box::pin(run(reaper::Reaper, client, reflector, clock, holder, ending)),
             }
@@ -104,6 +119,7 @@ pub async fn run_controllers(
         tokio::select! {
             biased;
             () = ended => return,
+            () = figures => return,
             () = reflector.replaced() => {}
         }
     }

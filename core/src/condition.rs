@@ -24,6 +24,37 @@ pub fn waiting_for<'a>(conditions: &'a [Condition], source: &str) -> Option<&'a 
     conditions.iter().find(|c| c.r#type == PROGRESSING && !c.status && c.source == source)
 }
 
+/// How often the message of the same reason may change: numbers change all the time.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// Whether something was said already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// The same, and not long ago.
+    Yes,
+    /// The same with other words or numbers, and it is not to be written anew before this.
+    Recently(Timestamp),
+    /// It is to be said.
+    No,
+}
+
+/// Whether it was said that the object waits for this.
+pub fn told(conditions: &[Condition], source: &str, reason: &str, message: &str, now: Timestamp) -> Told {
+    let Some(known) = waiting_for(conditions, source).filter(|known| known.reason == reason) else { return Told::No };
+    let since = known.since.as_ref().map_or(now, Timestamp::from);
+    let at = known.told_at.as_ref().map_or(since, Timestamp::from);
+    if known.message == message {
+        return if now.since(at) < TELL_AGAIN { Told::Yes } else { Told::No };
+    }
+    if now.since(since) < QUIET { Told::Recently(since + QUIET) } else { Told::No }
+}
+
+/// Whether something else is said than before, numbers left out: they change all the time.
+pub fn is_news(conditions: &[Condition], source: &str, reason: &str, message: &str) -> bool {
+    let words = |text: &str| text.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
+    waiting_for(conditions, source).is_none_or(|c| c.reason != reason || words(&c.message) != words(message))
+}
+
 /// The same is told again after so long (ECS service events).
 pub const TELL_AGAIN: Duration = Duration::from_secs(6 * 3600);
 

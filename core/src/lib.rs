@@ -3,9 +3,11 @@
 //! Everything here is a plain value or a pure function. Messages that only pass through stay the
 //! generated types of [`v1`]; this crate adds the types that decisions need.
 
+pub mod capacity;
 pub mod condition;
 pub mod defaults;
 pub mod guard;
+pub mod hash;
 mod ids;
 pub mod placement;
 mod plan;
@@ -18,7 +20,7 @@ pub mod validate;
 mod view;
 
 pub use ids::{Epoch, Key, ParseKeyError, Revision, derived_id, instance_lease};
-pub use plan::{Change, Event, Plan, Waiting};
+pub use plan::{Bind, Change, Event, Plan, Waiting};
 pub use steady_proto::{API_VERSION, DEFAULT_CLUSTER, Kind, KindExt, document, manifest, v1};
 pub use time::{Clock, SystemClock, Timestamp};
-pub use view::View;
+pub use view::{Placement, View, bound};

@@ -2,14 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use steady_proto::v1::{self, Object, ObjectRef};
 
-use crate::{Key, Revision, Timestamp, View, condition, derived_id};
-
-/// How often the message of a quiet condition may change.
-const QUIET: Duration = Duration::from_secs(10);
+use crate::condition::{self, Told};
+use crate::{Key, Revision, Timestamp, View, derived_id};
 
 /// One change of a plan, with what it expects.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,6 +43,31 @@ pub enum Change {
         /// Revision it must have; 0: absent.
         expect: Revision,
     },
+    /// Places tasks on one instance.
+    Bind(Bind),
+}
+
+/// Tasks placed on one instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bind {
+    /// Where.
+    pub instance: Key,
+    /// Revision that the instance's Reservation must have; 0: there is none yet.
+    pub reservation: Revision,
+    /// Who places.
+    pub scheduler: String,
+    /// Names of the tasks, and the revision that each must have.
+    pub tasks: Vec<(String, Revision)>,
+}
+
+impl Change {
+    /// How many changes it counts as: a Bind compares its tasks, the instance and its Reservation.
+    pub fn size(&self) -> usize {
+        match self {
+            Change::Bind(bind) => 2 + bind.tasks.len(),
+            _ => 1,
+        }
+    }
 }
 
 /// Why nothing happens to an object though something should.
@@ -108,6 +130,16 @@ impl From<Change> for v1::Change {
             Change::Check { key, expect: at } => {
                 Wire::Check(v1::Check { r#ref: Some(key.reference()), expect: expect(at) })
             }
+            Change::Bind(bind) => {
+                let task = |(name, at): (String, Revision)| v1::BoundTask { name, expect: expect(at) };
+                Wire::Bind(v1::Bind {
+                    cluster: bind.instance.cluster,
+                    container_instance: bind.instance.name,
+                    reservation: expect(bind.reservation),
+                    scheduler: bind.scheduler,
+                    tasks: bind.tasks.into_iter().map(task).collect(),
+                })
+            }
         };
         v1::Change { change: Some(change) }
     }
@@ -133,75 +165,89 @@ impl Plan {
     /// events into objects. `subject` is the object that the plan's key stands for: it waits no longer
     /// when the plan does not say so.
     pub fn publish(mut self, view: &View, subject: Option<&Key>, source: &str, now: Timestamp) -> Vec<Vec<Change>> {
-        let mut statuses: BTreeMap<Key, Object> = BTreeMap::new();
+        // What is written because of what is waited for, and the event that tells it where it is news.
+        let mut statuses: BTreeMap<Key, (Object, Option<Event>)> = BTreeMap::new();
+        let planned = planned(&self.groups);
+        let planned = |key: &Key| match planned.get(key) {
+            Some(planned) => planned.cloned(),
+            None => view.get(key).map(|object| Object::clone(object)),
+        };
         for waiting in &self.waiting {
-            let Some(mut object) = self.planned(view, &waiting.about) else { continue };
+            let Some(mut object) = planned(&waiting.about) else { continue };
             let Some(conditions) = object.conditions_mut() else { continue };
-            let told =
-                condition::waiting_for(conditions, source).filter(|c| waiting.quiet && c.reason == waiting.reason);
-            let told = told.and_then(|c| c.since.as_ref()).map(Timestamp::from);
-            if told.is_some_and(|at| now.since(at) < QUIET) {
+            let told = condition::told(conditions, source, waiting.reason, &waiting.message, now);
+            if matches!(told, Told::Recently(_)) && waiting.quiet {
                 continue;
             }
-            let news = condition::set_waiting(conditions, source, waiting.reason, &waiting.message, now);
-            if news && waiting.quiet {
-                statuses.insert(waiting.about.clone(), object);
-            } else if news {
-                self.events.push(Event {
+            // The same again after a long time is told again; other numbers are not.
+            let again = condition::waiting_for(conditions, source).is_some_and(|c| c.message == waiting.message);
+            let news = again || condition::is_news(conditions, source, waiting.reason, &waiting.message);
+            if condition::set_waiting(conditions, source, waiting.reason, &waiting.message, now) {
+                let event = (news && !waiting.quiet).then(|| Event {
                     about: object.reference(),
                     reason: waiting.reason,
                     message: waiting.message.clone(),
                     severity: v1::severity::Value::Warn,
                 });
-                statuses.insert(waiting.about.clone(), object);
+                statuses.insert(waiting.about.clone(), (object, event));
             }
         }
         if let Some(subject) = subject.filter(|s| !self.waiting.iter().any(|w| w.about == **s))
-            && let Some(mut object) = self.planned(view, subject)
+            && let Some(mut object) = planned(subject)
             && !object.conditions().is_empty()
             && object.conditions_mut().is_some_and(|conditions| condition::clear_waiting(conditions, source))
         {
-            statuses.insert(subject.clone(), object);
+            statuses.insert(subject.clone(), (object, None));
         }
-        for (key, object) in statuses {
-            self.put_status(view, &key, object);
+        if !self.events.is_empty() {
+            let told: Vec<Change> =
+                self.events.iter().map(|event| Change::Create(event_object(event, view, source, now))).collect();
+            match self.groups.first_mut() {
+                Some(group) => group.extend(told),
+                None => self.groups.push(told),
+            }
         }
-        let mut first: Vec<Change> = self.groups.first().cloned().unwrap_or_default();
-        for event in &self.events {
-            first.push(Change::Create(event_object(event, view, source, now)));
-        }
-        match self.groups.first_mut() {
-            Some(group) => *group = first,
-            None if first.is_empty() => {}
-            None => self.groups.push(first),
-        }
+        self.put_statuses(view, statuses, source, now);
         self.groups
     }
 
-    /// The object as this plan leaves its status; `None` when it is not in the view or is removed.
-    fn planned(&self, view: &View, key: &Key) -> Option<Object> {
-        for change in self.changes() {
-            match change {
-                Change::PutStatus { object, .. } if Key::of(object) == *key => return Some(object.clone()),
-                Change::Remove { key: removed, .. } if removed == key => return None,
-                _ => {}
+    /// Writes statuses, each in the group that writes it already or in one of its own, with its event beside it.
+    fn put_statuses(
+        &mut self,
+        view: &View,
+        mut statuses: BTreeMap<Key, (Object, Option<Event>)>,
+        source: &str,
+        now: Timestamp,
+    ) {
+        let tell = |event: Option<Event>| event.map(|event| Change::Create(event_object(&event, view, source, now)));
+        for group in &mut self.groups {
+            let mut told = Vec::new();
+            for change in group.iter_mut() {
+                if let Change::PutStatus { object, .. } = change
+                    && let Some((new, event)) = statuses.remove(&Key::of(object))
+                {
+                    *object = new;
+                    told.extend(tell(event));
+                }
             }
+            group.extend(told);
         }
-        view.get(key).map(|object| Object::clone(object))
+        for (key, (object, event)) in statuses {
+            let expect = view.get(&key).map_or(Revision(0), revision_of);
+            let put = Change::PutStatus { object, expect };
+            self.groups.push(std::iter::once(put).chain(tell(event)).collect());
+        }
     }
+}
 
-    fn put_status(&mut self, view: &View, key: &Key, new: Object) {
-        for change in self.groups.iter_mut().flatten() {
-            if let Change::PutStatus { object, .. } = change
-                && Key::of(object) == *key
-            {
-                *object = new;
-                return;
-            }
-        }
-        let expect = view.get(key).map_or(Revision(0), revision_of);
-        self.push(Change::PutStatus { object: new, expect });
-    }
+/// Objects whose status these changes write, as they leave them; `None` of those that they remove.
+fn planned(groups: &[Vec<Change>]) -> BTreeMap<Key, Option<&Object>> {
+    let written = groups.iter().flatten().filter_map(|change| match change {
+        Change::PutStatus { object, .. } => Some((Key::of(object), Some(object))),
+        Change::Remove { key, .. } => Some((key.clone(), None)),
+        _ => None,
+    });
+    written.collect()
 }
 
 fn revision_of(object: &Arc<Object>) -> Revision {

@@ -99,6 +99,11 @@ impl Query {
         }
     }
 
+    /// Whether what it says of an instance can change by a task that comes or goes there.
+    pub fn heeds_tasks(&self) -> bool {
+        self.0.heeds_tasks()
+    }
+
     /// Whether it selects an instance.
     pub fn selects(&self, instance: &dyn Instance) -> bool {
         self.0.holds(instance)
@@ -106,6 +111,14 @@ impl Query {
 }
 
 impl Node {
+    fn heeds_tasks(&self) -> bool {
+        match self {
+            Node::Or(nodes) | Node::And(nodes) => nodes.iter().any(Node::heeds_tasks),
+            Node::Not(node) => node.heeds_tasks(),
+            Node::Is(subject, _) => matches!(subject, Subject::TaskGroup | Subject::RunningTasksCount),
+        }
+    }
+
     fn holds(&self, instance: &dyn Instance) -> bool {
         match self {
             Node::Or(nodes) => nodes.iter().any(|node| node.holds(instance)),

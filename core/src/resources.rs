@@ -1,10 +1,15 @@
-//! CPU, memory and ports: what a task takes and what an instance has left.
+//! CPU, memory, ports and whatever else has a name: what a task takes and what an instance has left.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::fmt;
 
 use steady_proto::v1::network_mode::Value as NetworkMode;
 use steady_proto::v1::transport_protocol::Value as Protocol;
-use steady_proto::v1::{ContainerDefinition, Demand, HostPort, InstanceResources, TaskDefinitionSpec};
+use steady_proto::v1::{
+    Attribute, ContainerDefinition, Demand, HostPort, InstanceResources, PortMapping, TaskDefinitionSpec,
+};
+
+use crate::guard::{self, Guard};
 
 /// CPU units of `1024` or `1 vCPU`. `None` for anything else.
 pub fn parse_cpu(text: &str) -> Option<i32> {
@@ -35,10 +40,21 @@ pub fn host_ports(spec: &TaskDefinitionSpec) -> Vec<HostPort> {
     let mappings = spec.container_definitions.iter().flat_map(|c| &c.port_mappings);
     mappings
         .filter_map(|mapping| {
-            let port = if host { mapping.container_port } else { mapping.host_port };
-            (port != 0).then(|| HostPort { port, protocol: protocol(mapping.protocol()).into() })
+            let (from, to) = container_ports(mapping)?;
+            let port = if host { from } else { mapping.host_port };
+            let to = if host && to > from { to } else { 0 };
+            (port != 0).then(|| HostPort { port, protocol: protocol(mapping.protocol()).into(), to })
         })
         .collect()
+}
+
+/// First and last container port of a mapping. `None`: its range is not `FROM-TO`.
+pub fn container_ports(mapping: &PortMapping) -> Option<(i32, i32)> {
+    if mapping.container_port_range.is_empty() {
+        return Some((mapping.container_port, mapping.container_port));
+    }
+    let (from, to) = mapping.container_port_range.split_once('-')?;
+    Some((from.trim().parse().ok()?, to.trim().parse().ok()?))
 }
 
 /// The protocol that is meant: tcp where none is named.
@@ -57,7 +73,49 @@ pub fn demand(spec: &TaskDefinitionSpec) -> Demand {
     let containers = &spec.container_definitions;
     let cpu = parse_cpu(&spec.cpu).unwrap_or_else(|| containers.iter().map(|c| c.cpu).sum());
     let memory = parse_memory(&spec.memory).unwrap_or_else(|| containers.iter().map(container_memory).sum());
-    Demand { cpu, memory, ports: host_ports(spec) }
+    Demand { cpu, memory, ports: host_ports(spec), named: named(spec) }
+}
+
+/// Other resources that a definition asks for, GPUs among them.
+fn named(spec: &TaskDefinitionSpec) -> BTreeMap<String, i32> {
+    let mut named = BTreeMap::new();
+    for asked in spec.container_definitions.iter().flat_map(|container| &container.resource_requirements) {
+        *named.entry(asked.r#type.clone()).or_default() += asked.value.parse::<i32>().unwrap_or(0);
+    }
+    named
+}
+
+/// What an instance must have to run a task of this definition (ECS requiresAttributes). What every instance can do is not
+/// among it.
+pub fn requires_attributes(spec: &TaskDefinitionSpec) -> Vec<Attribute> {
+    let containers = &spec.container_definitions;
+    let mut required = Vec::new();
+    if containers.iter().any(|container| container.privileged) {
+        required.push(Attribute { name: capability::PRIVILEGED.to_owned(), value: String::new() });
+    }
+    if let Some(platform) = &spec.runtime_platform {
+        let architecture = match platform.cpu_architecture.as_str() {
+            "X86_64" => "x86_64",
+            "ARM64" => "aarch64",
+            _ => "",
+        };
+        let os = platform.operating_system_family.to_ascii_lowercase();
+        let named = [("ecs.cpu-architecture", architecture), ("ecs.os-type", os.as_str())];
+        let named = named.into_iter().filter(|(_, value)| !value.is_empty());
+        required.extend(named.map(|(name, value)| Attribute { name: name.to_owned(), value: value.to_owned() }));
+    }
+    required
+}
+
+/// Attributes by which agents say what they can do (ECS).
+pub mod capability {
+    /// Privileged containers.
+    pub const PRIVILEGED: &str = "com.amazonaws.ecs.capability.privileged-container";
+}
+
+/// Whether an instance with these attributes has one that is required: a value that is empty asks for none.
+pub fn has_attribute<'a>(required: &Attribute, mut of_instance: impl Iterator<Item = (&'a str, &'a str)>) -> bool {
+    of_instance.any(|(name, value)| name == required.name && (required.value.is_empty() || value == required.value))
 }
 
 /// What an instance has left.
@@ -67,36 +125,123 @@ pub struct Free {
     pub cpu: i64,
     /// MiB.
     pub memory: i64,
-    taken: BTreeSet<(i32, i32)>,
+    /// Other resources by name.
+    pub named: BTreeMap<String, i64>,
+    /// Protocol, first and last port, of tasks and reserved, in the order in which they came.
+    taken: Vec<(i32, i32, i32)>,
     reserved: Vec<(i32, i32)>,
+}
+
+/// What an instance has too little of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Short {
+    /// MiB that are left.
+    Memory(i64),
+    /// CPU units that are left.
+    Cpu(i64),
+    /// A host port that is in use or reserved.
+    Port(i32),
+    /// Another resource, and how many are left.
+    Named(String, i64),
+}
+
+impl Short {
+    /// ECS' name of the reason.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Short::Memory(_) => "RESOURCE:MEMORY",
+            Short::Cpu(_) => "RESOURCE:CPU",
+            Short::Port(_) => "RESOURCE:PORTS",
+            Short::Named(name, _) if name == "GPU" => "RESOURCE:GPU",
+            Short::Named(..) => "RESOURCE:OTHER",
+        }
+    }
+}
+
+impl fmt::Display for Short {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Short::Memory(left) => write!(f, "{left} MiB are free"),
+            Short::Cpu(left) => write!(f, "{left} CPU units are free"),
+            Short::Port(port) => write!(f, "host port {port} is in use"),
+            Short::Named(name, left) => write!(f, "{left} {name} are free"),
+        }
+    }
 }
 
 impl Free {
     /// All that an instance registered.
     pub fn of(registered: &InstanceResources) -> Self {
-        Free {
-            cpu: registered.cpu.into(),
-            memory: registered.memory.into(),
-            taken: BTreeSet::new(),
-            reserved: registered.reserved_ports.iter().map(|r| (r.from, r.to)).collect(),
-        }
+        let mut free = Free::default();
+        free.reset(registered);
+        free
+    }
+
+    /// The same in place.
+    pub fn reset(&mut self, registered: &InstanceResources) {
+        (self.cpu, self.memory) = (registered.cpu.into(), registered.memory.into());
+        self.named.clear();
+        self.named.extend(registered.named.iter().map(|(name, count)| (name.clone(), i64::from(*count))));
+        self.taken.clear();
+        self.reserved.clear();
+        self.reserved.extend(registered.reserved_ports.iter().map(|r| (r.from, r.to)));
     }
 
     /// Takes away what a task has.
     pub fn take(&mut self, demand: &Demand) {
         self.cpu -= i64::from(demand.cpu);
         self.memory -= i64::from(demand.memory);
-        self.taken.extend(demand.ports.iter().map(|p| (p.port, p.protocol)));
+        for (name, count) in &demand.named {
+            *self.named.entry(name.clone()).or_default() -= i64::from(*count);
+        }
+        self.taken.extend(demand.ports.iter().map(range));
+    }
+
+    /// Gives back what a task had.
+    pub fn give_back(&mut self, demand: &Demand) {
+        self.cpu += i64::from(demand.cpu);
+        self.memory += i64::from(demand.memory);
+        for (name, count) in &demand.named {
+            *self.named.entry(name.clone()).or_default() += i64::from(*count);
+        }
+        for port in demand.ports.iter().map(range) {
+            if let Some(at) = self.taken.iter().position(|taken| *taken == port) {
+                self.taken.swap_remove(at);
+            }
+        }
     }
 
     /// First of the task's host ports that is in use or reserved here.
     pub fn port_conflict(&self, demand: &Demand) -> Option<i32> {
-        let busy = |p: &&HostPort| {
-            self.taken.contains(&(p.port, p.protocol))
-                || self.reserved.iter().any(|(from, to)| (*from..=*to).contains(&p.port))
+        let busy = |port: &&HostPort| {
+            let (protocol, from, to) = range(port);
+            self.taken.iter().any(|(used, first, last)| *used == protocol && *first <= to && from <= *last)
+                || self.reserved.iter().any(|(first, last)| *first <= to && from <= *last)
         };
-        demand.ports.iter().find(busy).map(|p| p.port)
+        demand.ports.iter().find(busy).map(|port| port.port)
     }
+
+    /// What of all that a task takes there is too little of here, memory first, when these CPU units and MiB are kept free.
+    pub fn short_of(&self, demand: &Demand, kept: (i64, i64)) -> Option<Short> {
+        let (cpu, memory) = (self.cpu - kept.0, self.memory - kept.1);
+        if memory < i64::from(demand.memory) && guard::stands(Guard::Memory) {
+            return Some(Short::Memory(memory.max(0)));
+        }
+        if cpu < i64::from(demand.cpu) && guard::stands(Guard::Memory) {
+            return Some(Short::Cpu(cpu.max(0)));
+        }
+        for (name, count) in &demand.named {
+            let left = self.named.get(name).copied().unwrap_or(0);
+            if left < i64::from(*count) {
+                return Some(Short::Named(name.clone(), left.max(0)));
+            }
+        }
+        self.port_conflict(demand).filter(|_| guard::stands(Guard::Port)).map(Short::Port)
+    }
+}
+
+fn range(port: &HostPort) -> (i32, i32, i32) {
+    (port.protocol, port.port, port.to.max(port.port))
 }
 
 #[cfg(test)]
@@ -127,5 +272,34 @@ mod tests {
         spec.cpu = "1 vCPU".into();
         spec.memory = "2 GB".into();
         assert_eq!((demand(&spec).cpu, demand(&spec).memory), (1024, 2048));
+    }
+
+    #[test]
+    fn ranges_of_ports_overlap_by_protocol() {
+        let reserved = vec![steady_proto::v1::HostPortRange { from: 22, to: 22 }];
+        let mut free = Free::of(&InstanceResources { reserved_ports: reserved, ..InstanceResources::default() });
+        let of = |port, to, protocol: Protocol| Demand {
+            ports: vec![HostPort { port, to, protocol: protocol.into() }],
+            ..Demand::default()
+        };
+        free.take(&of(8000, 8010, Protocol::Tcp));
+        assert_eq!(free.port_conflict(&of(8010, 0, Protocol::Tcp)), Some(8010));
+        assert_eq!(free.port_conflict(&of(7990, 8000, Protocol::Tcp)), Some(7990));
+        assert_eq!(free.port_conflict(&of(8010, 0, Protocol::Udp)), None);
+        assert_eq!(free.port_conflict(&of(8011, 0, Protocol::Tcp)), None);
+        assert_eq!(free.port_conflict(&of(20, 30, Protocol::Udp)), Some(20), "reserved of every protocol");
+        free.give_back(&of(8000, 8010, Protocol::Tcp));
+        assert_eq!(free.port_conflict(&of(8005, 0, Protocol::Tcp)), None);
+    }
+
+    #[test]
+    fn resources_of_any_name_are_counted() {
+        let mut free = Free::of(&InstanceResources { named: [("GPU".into(), 2)].into(), ..Default::default() });
+        let gpu = |count| Demand { named: [("GPU".into(), count)].into(), ..Demand::default() };
+        assert_eq!(free.short_of(&gpu(2), (0, 0)), None);
+        free.take(&gpu(1));
+        assert_eq!(free.short_of(&gpu(2), (0, 0)).map(|short| short.reason()), Some("RESOURCE:GPU"));
+        let other = Demand { named: [("licence".into(), 1)].into(), ..Demand::default() };
+        assert_eq!(free.short_of(&other, (0, 0)), Some(Short::Named("licence".into(), 0)));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use prost::Message;
 use steady_proto::v1::desired_status::Value as Desired;
 use steady_proto::v1::health_status::Value as Health;
 use steady_proto::v1::stop_code::Value as StopCode;
@@ -126,4 +127,19 @@ impl View<'_> {
 pub fn split_definition(name: &str) -> Option<(&str, i64)> {
     let (family, revision) = name.rsplit_once(':')?;
     Some((family, revision.parse().ok().filter(|r| *r > 0)?))
+}
+
+/// What decides where a task can be and how well: tasks that are alike in it are interchangeable for a scheduler.
+pub fn likeness(spec: &TaskSpec) -> Vec<u8> {
+    let alike = TaskSpec {
+        group: spec.group.clone(),
+        demand: spec.demand.clone(),
+        placement_constraints: spec.placement_constraints.clone(),
+        placement_strategy: spec.placement_strategy.clone(),
+        priority: spec.priority,
+        requires_attributes: spec.requires_attributes.clone(),
+        capacity_provider: spec.capacity_provider.clone(),
+        ..TaskSpec::default()
+    };
+    alike.encode_to_vec()
 }

@@ -3,11 +3,12 @@
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
+use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, OrdSet};
 use steady_proto::Kind;
 use steady_proto::v1::Object;
 
-use crate::{Key, Revision, task};
+use crate::{Key, Revision, Timestamp, hash, task};
 
 /// An immutable snapshot with the indexes that planning needs. Cloning it costs nothing worth counting.
 #[derive(Debug, Clone, Default)]
@@ -17,9 +18,60 @@ pub struct View {
     /// (cluster, service, object): tasks and deployments of each service.
     by_service: OrdSet<(String, String, Key)>,
     /// (cluster, instance, task): tasks bound to each instance that are not STOPPED.
-    by_instance: OrdSet<(String, String, Key)>,
-    /// (cluster, task): tasks that wait for a place.
-    unplaced: OrdSet<(String, Key)>,
+    by_instance: OrdMap<(String, String, Key), Arc<Object>>,
+    placement: Placement,
+}
+
+/// What of a view placement depends on, in short: two of them tell what has changed between their views.
+#[derive(Debug, Clone, Default)]
+pub struct Placement {
+    /// (cluster, task): tasks that wait for a place, and the revision of each.
+    unplaced: OrdMap<(String, Key), Revision>,
+    /// (cluster, instance): a number of the instance's revision and of the tasks that are bound to it.
+    instances: OrdMap<(String, String), u64>,
+}
+
+impl Placement {
+    /// Names of a cluster's instances that are not, or have not bound to them, what they were and had before. Costs as
+    /// much as has changed.
+    pub fn instances_since<'a>(&'a self, before: &'a Placement, cluster: &str) -> impl Iterator<Item = &'a str> {
+        let changed = before.instances.diff(&self.instances).map(|item| changed(&item));
+        changed.filter(move |(c, _)| c == cluster).map(|(_, name)| name.as_str())
+    }
+
+    /// Tasks of a cluster that wait for a place now and did not before, or the other way round, or that have been written.
+    /// Costs as much as has changed.
+    pub fn unplaced_since<'a>(&'a self, before: &'a Placement, cluster: &str) -> impl Iterator<Item = &'a Key> {
+        let changed = before.unplaced.diff(&self.unplaced).map(|item| changed(&item));
+        changed.filter(move |(c, _)| c == cluster).map(|(_, key)| key)
+    }
+
+    /// A number that is another one, as good as certainly, when anything of an instance is otherwise, or of what is bound to
+    /// it: that of the instance, combined by exclusive or with [`bound`] of each task on it.
+    pub fn number(&self, cluster: &str, instance: &str) -> u64 {
+        self.instances.get(&(cluster.to_owned(), instance.to_owned())).copied().unwrap_or(0)
+    }
+
+    /// Combines the number of an instance with another one.
+    fn combine(&mut self, cluster: &str, instance: &str, number: u64) {
+        let key = (cluster.to_owned(), instance.to_owned());
+        let combined = self.instances.get(&key).copied().unwrap_or(0) ^ number;
+        if combined == 0 {
+            self.instances.remove(&key);
+        } else {
+            self.instances.insert(key, combined);
+        }
+    }
+}
+
+/// The number of a task that is bound to an instance: whether it is to stay, and until when its service spares it.
+pub fn bound(task: &task::View<'_>) -> u64 {
+    // Mixed together: what two tasks have in common must not cancel itself out.
+    let until = task.protected_until().map_or(0, |until| hash::mixed(until.0.unsigned_abs()));
+    let created = task.object.meta().created.as_ref().map_or(0, |at| hash::mixed(Timestamp::from(at).0.unsigned_abs()));
+    hash::mixed(
+        hash::of(task.object.name()) ^ hash::mixed(until ^ created.rotate_left(1) ^ u64::from(task.is_wanted())),
+    )
 }
 
 impl View {
@@ -42,10 +94,12 @@ impl View {
     /// Adds or replaces an object.
     pub fn put(&mut self, object: Arc<Object>) {
         let key = Key::of(&object);
-        if let Some(old) = self.objects.get(&key).cloned() {
-            self.unindex(&key, &old);
+        let old = self.objects.get(&key).cloned();
+        if let Some(old) = &old {
+            self.unindex(&key, old);
         }
         self.index(&key, &object);
+        self.note(&key, old.as_deref(), Some(&object));
         self.objects.insert(key, object);
     }
 
@@ -53,6 +107,7 @@ impl View {
     pub fn remove(&mut self, key: &Key) -> Option<Arc<Object>> {
         let old = self.objects.remove(key)?;
         self.unindex(key, &old);
+        self.note(key, Some(&old), None);
         Some(old)
     }
 
@@ -118,18 +173,40 @@ impl View {
         let (cluster, instance) = (cluster.to_owned(), instance.to_owned());
         self.by_instance
             .range((cluster.clone(), instance.clone(), from)..)
-            .take_while(move |(c, i, _)| *c == cluster && *i == instance)
-            .filter_map(|(_, _, key)| self.objects.get(key))
+            .take_while(move |((c, i, _), _)| *c == cluster && *i == instance)
+            .map(|(_, object)| object)
     }
 
     /// Tasks of a cluster that are to run and have no instance yet.
     pub fn unplaced(&self, cluster: &str) -> impl Iterator<Item = &Arc<Object>> {
         let from = Key { kind: Kind::Task, cluster: cluster.to_owned(), name: String::new() };
         let cluster = cluster.to_owned();
-        self.unplaced
+        self.placement
+            .unplaced
             .range((cluster.clone(), from)..)
-            .take_while(move |(c, _)| *c == cluster)
-            .filter_map(|(_, key)| self.objects.get(key))
+            .take_while(move |((c, _), _)| *c == cluster)
+            .filter_map(|((_, key), _)| self.objects.get(key))
+    }
+
+    /// Clusters in which tasks wait for a place.
+    pub fn clusters_waiting(&self) -> Vec<String> {
+        let mut clusters: Vec<String> = Vec::new();
+        // In order: from one cluster straight to the next.
+        while let Some(((cluster, _), _)) = match clusters.last() {
+            None => self.placement.unplaced.iter().next(),
+            Some(last) => {
+                let after = (format!("{last}\0"), Key::first());
+                self.placement.unplaced.range(after..).next()
+            }
+        } {
+            clusters.push(cluster.clone());
+        }
+        clusters
+    }
+
+    /// What of it placement depends on.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
     }
 
     /// Whether a service, a task set, a deployment that is to have tasks, or a task that is not STOPPED, uses a task definition.
@@ -151,16 +228,16 @@ impl View {
             || self.of_kind(Kind::Task).filter_map(|t| task::of(t)).any(|t| live(&t))
     }
 
-    fn index(&mut self, key: &Key, object: &Object) {
+    fn index(&mut self, key: &Key, object: &Arc<Object>) {
         let cluster = key.cluster.clone();
         if let Some(service) = service_of(object) {
             self.by_service.insert((cluster.clone(), service.to_owned(), key.clone()));
         }
         let Some(found) = task::of(object) else { return };
         if found.is_live() && !found.spec.container_instance.is_empty() {
-            self.by_instance.insert((cluster, found.spec.container_instance.clone(), key.clone()));
+            self.by_instance.insert((cluster, found.spec.container_instance.clone(), key.clone()), Arc::clone(object));
         } else if found.wants_place() {
-            self.unplaced.insert((cluster, key.clone()));
+            self.placement.unplaced.insert((cluster, key.clone()), Revision(object.meta().revision));
         }
     }
 
@@ -173,8 +250,34 @@ impl View {
         if found.is_live() && !found.spec.container_instance.is_empty() {
             self.by_instance.remove(&(cluster, found.spec.container_instance.clone(), key.clone()));
         } else if found.wants_place() {
-            self.unplaced.remove(&(cluster, key.clone()));
+            self.placement.unplaced.remove(&(cluster, key.clone()));
         }
+    }
+
+    /// Takes note of what placement counts of an object that was `old` and is `new`.
+    fn note(&mut self, key: &Key, old: Option<&Object>, new: Option<&Object>) {
+        let (old, new) = (old.and_then(|object| number(key, object)), new.and_then(|object| number(key, object)));
+        if old != new {
+            for (instance, number) in [old, new].into_iter().flatten() {
+                self.placement.combine(&key.cluster, instance, number);
+            }
+        }
+    }
+}
+
+/// The instance that an object is, or is bound to, and the object's number there.
+fn number<'a>(key: &'a Key, object: &'a Object) -> Option<(&'a str, u64)> {
+    if key.kind == Kind::ContainerInstance {
+        return Some((&key.name, hash::mixed(object.meta().revision.unsigned_abs() + 1)));
+    }
+    let found = task::of(object).filter(|task| task.is_live() && !task.spec.container_instance.is_empty())?;
+    Some((&found.spec.container_instance, bound(&found)))
+}
+
+/// What a difference between two indexes is about.
+fn changed<'a, K, V>(item: &DiffItem<'a, 'a, K, V>) -> &'a K {
+    match item {
+        DiffItem::Add(key, _) | DiffItem::Update { new: (key, _), .. } | DiffItem::Remove(key, _) => key,
     }
 }
 
@@ -187,4 +290,44 @@ fn service_of(object: &Object) -> Option<&str> {
         _ => return None,
     };
     (!name.is_empty()).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use steady_proto::v1::task_last_status::Value as Status;
+    use steady_proto::v1::{ContainerInstance, Task, TaskSpec, TaskStatus};
+
+    fn task(name: &str, place: &str, status: Status) -> Arc<Object> {
+        let spec = TaskSpec { container_instance: place.into(), ..TaskSpec::default() };
+        let status = TaskStatus { last_status: status.into(), ..TaskStatus::default() };
+        Arc::new(Object::new("default", name, Task { spec: Some(spec), status: Some(status) }))
+    }
+
+    #[test]
+    fn what_placement_counts_is_all_that_differs_between_two_views() {
+        let mut view = View::default();
+        for name in ["a", "b"] {
+            view.put(Arc::new(Object::new("default", name, ContainerInstance::default())));
+        }
+        view.put(task("t", "", Status::Provisioning));
+        let since = |view: &View, before: &View| {
+            let (now, before) = (view.placement(), before.placement());
+            let instances: Vec<String> = now.instances_since(before, "default").map(str::to_owned).collect();
+            (instances, now.unplaced_since(before, "default").count())
+        };
+        assert_eq!(since(&view, &View::default()), (vec!["a".to_owned(), "b".to_owned()], 1));
+        let empty = view.clone();
+        assert_eq!(since(&view, &empty), (vec![], 0));
+        view.put(task("t", "a", Status::Pending));
+        assert_eq!(since(&view, &empty), (vec!["a".to_owned()], 1));
+        let pending = view.clone();
+        view.put(task("t", "a", Status::Running));
+        assert_eq!(since(&view, &pending), (vec![], 0), "that it runs changes nothing");
+        view.put(task("t", "a", Status::Stopped));
+        assert_eq!(since(&view, &pending), (vec!["a".to_owned()], 0));
+        let stopped = view.clone();
+        view.remove(&Key::new(Kind::ContainerInstance, "default", "b"));
+        assert_eq!(since(&view, &stopped), (vec!["b".to_owned()], 0));
+    }
 }

@@ -171,7 +171,8 @@ fn a_canary_gets_its_share_and_a_linear_deployment_its_steps() {
     let canary = "{strategy: CANARY, canaryConfiguration: {canaryPercent: 12.5, canaryBakeTimeInMinutes: 1}}";
     apply(&place, 2, canary);
     eventually("a share of the traffic", Duration::from_secs(60), || {
-        (deployment(&place, "web-2").2 > 0.0).then_some(())
+        let is_there = place.steady(&["get", "deployment", "web-2"]).status.success();
+        (is_there && deployment(&place, "web-2").2 > 0.0).then_some(())
     });
     assert_eq!((deployment(&place, "web-1").2, deployment(&place, "web-2").2), (87.5, 12.5));
     // Stopping gives it back.

@@ -24,19 +24,24 @@ impl Engine {
         let mut ports = Vec::new();
         for mapping in &state.definition.port_mappings {
             let udp = resources::protocol(mapping.protocol()) == transport_protocol::Value::Udp;
-            let fixed = if host { mapping.container_port } else { mapping.host_port };
-            let chosen = match u16::try_from(fixed) {
-                Ok(0) | Err(_) => self.ports.find(name, udp, |port, udp| self.runtime.is_port_free(port, udp)),
-                Ok(port) => {
-                    self.ports.take(port, udp);
-                    Some(port)
-                }
+            let (from, to) = resources::container_ports(mapping).unwrap_or_default();
+            let (from, count) = (u16::try_from(from).unwrap_or(0), u16::try_from(to - from + 1).unwrap_or(1));
+            let fixed = if host { from } else { u16::try_from(mapping.host_port).unwrap_or(0) };
+            let chosen = if fixed == 0 {
+                self.ports.find(name, count, udp, |port, udp| self.runtime.is_port_free(port, udp))
+            } else {
+                (fixed..fixed.saturating_add(count)).for_each(|port| self.ports.take(port, udp));
+                Some(fixed)
             };
-            let Some(port) = chosen else {
+            let Some(first) = chosen else {
+                for port in &ports {
+                    let Port { host, udp, .. } = port;
+                    self.ports.release(*host, *udp);
+                }
                 let error = RuntimeError::Create("no host port is free on this instance".into());
                 return self.launched(&id(name, container), Err(error));
             };
-            ports.push(Port { container: u16::try_from(mapping.container_port).unwrap_or(0), host: port, udp });
+            ports.extend((0..count).map(|at| Port { container: from + at, host: first + at, udp }));
         }
         state.ports.clone_from(&ports);
         let Some(entry) = self.tasks.get(name) else { return };

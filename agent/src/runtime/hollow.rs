@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use steady_core::resources::capability;
 use steady_core::{Clock, SystemClock};
 use tokio::sync::mpsc;
 
@@ -97,6 +98,10 @@ impl Hollow {
 impl Runtime for Hollow {
     fn name(&self) -> &'static str {
         "hollow"
+    }
+
+    fn attributes(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([(capability::PRIVILEGED.to_owned(), String::new())])
     }
 
     async fn list(&self) -> Result<Vec<Found>, RuntimeError> {

@@ -216,7 +216,8 @@ pub trait Runtime: Send + Sync {
         if udp { UdpSocket::bind(address).is_ok() } else { TcpListener::bind(address).is_ok() }
     }
 
-    /// What the machine offers to tasks of this runtime beyond cpu and memory, as instance attributes.
+    /// What the machine offers to tasks of this runtime beyond cpu and memory, and what it can do that others cannot, as
+    /// instance attributes.
     fn attributes(&self) -> BTreeMap<String, String> {
         BTreeMap::new()
     }

@@ -8,11 +8,11 @@ use steady_core::v1::change::Change as Wire;
 use steady_core::v1::task_last_status::Value as Status;
 use steady_core::v1::{CommitRequest, CommitResponse, Expect, Object, ObjectRef, PutSpec, PutStatus, object};
 use steady_core::validate::{self, MAX_OBJECT_BYTES};
-use steady_core::{Key, Kind, KindExt, Revision, v1};
+use steady_core::{Key, Kind, KindExt, Revision, task, v1};
 use steady_proto::fields;
 
 use super::writes::Writes;
-use super::{ATTEMPTS, Registry, RegistryError, fault};
+use super::{ATTEMPTS, Registry, RegistryError, bind, cluster, fault};
 
 /// Most changes of one commit: with fence, sequencer and comparisons they fit one etcd transaction. (Each service that
 /// loses a healthy task by them costs one more; the runner leaves room for it.)
@@ -22,7 +22,7 @@ impl Registry {
     /// Does all of the request's changes, or none.
     /// What changes nothing is not written, and then the sequencer stays as it is too.
     pub async fn commit(&self, request: CommitRequest) -> Result<CommitResponse, RegistryError> {
-        let count = request.changes.len();
+        let count: usize = request.changes.iter().map(size).sum();
         if count > MAX_CHANGES {
             return Err(RegistryError::Refused(format!("{count} changes in one commit; at most {MAX_CHANGES}")));
         }
@@ -76,9 +76,19 @@ fn named(request: &CommitRequest) -> BTreeSet<String> {
             Wire::PutStatus(put) => of(put.object.as_ref().map(Object::reference).as_ref(), put.expect),
             Wire::Remove(remove) => of(remove.r#ref.as_ref(), remove.expect),
             Wire::Check(check) => check.r#ref.as_ref().map(Key::of_ref),
+            Wire::Bind(_) => None,
         })
         .map(|key| key.to_path())
         .collect();
+    let binds = request.changes.iter().filter_map(|change| match change.change.as_ref()? {
+        Wire::Bind(bind) => Some(bind),
+        _ => None,
+    });
+    for bind in binds {
+        let of = |kind, name: &str| Key::new(kind, cluster(&bind.cluster), name).to_path();
+        keys.insert(of(Kind::Reservation, &bind.container_instance));
+        keys.extend(bind.tasks.iter().map(|task| of(Kind::Task, &task.name)));
+    }
     keys.extend(request.sequencer.iter().map(|s| Key::new(Kind::Sequencer, "", &s.name).to_path()));
     keys.extend(request.fence.iter().map(|f| Key::new(Kind::Lease, "", &f.lease).to_path()));
     keys
@@ -101,13 +111,24 @@ fn newest_expected(request: &CommitRequest) -> Revision {
         Some(Wire::PutSpec(put)) => of(&put.expect),
         Some(Wire::PutStatus(put)) => of(&put.expect),
         Some(Wire::Remove(remove)) => of(&remove.expect),
+        Some(Wire::Bind(bind)) => {
+            bind.tasks.iter().map(|task| of(&task.expect)).chain([of(&bind.reservation)]).max().unwrap_or(0)
+        }
         Some(Wire::Check(check)) => of(&check.expect),
         Some(Wire::Create(_)) | None => 0,
     });
     Revision(changes.chain(request.sequencer.iter().map(|s| s.revision)).max().unwrap_or(0))
 }
 
-fn invalid(index: usize, path: &str, message: &str) -> RegistryError {
+/// How many changes a change counts as.
+fn size(change: &v1::Change) -> usize {
+    match &change.change {
+        Some(Wire::Bind(bind)) => 2 + bind.tasks.len(),
+        _ => 1,
+    }
+}
+
+pub(super) fn invalid(index: usize, path: &str, message: &str) -> RegistryError {
     RegistryError::Invalid(vec![(index, fault(path, message))])
 }
 
@@ -121,6 +142,7 @@ fn one(writes: &mut Writes, index: usize, change: Wire) -> Result<(), RegistryEr
             writes.remove(&key);
             Ok(())
         }
+        Wire::Bind(asked) => bind::bind(writes, index, &asked),
         Wire::Check(check) => {
             let reference = check.r#ref.as_ref().ok_or_else(|| invalid(index, "check.ref", "is missing"))?;
             let key = Key::of_ref(reference);
@@ -144,6 +166,9 @@ fn create(writes: &mut Writes, index: usize, object: Object) -> Result<(), Regis
     if writes.get(&key).is_some() && guard::stands(Guard::Absence) {
         return Err(RegistryError::Stale(format!("{key} is there already")));
     }
+    if task::of(&object).is_some_and(|task| !task.spec.container_instance.is_empty()) {
+        return Err(invalid(index, "create.task.spec.containerInstance", "is set; bind the task to place it"));
+    }
     let faults = validate::object(&object);
     if !faults.is_empty() {
         return Err(RegistryError::Invalid(faults.into_iter().map(|f| (index, f)).collect()));
@@ -153,7 +178,7 @@ fn create(writes: &mut Writes, index: usize, object: Object) -> Result<(), Regis
 }
 
 /// Checks that an object is there, is the one that is meant, and has the revision that is expected.
-fn expected(
+pub(super) fn expected(
     writes: &mut Writes,
     index: usize,
     reference: Option<&ObjectRef>,
@@ -186,14 +211,6 @@ fn put_spec(writes: &mut Writes, index: usize, put: PutSpec) -> Result<(), Regis
     if object == before {
         return Ok(());
     }
-    if let (Some(object::Kind::Task(old)), Some(object::Kind::Task(new))) = (&before.kind, &object.kind) {
-        let placed = old.spec.as_ref().map_or("", |s| &s.container_instance);
-        if !placed.is_empty() || !only_placement(old, new) {
-            return Err(RegistryError::Refused(format!(
-                "{key}: a task's spec is written once, its placement once more"
-            )));
-        }
-    }
     object.meta_mut().generation += 1;
     let faults = validate::object(&object);
     if !faults.is_empty() {
@@ -201,13 +218,6 @@ fn put_spec(writes: &mut Writes, index: usize, put: PutSpec) -> Result<(), Regis
     }
     writes.put(object);
     Ok(())
-}
-
-fn only_placement(old: &v1::Task, new: &v1::Task) -> bool {
-    let mut moved = old.clone();
-    let instance = new.spec.as_ref().map_or("", |s| &s.container_instance);
-    instance.clone_into(&mut moved.spec.get_or_insert_default().container_instance);
-    moved == *new
 }
 
 /// Writes the spec's named fields, or all of it, of one object into another of its kind.
@@ -239,9 +249,8 @@ fn set_spec(object: &mut Object, new: &Object, names: &[String]) -> Result<(), S
     match (&mut object.kind, &new.kind) {
         (Some(object::Kind::Service(old)), Some(object::Kind::Service(new))) => set!(old, new),
         (Some(object::Kind::Deployment(old)), Some(object::Kind::Deployment(new))) => set!(old, new),
-        (Some(object::Kind::Task(old)), Some(object::Kind::Task(new))) => set!(old, new),
         (Some(object::Kind::ContainerInstance(old)), Some(object::Kind::ContainerInstance(new))) => set!(old, new),
-        (Some(object::Kind::Reservation(old)), Some(object::Kind::Reservation(new))) => set!(old, new),
+        (Some(object::Kind::Task(_)), _) => Err("a task's spec is written once; bind it to place it".into()),
         _ => Err(format!("the spec of {} is not written by commits", kind.name())),
     }
 }

@@ -4,6 +4,7 @@
 //! decided on. The registry knows the store and the cache, and nothing of gRPC.
 
 mod apply;
+mod bind;
 mod check;
 mod commit;
 mod definitions;
@@ -67,6 +68,9 @@ pub enum RegistryError {
     /// It cannot be done as things are; the text says what to do first.
     #[error("{0}")]
     Refused(String),
+    /// An instance has no room for a task, or is none for it: ECS' reason, and a sentence.
+    #[error("{1} ({0})")]
+    NoRoom(&'static str, String),
     /// The store did not answer.
     #[error("{0}")]
     Unavailable(String),

@@ -10,7 +10,7 @@ use steady_core::v1::{
     Object, RunTaskRequest, StopTaskRequest, Task, TaskSpec, TaskStatus, UpdateTaskProtectionRequest, desired_status,
     object, task_last_status,
 };
-use steady_core::{Key, Kind, Revision, Timestamp, derived_id, resources, task, validate};
+use steady_core::{Key, Kind, Revision, Timestamp, capacity, derived_id, resources, task, validate};
 
 use super::writes::Writes;
 use super::{Registry, RegistryError, cluster, definitions, fault};
@@ -128,7 +128,12 @@ fn run(
 ) -> Result<Vec<Object>, RegistryError> {
     let definition = definitions::resolve(writes, &request.task_definition, "")
         .map_err(|message| RegistryError::Invalid(vec![(0, fault("taskDefinition", message))]))?;
-    let mut tasks = Vec::new();
+    let strategy = &request.capacity_provider_strategy;
+    let faults = validate::capacity_provider_strategy("capacityProviderStrategy", strategy);
+    if !faults.is_empty() {
+        return Err(RegistryError::Invalid(faults.into_iter().map(|fault| (0, fault)).collect()));
+    }
+    let (mut tasks, mut have) = (Vec::new(), BTreeMap::new());
     for number in 0..count {
         let token = if guard::stands(Guard::ClientToken) { token } else { &format!("{token}{}", writes.now().0) };
         let epoch = writes.view().epoch().to_string();
@@ -148,8 +153,13 @@ fn run(
             overrides: request.overrides.clone(),
             placement_constraints: request.placement_constraints.clone(),
             placement_strategy: request.placement_strategy.clone(),
+            priority: request.priority,
+            preemptible: request.preemptible,
+            scheduler_name: request.scheduler_name.clone(),
+            capacity_provider: capacity::next_provider(strategy, &have).unwrap_or_default().to_owned(),
             ..TaskSpec::default()
         };
+        *have.entry(spec.capacity_provider.clone()).or_default() += 1;
         let object = standalone(writes, cluster, &name, &definition, spec);
         let faults = validate::object(&object);
         if !faults.is_empty() {
@@ -183,6 +193,7 @@ pub(super) fn standalone(writes: &Writes, cluster: &str, name: &str, definition:
         replaces: String::new(),
         protected_until: None,
         image_digests: BTreeMap::new(),
+        requires_attributes: found.map(resources::requires_attributes).unwrap_or_default(),
         ..spec
     };
     let status = TaskStatus {

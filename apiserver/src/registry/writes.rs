@@ -61,6 +61,11 @@ impl Writes {
         self.compared.insert(key.clone(), revision);
     }
 
+    /// Does not compare an object after all.
+    pub(super) fn forget(&mut self, key: &Key) {
+        self.compared.remove(key);
+    }
+
     /// Compares a lease's epoch.
     pub(super) fn fence(&mut self, lease: Key, epoch: Revision) {
         self.fence = Some((lease, epoch));

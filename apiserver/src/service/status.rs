@@ -28,6 +28,10 @@ pub(super) fn of(error: RegistryError) -> Status {
             let details = ErrorDetails::with_error_info("LEASE_LOST", "steady", HashMap::new());
             Status::with_error_details(Code::Aborted, error.to_string(), details)
         }
+        error @ RegistryError::NoRoom(reason, _) => {
+            let details = ErrorDetails::with_error_info(reason, "steady", HashMap::new());
+            Status::with_error_details(Code::FailedPrecondition, error.to_string(), details)
+        }
         RegistryError::Refused(message) => Status::failed_precondition(message),
         RegistryError::Unavailable(message) => Status::unavailable(message),
         error @ RegistryError::Full(_) => Status::resource_exhausted(error.to_string()),

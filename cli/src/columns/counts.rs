@@ -28,17 +28,24 @@ impl Usage {
     pub fn of(instance: &Object, world: &World) -> Self {
         let spec = instance.as_container_instance().and_then(|i| i.spec.as_ref());
         let registered = spec.and_then(|s| s.registered_resources.clone()).unwrap_or_default();
-        let mut free = Free::of(&registered);
-        let mut tasks = 0;
-        for object in world.view.on_instance(instance.cluster(), instance.name()) {
-            if let Some(demand) = task::of(object).and_then(|task| task.spec.demand.as_ref()) {
-                free.take(demand);
-            }
-            tasks += 1;
-        }
+        let free = free(instance, world);
+        let tasks = world.view.on_instance(instance.cluster(), instance.name()).count();
         let (cpu, memory) = (registered.cpu.into(), registered.memory.into());
         Usage { free_cpu: free.cpu, cpu, free_memory: free.memory, memory, tasks }
     }
+}
+
+/// What an instance has left.
+pub fn free(instance: &Object, world: &World) -> Free {
+    let spec = instance.as_container_instance().and_then(|i| i.spec.as_ref());
+    let registered = spec.and_then(|s| s.registered_resources.clone()).unwrap_or_default();
+    let mut free = Free::of(&registered);
+    for object in world.view.on_instance(instance.cluster(), instance.name()) {
+        if let Some(demand) = task::of(object).and_then(|task| task.spec.demand.as_ref()) {
+            free.take(demand);
+        }
+    }
+    free
 }
 
 pub(super) fn instance(object: &Object, world: &World, age: String) -> Row {
@@ -80,6 +87,20 @@ pub(super) fn cluster(object: &Object, world: &World) -> Vec<Cell> {
     ]
 }
 
+/// How many more tasks fit: of the largest task definition first, and of each capacity provider.
+pub(super) fn schedulable(object: &Object, world: &World, wide: bool) -> Vec<Cell> {
+    if !wide {
+        return vec![];
+    }
+    let all = steady_plan::scheduler::schedulable(&world.view, object.name());
+    let words = all.iter().map(|room| {
+        let of = &room.capacity_provider;
+        let of = if of.is_empty() { String::new() } else { format!("@{of}") };
+        format!("{}{of}={}", room.task_definition, room.count)
+    });
+    vec![words.collect::<Vec<_>>().join(" ").into()]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,14 +110,14 @@ mod tests {
 
     #[test]
     fn stopped_tasks_take_nothing_from_their_instance() {
-        let registered = InstanceResources { cpu: 2048, memory: 4096, reserved_ports: vec![] };
+        let registered = InstanceResources { cpu: 2048, memory: 4096, ..InstanceResources::default() };
         let spec = ContainerInstanceSpec { registered_resources: Some(registered), ..Default::default() };
         let instance = Object::new("default", "node-1", ContainerInstance { spec: Some(spec), ..Default::default() });
         let mut world = World::default();
         for (name, status) in [("a", Status::Running), ("b", Status::Stopped)] {
             let spec = TaskSpec {
                 container_instance: "node-1".into(),
-                demand: Some(Demand { cpu: 256, memory: 128, ports: vec![] }),
+                demand: Some(Demand { cpu: 256, memory: 128, ..Demand::default() }),
                 ..Default::default()
             };
             let status = TaskStatus { last_status: status.into(), ..Default::default() };

@@ -5,7 +5,7 @@ mod counts;
 mod tasks;
 
 pub use cells::{state, yes_no};
-pub use counts::Usage;
+pub use counts::{Usage, free};
 pub use tasks::{addresses, reason as task_reason, short_id, status_word, urls};
 
 use std::sync::Arc;
@@ -24,12 +24,14 @@ pub struct Columns {
     wide: bool,
     clusters: bool,
     controllers: bool,
+    /// Without what takes long to work out.
+    live: bool,
 }
 
 impl Columns {
     /// Columns of a kind: `wide` shows more of them, `clusters` which cluster each object is of.
     pub fn new(kind: Kind, wide: bool, clusters: bool) -> Self {
-        Columns { kind, wide, clusters: clusters && kind.in_cluster(), controllers: false }
+        Columns { kind, wide, clusters: clusters && kind.in_cluster(), controllers: false, live: false }
     }
 
     /// Leases as the controllers that hold them.
@@ -38,9 +40,16 @@ impl Columns {
         Columns { controllers: true, ..self }
     }
 
+    /// Shown anew with every change: without what takes long to work out.
+    #[must_use]
+    pub fn live(self) -> Self {
+        Columns { live: true, ..self }
+    }
+
     /// Kinds without which a row cannot be told.
-    pub fn companions(kind: Kind) -> &'static [Kind] {
+    pub fn companions(kind: Kind, wide: bool) -> &'static [Kind] {
         match kind {
+            Kind::Cluster if wide => &[Kind::Service, Kind::Task, Kind::ContainerInstance, Kind::TaskDefinition],
             Kind::Cluster => &[Kind::Service, Kind::Task, Kind::ContainerInstance],
             Kind::ContainerInstance => &[Kind::Task],
             Kind::Task => &[Kind::ContainerInstance],
@@ -81,7 +90,8 @@ impl Columns {
                 &["NAME", "SERVICE", "TASK-DEFINITION", "ROLE", "ROLLOUT", "DESIRED", "RUNNING", "PENDING", "AGE"],
                 &["REASON"],
             ),
-            Kind::Cluster => (&["NAME", "SERVICES", "TASKS", "INSTANCES"], &[]),
+            Kind::Cluster if self.live => (&["NAME", "SERVICES", "TASKS", "INSTANCES"], &[]),
+            Kind::Cluster => (&["NAME", "SERVICES", "TASKS", "INSTANCES"], &["SCHEDULABLE"]),
             Kind::TaskSet => (
                 &[
                     "NAME",
@@ -99,7 +109,9 @@ impl Columns {
             ),
             Kind::Alarm => (&["NAME", "STATE", "SINCE", "REASON"], &["DESCRIPTION"]),
             Kind::Event => (&["AGE", "SEVERITY", "ABOUT", "REASON", "MESSAGE"], &["SOURCE"]),
-            Kind::Lease if self.controllers => (&["CONTROLLER", "LEADER", "SINCE", "QUEUE", "LAST-ERROR"], &[]),
+            Kind::Lease if self.controllers => {
+                (&["CONTROLLER", "LEADER", "SINCE", "QUEUE", "LAST-ERROR"], &["COMMITS", "CONFLICTS"])
+            }
             Kind::Lease => (&["NAME", "HOLDER", "TTL", "AGE"], &[]),
             _ => (&["NAME", "AGE"], &[]),
         };
@@ -117,11 +129,13 @@ impl Columns {
             Kind::ContainerInstance => counts::instance(object, world, age),
             Kind::TaskDefinition => task_definition(object, age),
             Kind::Deployment => deployment(object, age),
-            Kind::Cluster => (counts::cluster(object, world), vec![]),
+            Kind::Cluster => {
+                (counts::cluster(object, world), counts::schedulable(object, world, self.wide && !self.live))
+            }
             Kind::TaskSet => task_set(object, age),
             Kind::Alarm => alarm(object, now),
             Kind::Event => event(object, now),
-            Kind::Lease if self.controllers => (controller(object, now), vec![]),
+            Kind::Lease if self.controllers => controller(object, now),
             Kind::Lease => (lease(object, now), vec![]),
             _ => (vec![object.name().into(), age.into()], vec![]),
         };
@@ -262,7 +276,7 @@ fn lease(object: &Object, now: Timestamp) -> Vec<Cell> {
 }
 
 /// The controller that a lease makes the leader.
-fn controller(object: &Object, now: Timestamp) -> Vec<Cell> {
+fn controller(object: &Object, now: Timestamp) -> Row {
     let spec = object.as_lease().and_then(|l| l.spec.clone()).unwrap_or_default();
     let status = object.as_lease().and_then(|l| l.status.clone()).unwrap_or_default();
     let since = span::age(spec.acquired_at.as_ref(), now);
@@ -270,8 +284,12 @@ fn controller(object: &Object, now: Timestamp) -> Vec<Cell> {
         Some(at) => format!("{} ago: {}", span::age(Some(at), now), status.last_error),
         None => "-".to_owned(),
     };
-    let name = object.name().split_once('.').map_or(object.name(), |(_, name)| name);
-    vec![name.into(), spec.holder.into(), since.into(), status.queue_depth.to_string().into(), error.into()]
+    // Of the schedulers each has a lease of its own, with its holder in the name.
+    let name = object.name().split('.').nth(1).unwrap_or(object.name());
+    (
+        vec![name.into(), spec.holder.into(), since.into(), status.queue_depth.to_string().into(), error.into()],
+        vec![status.commits.to_string().into(), status.conflicts.to_string().into()],
+    )
 }
 
 /// Puts objects of one kind into the order in which a person looks for them.

@@ -5,9 +5,14 @@ use steady_proto::v1::Object;
 use steady_proto::v1::instance_state::Value as State;
 
 use super::Page;
-use crate::columns::Usage;
+use crate::columns::{self, Usage};
 use crate::span;
 use crate::world::World;
+
+/// How many of another resource are left.
+fn usage_of(object: &Object, world: &World, name: &str) -> i64 {
+    columns::free(object, world).named.get(name).copied().unwrap_or(0)
+}
 
 pub(super) fn describe(page: &mut Page, object: &Object, world: &World) {
     let spec = object.as_container_instance().and_then(|i| i.spec.clone()).unwrap_or_default();
@@ -26,7 +31,13 @@ pub(super) fn describe(page: &mut Page, object: &Object, world: &World) {
     let usage = Usage::of(object, world);
     page.field("CPU", &format!("{} of {} units free", usage.free_cpu, usage.cpu));
     page.field("Memory", &format!("{} of {} MiB free", usage.free_memory, usage.memory));
-    let reserved = spec.registered_resources.unwrap_or_default().reserved_ports;
+    page.field("Provider", &spec.capacity_provider);
+    let registered = spec.registered_resources.unwrap_or_default();
+    for (name, count) in &registered.named {
+        let left = usage_of(object, world, name);
+        page.field(name, &format!("{left} of {count} free"));
+    }
+    let reserved = registered.reserved_ports;
     let ports: Vec<String> = reserved
         .iter()
         .map(

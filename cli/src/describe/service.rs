@@ -44,6 +44,15 @@ pub(super) fn describe(page: &mut Page, object: &Object, world: &World) {
     for strategy in &spec.placement_strategy {
         page.field("Placement", format!("{} {}", strategy.r#type().as_str_name(), strategy.field).trim());
     }
+    for item in &spec.capacity_provider_strategy {
+        let (name, weight, base) = (&item.capacity_provider, item.weight, item.base);
+        page.field("Provider", &format!("{name} (base {base}, weight {weight})"));
+    }
+    if spec.priority != 0 || spec.preemptible {
+        let preemptible = if spec.preemptible { ", preemptible" } else { "" };
+        page.field("Priority", &format!("{}{preemptible}", spec.priority));
+    }
+    page.field("Scheduler", &spec.scheduler_name);
     let (running, pending) = (status.running_count(), status.pending_count());
     page.field("Tasks", &format!("{desired} desired, {running} running, {pending} pending"));
     let steady = progress::is_steady(object);

@@ -23,7 +23,15 @@ pub(super) fn describe(page: &mut Page, object: &Object, world: &World) {
     page.field("Deployment", &spec.deployment);
     page.field("Instance", &spec.container_instance);
     let demand = spec.demand.clone().unwrap_or_default();
-    page.field("Takes", &format!("{} cpu units, {} MiB", demand.cpu, demand.memory));
+    let mut takes = vec![format!("{} cpu units", demand.cpu), format!("{} MiB", demand.memory)];
+    takes.extend(demand.named.iter().map(|(name, count)| format!("{count} {name}")));
+    page.field("Takes", &takes.join(", "));
+    if spec.priority != 0 || spec.preemptible {
+        let preemptible = if spec.preemptible { ", preemptible" } else { "" };
+        page.field("Priority", &format!("{}{preemptible}", spec.priority));
+    }
+    page.field("Provider", &spec.capacity_provider);
+    page.field("Scheduler", &spec.scheduler_name);
     page.field("Addresses", &addresses(object, world).join(", "));
     times(page, status);
     page.field("Stopped reason", &status.stopped_reason);

@@ -33,6 +33,8 @@ pub async fn agent(args: Agent, global: &Global) -> Result<(), Failure> {
             cpu: args.cpu,
             memory: args.memory,
             attributes: args.attributes.clone(),
+            resources: args.resources.clone(),
+            capacity_provider: args.capacity_provider.clone(),
             share: args.instances,
             stop_tasks: false,
         })

@@ -58,6 +58,9 @@ pub(super) struct Wanted {
     pub(super) cpu: Option<i32>,
     pub(super) memory: Option<i32>,
     pub(super) attributes: Vec<(String, String)>,
+    /// Other resources by name.
+    pub(super) resources: Vec<(String, i32)>,
+    pub(super) capacity_provider: String,
     /// Instances that share the machine.
     pub(super) share: u32,
     pub(super) stop_tasks: bool,
@@ -124,7 +127,9 @@ pub(super) async fn prepare(wanted: Wanted) -> Result<Ready, Failure> {
             cpu: wanted.cpu.unwrap_or(cpu),
             memory: wanted.memory.unwrap_or(memory),
             reserved_ports: vec![HostPortRange { from: 22, to: 22 }, HostPortRange { from: 2375, to: 2376 }],
+            named: wanted.resources.into_iter().collect(),
         }),
+        capacity_provider: wanted.capacity_provider,
         address: wanted.address,
         runtime: runtime.name().to_owned(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),

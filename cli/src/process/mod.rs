@@ -194,6 +194,9 @@ pub struct Controller {
     /// Only these controllers.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub only: Vec<String>,
+    /// Where figures of the clusters and the controllers are served as OpenMetrics, at /metrics [default: nowhere].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics: Option<String>,
 }
 
 /// Arguments of `steady agent`; the API server and the cluster are the global `--server` and `--cluster`.
@@ -226,6 +229,20 @@ pub struct Agent {
     /// An attribute for placement; may be given several times.
     #[arg(long = "attribute", value_name = "KEY=VALUE", value_parser = attribute)]
     pub attributes: Vec<(String, String)>,
+    /// Something else that tasks ask for with resourceRequirements, such as GPU=2; may be given several times.
+    #[arg(long = "resource", value_name = "NAME=COUNT", value_parser = resource)]
+    pub resources: Vec<(String, i32)>,
+    /// The capacity provider that this instance belongs to.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub capacity_provider: String,
+}
+
+fn resource(text: &str) -> Result<(String, i32), String> {
+    let parsed = text.split_once('=').and_then(|(name, count)| Some((name, count.parse().ok()?)));
+    match parsed {
+        Some((name, count)) if !name.is_empty() && count >= 0 => Ok((name.to_owned(), count)),
+        _ => Err(format!("`{text}` is no resource; write NAME=COUNT, such as GPU=2")),
+    }
 }
 
 fn attribute(text: &str) -> Result<(String, String), String> {

@@ -87,7 +87,7 @@ async fn start(args: &Up, global: &Global, directory: &Path, out: &mut Out) -> R
     let leader = Identity::load(directory, "up").map_err(|e| Failure::failed(e.to_string()))?.uid;
     let controllers = tokio::spawn({
         let api = api.clone();
-        async move { run_controllers(&Name::ALL, api, Arc::new(SystemClock), leader, controllers_end).await }
+        async move { run_controllers(&Name::ALL, api, Arc::new(SystemClock), leader, controllers_end, None).await }
     });
     let (stop_agents, agents_end) = watch::channel(false);
     let mut running = Running { stop_controllers, controllers, stop_agents, agents: JoinSet::new(), server, store };
@@ -123,6 +123,8 @@ async fn agents(
             cpu: None,
             memory: None,
             attributes: Vec::new(),
+            resources: Vec::new(),
+            capacity_provider: String::new(),
             share: args.instances,
             stop_tasks: !args.keep || args.runtime == RuntimeChoice::Hollow,
         })

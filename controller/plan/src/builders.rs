@@ -7,10 +7,10 @@ use steady_core::v1::instance_state::Value as InstanceState;
 use steady_core::v1::task_last_status::Value as Last;
 use steady_core::v1::{
     Attribute, ContainerDefinition, ContainerInstance, ContainerInstanceSpec, ContainerInstanceStatus, Demand,
-    Deployment, DeploymentSpec, DeploymentStatus, InstanceResources, Lease, Object, Service, ServiceSpec,
+    Deployment, DeploymentSpec, DeploymentStatus, InstanceResources, Lease, Object, Reservation, Service, ServiceSpec,
     ServiceStatus, Task, TaskDefinition, TaskDefinitionSpec, TaskSpec, TaskStatus, object,
 };
-use steady_core::{Change, Key, Kind, Plan, Revision, Timestamp, View};
+use steady_core::{Bind, Change, Key, Kind, Plan, Revision, Timestamp, View};
 
 /// A view, and what it takes to change it.
 pub(crate) struct World {
@@ -115,10 +115,12 @@ impl World {
 
     /// A task that waits for a place.
     pub(crate) fn waiting(&mut self, name: &str, cpu: i32, memory: i32, edit: impl Fn(&mut TaskSpec)) {
-        let demand = Demand { cpu, memory, ports: vec![] };
+        let demand = Demand { cpu, memory, ..Demand::default() };
         let mut spec = TaskSpec { demand: Some(demand), group: "service:web".into(), ..TaskSpec::default() };
         edit(&mut spec);
-        self.put(task(name, spec, |_| {}));
+        let mut object = task(name, spec, |_| {});
+        object.meta_mut().created = Some(self.now.into());
+        self.put(object);
     }
 
     pub(crate) fn task_status(&self, name: &str) -> TaskStatus {
@@ -176,7 +178,7 @@ impl World {
     /// A connected instance.
     pub(crate) fn instance(&mut self, name: &str, cpu: i32, memory: i32) {
         let spec = ContainerInstanceSpec {
-            registered_resources: Some(InstanceResources { cpu, memory, reserved_ports: vec![] }),
+            registered_resources: Some(InstanceResources { cpu, memory, ..InstanceResources::default() }),
             ..ContainerInstanceSpec::default()
         };
         let status = ContainerInstanceStatus { agent_connected: true, ..ContainerInstanceStatus::default() };
@@ -190,6 +192,25 @@ impl World {
         if let Some(object::Kind::ContainerInstance(instance)) = &mut object.kind {
             let state = if drains { InstanceState::Draining } else { InstanceState::Active };
             instance.spec.as_mut().expect("a spec").set_status(state);
+        }
+        self.put(object);
+    }
+
+    /// Has a task end.
+    pub(crate) fn end(&mut self, name: &str) {
+        let mut object = Object::clone(self.view.get(&Key::new(Kind::Task, "default", name)).expect("a task"));
+        if let Some(object::Kind::Task(Task { status: Some(status), .. })) = &mut object.kind {
+            status.set_last_status(Last::Stopped);
+        }
+        self.put(object);
+    }
+
+    /// Changes an instance's spec.
+    pub(crate) fn edit_instance(&mut self, name: &str, edit: impl FnOnce(&mut ContainerInstanceSpec)) {
+        let key = Key::new(Kind::ContainerInstance, "default", name);
+        let mut object = Object::clone(self.view.get(&key).expect("an instance"));
+        if let Some(object::Kind::ContainerInstance(instance)) = &mut object.kind {
+            edit(instance.spec.as_mut().expect("a spec"));
         }
         self.put(object);
     }
@@ -249,10 +270,29 @@ impl World {
             Change::PutSpec { object, .. } => self.merge(object, true),
             Change::PutStatus { object, .. } => self.merge(object, false),
             Change::Remove { key, .. } => self.drop(&key),
+            Change::Bind(bind) => self.bind(&bind),
             Change::Check { key, expect } => {
                 // Within one plan only the first change can be compared here: its own writes move revisions on.
                 assert!(self.view.revision_of(&key) >= expect);
             }
+        }
+    }
+
+    fn bind(&mut self, bind: &Bind) {
+        let reservation = Key::new(Kind::Reservation, &bind.instance.cluster, &bind.instance.name);
+        assert_eq!(self.view.revision_of(&reservation), bind.reservation);
+        self.put(Object::new(&bind.instance.cluster, &bind.instance.name, Reservation::default()));
+        for (name, expect) in &bind.tasks {
+            let key = Key::new(Kind::Task, &bind.instance.cluster, name);
+            assert_eq!(self.view.revision_of(&key), *expect, "{name}");
+            let mut object = Object::clone(self.view.get(&key).expect("a task"));
+            if let Some(object::Kind::Task(Task { spec: Some(spec), status: Some(status) })) = &mut object.kind {
+                assert_eq!(spec.container_instance, "", "placed once");
+                spec.container_instance.clone_from(&bind.instance.name);
+                status.set_last_status(Last::Pending);
+                status.conditions.clear();
+            }
+            self.put(object);
         }
     }
 
@@ -269,7 +309,6 @@ impl World {
             (Some(object::Kind::Task(old)), Some(object::Kind::Task(new))) => take!(old, new),
             (Some(object::Kind::TaskSet(old)), Some(object::Kind::TaskSet(new))) => take!(old, new),
             (Some(object::Kind::ContainerInstance(old)), Some(object::Kind::ContainerInstance(new))) => take!(old, new),
-            (Some(object::Kind::Reservation(old)), Some(object::Kind::Reservation(new))) => old.spec = new.spec,
             _ => panic!("cannot be written"),
         }
         self.put(object);

@@ -3,16 +3,16 @@
 use steady_core::v1::{Demand, Object, ServiceSpec};
 use steady_core::{Kind, View, resources, service};
 
-use crate::site::{self, Site};
+use crate::site::{self, Needs, Site};
 
 /// The instances that a DAEMON service has a task on, by name: those that take tasks, satisfy its placement constraints, and
 /// were not given up as lost.
 pub(crate) fn instances<'a>(view: &'a View, cluster: &str, spec: &ServiceSpec) -> impl Iterator<Item = &'a str> {
-    let queries = site::queries(view, spec);
+    let needs = Needs::of(view, spec);
     view.in_cluster(Kind::ContainerInstance, cluster).filter_map(move |object| {
         let instance = object.as_container_instance()?;
         let is_lost = instance.status.as_ref().is_some_and(|status| status.lost);
-        (site::is_active(object) && !is_lost && Site::new(view, object).satisfies(&queries)).then(|| object.name())
+        (site::is_active(object) && !is_lost && Site::new(view, object).satisfies(&needs)).then(|| object.name())
     })
 }
 

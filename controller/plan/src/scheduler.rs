@@ -1,186 +1,327 @@
 //! The scheduler: finds an instance for each waiting task. Placement, and nothing else.
 //!
-//! One round places the waiting tasks of one cluster on a working copy of its instances: filters give a reason each,
-//! strategies a score, the best instance takes the task. What is bound to one instance is one group of changes that
+//! One round places waiting tasks of one cluster on a working copy of its instances: filters give a reason each,
+//! strategies an order, the best instance takes the task. What is bound to one instance is one change that
 //! compares and writes the instance's Reservation: two schedulers that bind to the same instance at the same time
 //! cannot both succeed. A task that fits nowhere is told why.
 
+mod class;
+mod explain;
+mod fleet;
+mod index;
 mod node;
 mod refusal;
-mod score;
+mod room;
+mod schedulable;
+mod seats;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
+use steady_core::condition::{self, Told};
 use steady_core::guard::{self, Guard};
-use steady_core::placement::{self, Strategy};
-use steady_core::v1::Object;
-use steady_core::v1::task_last_status::Value as Status;
-use steady_core::v1::{Demand, Reservation, ReservationSpec, Task, TaskSpec, object};
-use steady_core::{Change, Key, Kind, Plan, Revision, Timestamp, View, Waiting, task};
+use steady_core::v1::stop_code::Value as StopCode;
+use steady_core::{Bind, Change, Key, Kind, Plan, Revision, Timestamp, View, Waiting, task};
 
-use node::{Node, nodes};
+use class::Class;
 use refusal::{Reason, Refusals};
+use room::Room;
+use seats::Seats;
+
+pub use explain::{Candidate, Explanation, explain};
+pub use fleet::Fleet;
+pub use schedulable::{Schedulable, schedulable};
+pub use seats::LEASE;
+
+/// Name of this scheduler, as `schedulerName` and Reservations write it.
+pub const NAME: &str = "steady";
 
 /// Most tasks that one round binds to one instance: with its reservation they fit one commit.
 const MAX_PER_NODE: usize = 40;
 /// Most tasks that one round places.
-const MAX_ROUND: usize = 1000;
-/// Most tasks that one round finds no place for.
-const MAX_REFUSED: usize = 20_000;
+const MAX_ROUND: usize = 4000;
+/// Most tasks of a class that one round tells that there is no place for them.
+const MAX_TOLD: usize = 5000;
+/// The controller that tells it, and the conditions' source.
+const CONTROLLER: &str = "scheduler";
+/// How long another scheduler has before its tasks are told that they wait for it.
+const FOREIGN: Duration = Duration::from_secs(10);
 
-/// One round of placement in the cluster that the key names.
-pub fn plan(view: &View, key: &Key, _now: Timestamp) -> Plan {
-    let mut plan = Plan::default();
-    let cluster = key.name.as_str();
-    let mut waiting: Vec<task::View<'_>> = view.unplaced(cluster).filter_map(|t| task::of(t)).collect();
-    if waiting.is_empty() {
-        return plan;
-    }
-    // Those that can be nowhere else first: tasks of DAEMON services (ECS).
-    let is_daemon = |t: &task::View<'_>| !t.spec.target_instance.is_empty() && t.spec.replaces.is_empty();
-    waiting.sort_by_key(|t| (!is_daemon(t), created(t.object)));
-    let mut nodes = nodes(view, cluster);
-    let mut bound: BTreeMap<usize, Vec<Change>> = BTreeMap::new();
-    let mut refused: BTreeMap<String, (&'static str, String)> = BTreeMap::new();
-    let (mut placed, mut refused_of_any) = (0, 0);
-    for task in &waiting {
-        if placed >= MAX_ROUND || refused_of_any >= MAX_REFUSED {
-            break;
+/// One round of placement in the cluster that the key names, by the only scheduler.
+pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
+    Fleet::default().plan(view, key, now, "")
+}
+
+impl Fleet {
+    /// One round of placement in the cluster that the key names, by the scheduler that `holder` is. It is as if the fleet
+    /// had never been used before.
+    pub fn plan(&mut self, view: &View, key: &Key, now: Timestamp, holder: &str) -> Plan {
+        let seats = Seats::of(view, holder);
+        if self.preference != seats.preference() {
+            *self = Fleet::preferring(seats.preference());
         }
-        if !task.spec.target_instance.is_empty() {
-            match on_its_target(&nodes, task) {
-                Ok(place) => {
-                    let changes = bound.entry(place).or_default();
-                    if changes.len() < MAX_PER_NODE * 2 {
-                        changes.extend(bind(task, &nodes[place].name));
-                        nodes[place].take(task.spec);
-                        placed += 1;
-                    }
-                }
-                Err(refusals) => plan.waiting.push(refusal(task, refusals.reason(), refusals.to_string())),
+        self.follow(view, &key.name);
+        if self.is_idle() {
+            return Plan::default();
+        }
+        let mut round = Round {
+            view,
+            fleet: self,
+            cluster: &key.name,
+            now,
+            seats,
+            plan: Plan::default(),
+            bound: BTreeMap::new(),
+            placed: 0,
+            room: Room::default(),
+        };
+        round.place_targeted(false);
+        round.place_classes();
+        round.place_targeted(true);
+        round.leave();
+        round.end()
+    }
+}
+
+/// A round that is under way.
+struct Round<'a> {
+    view: &'a View,
+    fleet: &'a mut Fleet,
+    cluster: &'a str,
+    now: Timestamp,
+    seats: Seats,
+    plan: Plan,
+    /// By instance: tasks, and the revision of each.
+    bound: BTreeMap<Arc<str>, Vec<(String, Revision)>>,
+    placed: usize,
+    room: Room,
+}
+
+impl Round<'_> {
+    /// Places tasks that can be on one instance only: those of DAEMON services, or those that move.
+    fn place_targeted(&mut self, moves: bool) {
+        let of_kind = self.fleet.targeted.iter().filter(|(moving, ..)| *moving == moves);
+        let tasks: Vec<(Timestamp, String)> = of_kind.map(|(_, since, name)| (*since, name.clone())).collect();
+        for (since, name) in tasks {
+            let view = self.view;
+            let Some(task) = view.get(&self.key(&name)).and_then(|object| task::of(object)) else { continue };
+            let target = &task.spec.target_instance;
+            if self.placed >= MAX_ROUND || !self.is_turn(target, since) {
+                continue;
             }
-            continue;
-        }
-        let likeness = likeness(task.spec);
-        if let Some((reason, message)) = refused.get(&likeness) {
-            refused_of_any += 1;
-            plan.waiting.push(refusal(task, reason, message.clone()));
-            continue;
-        }
-        match best(&nodes, task) {
-            Ok(place) => {
-                let changes = bound.entry(place).or_default();
-                if changes.len() >= MAX_PER_NODE * 2 {
-                    // The rest of the round would be decided on a choice that was not made.
-                    break;
+            let class = Class::of(task.spec, &mut self.fleet.groups);
+            let place = self.fleet.node(target);
+            let reason = match place.map(|at| &self.fleet.nodes[at]) {
+                None => Some(Reason::Gone),
+                // What is kept for one that has waited is not for one that moves.
+                Some(node) if moves => class.refused(usize::MAX, node, &self.fleet.groups),
+                Some(node) => class.refused_by_all(node, &self.fleet.groups),
+            };
+            match (place, reason) {
+                (Some(at), None) => {
+                    self.bind(at, &task, class.group);
                 }
-                changes.extend(bind(task, &nodes[place].name));
-                placed += 1;
-                if guard::stands(Guard::RoundCounts) {
-                    nodes[place].take(task.spec);
+                (_, reason) => {
+                    let mut refusals = Refusals::new(&class.demand);
+                    refusals.add(target, &reason.unwrap_or(Reason::Gone));
+                    self.tell(&task, refusals.reason(), &refusals.to_string());
                 }
             }
-            Err(refusals) => {
-                let (reason, message) = (refusals.reason(), refusals.to_string());
-                plan.waiting.push(refusal(task, reason, message.clone()));
-                refused.insert(likeness, (reason, message));
+        }
+    }
+
+    /// Places all others: by priority, and then by age.
+    fn place_classes(&mut self) {
+        let head = |class: &Class, after: Option<&(Timestamp, String)>| match after {
+            None => class.waiting.first().cloned(),
+            Some(after) => {
+                let later = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);
+                class.waiting.range::<(Timestamp, String), _>(later).next().cloned()
+            }
+        };
+        let firsts = self.fleet.classes.iter().enumerate().filter_map(|(number, class)| {
+            let (created, name) = head(class, None)?;
+            Some((-class.priority, created, name, number))
+        });
+        let mut heads: BTreeSet<(i32, Timestamp, String, usize)> = firsts.collect();
+        let view = self.view;
+        let lowest = heads.last().map_or(0, |(priority, ..)| -priority);
+        while let Some((priority, created, name, number)) = heads.pop_first() {
+            if self.placed >= MAX_ROUND {
+                break;
+            }
+            let own = self.seats.is_own(&self.fleet.classes[number].group_name);
+            let Some(at) = self.fleet.best(number) else {
+                self.refuse(number, (created, name), own);
+                continue;
+            };
+            if !self.is_turn(&self.fleet.classes[number].group_name.clone(), created) {
+                self.leave_room(number, created, lowest);
+                continue;
+            }
+            if let Some(task) = view.get(&self.key(&name)).and_then(|object| task::of(object))
+                && !self.bind(at, &task, self.fleet.classes[number].group)
+            {
+                // The rest of the round would be decided on a choice that was not made.
+                break;
+            }
+            let last = (created, name);
+            if let Some((created, name)) = head(&self.fleet.classes[number], Some(&last)) {
+                heads.insert((priority, created, name, number));
             }
         }
     }
-    for (place, mut changes) in bound {
-        let count = changes.len() as i64 / 2;
-        if guard::stands(Guard::Reservation) {
-            changes.insert(0, reserve(view, cluster, &nodes[place].name, count));
-        }
-        plan.groups.push(changes);
-    }
-    plan
-}
 
-fn created(object: &Object) -> (Timestamp, &str) {
-    (object.meta().created.as_ref().map_or(Timestamp(0), Timestamp::from), object.name())
-}
-
-/// Tasks of the same likeness are refused for the same reasons.
-fn likeness(spec: &TaskSpec) -> String {
-    format!("{:?} {:?} {}", spec.demand, spec.placement_constraints, spec.group)
-}
-
-fn refusal(task: &task::View<'_>, reason: &'static str, message: String) -> Waiting {
-    // Of a service's task the service tells it, once for all of them.
-    Waiting { about: task.key(), reason, message, quiet: !task.spec.service.is_empty() }
-}
-
-/// The only instance that a task may be on, or why it does not take it.
-fn on_its_target(nodes: &[Node], task: &task::View<'_>) -> Result<usize, Refusals> {
-    let none = Demand::default();
-    let demand = task.spec.demand.as_ref().unwrap_or(&none);
-    let mut refusals = Refusals::new(demand);
-    let target = &task.spec.target_instance;
-    // They are in order of their names.
-    let Ok(place) = nodes.binary_search_by(|node| node.name.cmp(target)) else {
-        refusals.add(target, Reason::Gone);
-        return Err(refusals);
-    };
-    match nodes[place].refuses(task.spec, demand, &placement::queries(&task.spec.placement_constraints)) {
-        None => Ok(place),
-        Some(reason) => {
-            refusals.add(target, reason);
-            Err(refusals)
+    /// Tells tasks that name another scheduler that they wait for it, once they have for a while.
+    fn leave(&mut self) {
+        let view = self.view;
+        let tasks: Vec<(Timestamp, String)> = self.fleet.foreign.iter().cloned().collect();
+        for (created, name) in tasks {
+            let due = created + FOREIGN;
+            let Some(task) = view.get(&self.key(&name)).and_then(|object| task::of(object)) else { continue };
+            if due > self.now {
+                self.plan.wake(due);
+                break;
+            }
+            let scheduler = &task.spec.scheduler_name;
+            if self.seats.is_own(scheduler) {
+                self.tell(
+                    &task,
+                    "SCHEDULER",
+                    &format!("waits for the scheduler `{scheduler}`: schedulerName names it"),
+                );
+            }
         }
     }
-}
 
-/// The best instance for a task, or why there is none.
-fn best(nodes: &[Node], task: &task::View<'_>) -> Result<usize, Refusals> {
-    let none = Demand::default();
-    let demand = task.spec.demand.as_ref().unwrap_or(&none);
-    let mut refusals = Refusals::new(demand);
-    let chain: Vec<Strategy> = task.spec.placement_strategy.iter().filter_map(|s| Strategy::parse(s).ok()).collect();
-    let queries = placement::queries(&task.spec.placement_constraints);
-    let fits = nodes.iter().enumerate().filter(|(_, node)| match node.refuses(task.spec, demand, &queries) {
-        None => true,
-        Some(reason) => {
-            refusals.add(&node.name, reason);
-            false
+    /// Binds a task to a node; false when the node has had enough of this round.
+    fn bind(&mut self, at: usize, task: &task::View<'_>, group: u32) -> bool {
+        let tasks = self.bound.entry(Arc::clone(&self.fleet.nodes[at].name)).or_default();
+        if tasks.len() >= MAX_PER_NODE {
+            return false;
         }
-    });
-    let candidates: Vec<usize> = fits.map(|(place, _)| place).collect();
-    let crowds = score::Crowds::of(nodes, &candidates, &task.spec.group, &chain);
-    let score = |place: &usize| score::Score::of(&nodes[*place], task, &chain, &crowds);
-    candidates.iter().min_by_key(|place| score(place)).copied().ok_or(refusals)
-}
-
-/// Writes the place, and that the task now waits for its agent.
-fn bind(task: &task::View<'_>, instance: &str) -> [Change; 2] {
-    let spec = TaskSpec { container_instance: instance.to_owned(), ..task.spec.clone() };
-    let mut status = task.status.clone();
-    status.set_last_status(Status::Pending);
-    status.conditions.clear();
-    let mut object = task.object.clone();
-    object.kind = Some(object::Kind::Task(Task { spec: Some(spec), status: Some(status) }));
-    let expect = task.revision();
-    [
-        Change::PutSpec { object: object.clone(), fields: &["containerInstance"], expect },
-        Change::PutStatus { object, expect },
-    ]
-}
-
-/// Compares and writes the instance's reservation.
-fn reserve(view: &View, cluster: &str, instance: &str, count: i64) -> Change {
-    let key = Key::new(Kind::Reservation, cluster, instance);
-    let known = view.get(&key);
-    let bound = known.and_then(|o| o.as_reservation()?.spec.as_ref()).map_or(0, |s| s.bound) + count;
-    let spec = ReservationSpec { scheduler: "steady".into(), bound };
-    match known {
-        Some(known) => {
-            let mut object = Object::clone(known);
-            object.kind = Some(object::Kind::Reservation(Reservation { spec: Some(spec) }));
-            Change::PutSpec { expect: Revision(object.meta().revision), object, fields: &[] }
+        tasks.push((task.object.name().to_owned(), task.revision()));
+        self.placed += 1;
+        if guard::stands(Guard::RoundCounts) {
+            self.fleet.take(at, task, group);
         }
-        None => Change::Create(Object::new(cluster, instance, Reservation { spec: Some(spec) })),
+        true
+    }
+
+    /// Whether tasks of a group that wait since then are to be placed here; when they will be, if it is not their turn yet.
+    fn is_turn(&mut self, group: &str, since: Timestamp) -> bool {
+        let anybodys = since + seats::ANYBODY;
+        let is_turn = self.seats.is_own(group) || anybodys <= self.now;
+        if !is_turn {
+            self.plan.wake(anybodys);
+        }
+        is_turn
+    }
+
+    /// Another scheduler places these just now: tasks of a lower priority do not get their room.
+    fn leave_room(&mut self, number: usize, oldest: Timestamp, lowest: i32) {
+        if self.fleet.classes[number].priority <= lowest {
+            return;
+        }
+        let view = self.view;
+        let waiting = self.fleet.classes[number].waiting.range((oldest, String::new())..);
+        let names: Vec<String> = waiting.take(MAX_ROUND).map(|(_, name)| name.clone()).collect();
+        for name in names {
+            let task = view.get(&self.key(&name)).and_then(|object| task::of(object));
+            let (Some(task), Some(at)) = (task, self.fleet.best(number)) else { break };
+            self.fleet.take(at, &task, self.fleet.classes[number].group);
+        }
+    }
+
+    /// Tells the tasks of a class, from the oldest that is left on, that no instance takes them, and sees to their finding
+    /// room.
+    fn refuse(&mut self, number: usize, oldest: (Timestamp, String), own: bool) {
+        let refusals = self.fleet.refusals(number);
+        if refusals.is_for_room()
+            && let Some(again) = self.room.keep(self.fleet, number, oldest.0, self.now)
+        {
+            self.plan.wake(again);
+        }
+        if !own {
+            return;
+        }
+        let waiting = self.fleet.classes[number].waiting.range(oldest..);
+        let left: Vec<String> = waiting.take(MAX_TOLD).map(|(_, name)| name.clone()).collect();
+        if refusals.is_for_room() {
+            self.preempt(number, &left);
+        }
+        let (reason, message) = (refusals.reason(), refusals.to_string());
+        let view = self.view;
+        for name in &left {
+            if let Some(task) = view.get(&self.key(name)).and_then(|object| task::of(object)) {
+                self.tell(&task, reason, &message);
+            }
+        }
+    }
+
+    /// Has tasks stop to make room for these tasks of a class.
+    fn preempt(&mut self, number: usize, waiting: &[String]) {
+        let view = self.view;
+        let made = self.room.make(self.fleet, number, waiting.len(), self.now);
+        if let Some(again) = made.again {
+            self.plan.wake(again);
+        }
+        let class = &self.fleet.classes[number];
+        for (which, _, victims) in made.victims {
+            let winner = self.key(&waiting[which]);
+            let mut stops = Vec::new();
+            for name in &victims {
+                let victim = view.get(&self.key(name)).and_then(|object| task::of(object));
+                let may_go = |t: &task::View<'_>| t.spec.preemptible && t.spec.priority < class.priority;
+                let Some(victim) = victim.filter(may_go) else { continue };
+                let reason = format!(
+                    "Task preempted: {} of priority {} needs its room (its own priority is {})",
+                    class.group_name, class.priority, victim.spec.priority
+                );
+                let object = victim.stopped(StopCode::SpotInterruption, &reason, self.now);
+                stops.push(Change::PutStatus { object, expect: victim.revision() });
+            }
+            // Nobody is stopped for one that was placed meanwhile. More than a commit takes go bit by bit.
+            for stops in stops.chunks(MAX_PER_NODE) {
+                let check = Change::Check { expect: view.revision_of(&winner), key: winner.clone() };
+                self.plan.groups.push(std::iter::once(check).chain(stops.iter().cloned()).collect());
+            }
+        }
+    }
+
+    fn tell(&mut self, task: &task::View<'_>, reason: &'static str, message: &str) {
+        match condition::told(&task.status.conditions, CONTROLLER, reason, message, self.now) {
+            Told::Yes => {}
+            Told::Recently(until) => self.plan.wake(until),
+            Told::No => {
+                // Of a service's task the service tells it, once for all of them.
+                let quiet = !task.spec.service.is_empty();
+                self.plan.waiting.push(Waiting { about: task.key(), reason, message: message.to_owned(), quiet });
+            }
+        }
+    }
+
+    fn key(&self, task: &str) -> Key {
+        Key::new(Kind::Task, self.cluster, task)
+    }
+
+    /// The plan: one group for each instance.
+    fn end(self) -> Plan {
+        let Round { view, cluster, mut plan, bound, .. } = self;
+        for (name, tasks) in bound {
+            let instance = Key::new(Kind::ContainerInstance, cluster, &name);
+            let reservation = Key::new(Kind::Reservation, cluster, &instance.name);
+            let reservation = view.revision_of(&reservation);
+            plan.push(Change::Bind(Bind { instance, reservation, scheduler: NAME.to_owned(), tasks }));
+        }
+        plan
     }
 }
 
+#[cfg(test)]
+mod fleet_tests;
+#[cfg(test)]
+mod room_tests;
 #[cfg(test)]
 mod tests;

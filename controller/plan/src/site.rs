@@ -3,8 +3,8 @@
 use steady_core::placement::ZONE;
 use steady_core::query::{self, Query};
 use steady_core::v1::instance_state::Value as State;
-use steady_core::v1::{ContainerInstanceSpec, Object, ServiceSpec, TaskDefinitionSpec};
-use steady_core::{Key, Kind, Timestamp, View, placement, task};
+use steady_core::v1::{Attribute, ContainerInstanceSpec, Object, ServiceSpec, TaskDefinitionSpec};
+use steady_core::{Key, Kind, Timestamp, View, placement, resources, task};
 
 /// An instance, and what is on it.
 pub(crate) struct Site<'a> {
@@ -21,9 +21,13 @@ impl<'a> Site<'a> {
         self.object.as_container_instance()?.spec.as_ref()
     }
 
-    /// Whether every query selects it.
-    pub(crate) fn satisfies(&self, queries: &[Query]) -> bool {
-        queries.iter().all(|query| query.selects(self))
+    /// Whether it is one that tasks with these needs can be on, whatever room it has.
+    pub(crate) fn satisfies(&self, needs: &Needs) -> bool {
+        let Some(spec) = self.spec() else { return false };
+        let own = || spec.attributes.iter().map(|a| (a.name.as_str(), a.value.as_str()));
+        needs.queries.iter().all(|query| query.selects(self))
+            && needs.attributes.iter().all(|required| resources::has_attribute(required, own()))
+            && (needs.providers.is_empty() || needs.providers.contains(&spec.capacity_provider))
     }
 }
 
@@ -93,9 +97,29 @@ pub(crate) fn is_active(object: &Object) -> bool {
     !matches!(state, State::Draining | State::Inactive) && !object.is_deleting()
 }
 
-/// What the placement constraints of a service and of its task definition ask of an instance.
-pub(crate) fn queries(view: &View, spec: &ServiceSpec) -> Vec<Query> {
-    let of_definition =
-        definition(view, &spec.task_definition).map_or(&[][..], |definition| &definition.placement_constraints);
-    placement::queries(spec.placement_constraints.iter().chain(of_definition))
+/// What a service and its task definition ask of an instance, room left out.
+pub(crate) struct Needs {
+    queries: Vec<Query>,
+    attributes: Vec<Attribute>,
+    /// Capacity providers that it may belong to; none: any, and none at all.
+    providers: Vec<String>,
+}
+
+impl Needs {
+    pub(crate) fn of(view: &View, spec: &ServiceSpec) -> Self {
+        let definition = definition(view, &spec.task_definition);
+        let of_definition = definition.map_or(&[][..], |definition| &definition.placement_constraints);
+        Needs {
+            queries: placement::queries(spec.placement_constraints.iter().chain(of_definition)),
+            attributes: definition.map(resources::requires_attributes).unwrap_or_default(),
+            providers: spec.capacity_provider_strategy.iter().map(|item| item.capacity_provider.clone()).collect(),
+        }
+    }
+}
+
+/// The capacity provider that an instance belongs to, empty for none.
+pub(crate) fn provider<'a>(view: &'a View, cluster: &str, instance: &str) -> &'a str {
+    let object = view.get(&Key::new(Kind::ContainerInstance, cluster, instance));
+    let spec = object.and_then(|object| object.as_container_instance()?.spec.as_ref());
+    spec.map_or("", |spec| &spec.capacity_provider)
 }

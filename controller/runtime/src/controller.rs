@@ -13,6 +13,9 @@ pub trait Controller: Send + Sync + 'static {
     /// Whether each commit for a key compares and bumps the key's sequencer. A controller whose every change is
     /// guarded by the objects it compares needs none.
     const SEQUENCED: bool = true;
+    /// Whether any number of it work beside each other, each under a lease of its own, `controller.NAME.HOLDER`; else one
+    /// leads and the others wait. Only for one whose every change is guarded by the objects it compares.
+    const SHARED: bool = false;
 
     /// Kinds that its view holds.
     fn watches() -> &'static [Kind];

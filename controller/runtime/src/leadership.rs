@@ -45,6 +45,22 @@ impl Leadership {
     /// Waits until the lease is free, and takes it.
     pub(crate) async fn take(client: &Client, reflector: &Reflector, controller: &str, holder: &str) -> Self {
         let name = format!("controller.{controller}");
+        Self::hold_when_free(client, reflector, name, controller, holder).await
+    }
+
+    /// Takes a lease of one's own: there may be any number of this controller.
+    pub(crate) async fn join(client: &Client, reflector: &Reflector, controller: &str, holder: &str) -> Self {
+        let name = format!("controller.{controller}.{holder}");
+        Self::hold_when_free(client, reflector, name, controller, holder).await
+    }
+
+    async fn hold_when_free(
+        client: &Client,
+        reflector: &Reflector,
+        name: String,
+        controller: &str,
+        holder: &str,
+    ) -> Self {
         let key = Key::new(Kind::Lease, "", &name);
         loop {
             let ours = |view: &steady_core::View| {

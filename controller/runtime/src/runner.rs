@@ -13,7 +13,7 @@ use steady_core::{Clock, Key, Kind, Revision, Timestamp, View};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 
-use crate::execute::{Failure, Guards, execute};
+use crate::execute::{Failure, Guards, Tally, execute, execute_beside};
 use crate::leadership::Leadership;
 use crate::{Client, Controller, News, Queue, Reflector};
 
@@ -42,7 +42,7 @@ enum Outcome {
     Fenced,
 }
 
-type Passes = FuturesUnordered<BoxFuture<'static, (Key, Outcome)>>;
+type Passes = FuturesUnordered<BoxFuture<'static, (Key, Outcome, Tally)>>;
 
 /// Runs a controller until `ending` says so: leads when it can, and gives the lease up at the end.
 pub async fn run<C: Controller>(
@@ -55,9 +55,16 @@ pub async fn run<C: Controller>(
 ) {
     let shared = Arc::new(Shared { controller, client: client.clone(), reflector: reflector.clone(), clock });
     loop {
+        let seat = async {
+            if C::SHARED {
+                Leadership::join(&client, &reflector, C::NAME, &holder).await
+            } else {
+                Leadership::take(&client, &reflector, C::NAME, &holder).await
+            }
+        };
         let mut leadership = tokio::select! {
             biased;
-            taken = Leadership::take(&client, &reflector, C::NAME, &holder) => taken,
+            taken = seat => taken,
             _ = ending.wait_for(|ending| *ending) => return,
         };
         let doing = Arc::clone(&leadership.doing);
@@ -107,36 +114,29 @@ async fn lead<C: Controller>(
         let wake = queue.next_at().map(|at| at.since(shared.clock.now()));
         tokio::select! {
             biased;
-            Some((key, outcome)) = passes.next() => match outcome {
-                Outcome::Done { wake_at, reached } => {
-                    queue.done(&key);
-                    if let Some(at) = wake_at.filter(|_| guard::stands(Guard::WakeUp)) {
-                        // A plan that asks for a time that has come, again and again, does not get all of the time.
-                        queue.add_at(key.clone(), at.max(shared.clock.now() + AT_ONCE));
-                    }
-                    if let Some(reached) = reached {
-                        // What was written may call for more, and the news of it may be under way.
-                        gates.insert(key.clone(), reached);
-                        queue.add(key);
-                    }
-                }
-                Outcome::Fenced => return,
-                Outcome::Again { after, error, usual } => {
-                    gates.insert(key.clone(), after);
-                    let now = shared.clock.now();
-                    if !guard::stands(Guard::Retry) {
+            Some((key, outcome, tally)) = passes.next() => {
+                tally.tell(doing);
+                match outcome {
+                    Outcome::Done { wake_at, reached } => {
                         queue.done(&key);
-                        continue;
+                        if let Some(at) = wake_at.filter(|_| guard::stands(Guard::WakeUp)) {
+                            // A plan that asks for a time that has come, again and again, does not get all of the time.
+                            queue.add_at(key.clone(), at.max(shared.clock.now() + AT_ONCE));
+                        }
+                        if let Some(reached) = reached {
+                            // What was written may call for more, and the news of it may be under way.
+                            gates.insert(key.clone(), reached);
+                            queue.add(key);
+                        }
                     }
-                    let failures = queue.failed(&key, now, fastrand::f64());
-                    if usual && failures == TOO_OFTEN {
-                        tracing::warn!(controller = C::NAME, %key, error, "a plan was out of date {failures} times in a row");
-                    }
-                    if !usual || failures >= TOO_OFTEN {
-                        doing.send_modify(|doing| {
-                            doing.last_error = format!("{key}: {error}");
-                            doing.last_error_at = Some(now.into());
-                        });
+                    Outcome::Fenced => return,
+                    Outcome::Again { after, error, usual } => {
+                        gates.insert(key.clone(), after);
+                        if guard::stands(Guard::Retry) {
+                            failed::<C>(&mut queue, &key, shared.clock.now(), (&error, usual), doing);
+                        } else {
+                            queue.done(&key);
+                        }
                     }
                 }
             },
@@ -158,6 +158,26 @@ async fn lead<C: Controller>(
     }
 }
 
+/// Has a key come again later, and tells what is not usual, or happens too often.
+fn failed<C: Controller>(
+    queue: &mut Queue,
+    key: &Key,
+    now: Timestamp,
+    (error, usual): (&str, bool),
+    doing: &watch::Sender<LeaseStatus>,
+) {
+    let failures = queue.failed(key, now, fastrand::f64());
+    if usual && failures == TOO_OFTEN {
+        tracing::warn!(controller = C::NAME, %key, error, "a plan was out of date {failures} times in a row");
+    }
+    if !usual || failures >= TOO_OFTEN {
+        doing.send_modify(|doing| {
+            doing.last_error = format!("{key}: {error}");
+            doing.last_error_at = Some(now.into());
+        });
+    }
+}
+
 /// Queues a key for everything there is.
 fn everything<C: Controller>(controller: &C, view: &View, queue: &mut Queue) {
     for kind in C::watches() {
@@ -169,14 +189,14 @@ fn everything<C: Controller>(controller: &C, view: &View, queue: &mut Queue) {
 }
 
 /// One pass over one key.
-async fn pass<C: Controller>(shared: Arc<Shared<C>>, fence: Fence, key: Key, gate: Revision) -> (Key, Outcome) {
+async fn pass<C: Controller>(shared: Arc<Shared<C>>, fence: Fence, key: Key, gate: Revision) -> (Key, Outcome, Tally) {
     let view = shared.reflector.reach(gate).await;
     let plan = shared.controller.act(&view, &key, shared.clock.as_ref()).await;
     let now = shared.clock.now();
     let wake_at = plan.wake_at;
     let groups = plan.publish(&view, Some(&key), C::NAME, now);
     if groups.is_empty() {
-        return (key, Outcome::Done { wake_at, reached: None });
+        return (key, Outcome::Done { wake_at, reached: None }, Tally::default());
     }
     let sequencer = C::SEQUENCED.then(|| {
         let name = format!("{}/{}/{}", C::NAME, key.cluster, key.name);
@@ -185,16 +205,24 @@ async fn pass<C: Controller>(shared: Arc<Shared<C>>, fence: Fence, key: Key, gat
     });
     let changes: usize = groups.iter().map(Vec::len).sum();
     tracing::debug!(controller = C::NAME, %key, changes, revision = %view.revision(), "committing");
-    let (mut reached, place) = (None, shared.client.place());
-    let outcome = match execute(&shared.client, groups, Guards { fence, sequencer }, &mut reached).await {
-        Ok(()) => Outcome::Done { wake_at, reached },
-        Err(failure) => {
+    let place = shared.client.place();
+    let executed = if C::SHARED {
+        execute_beside(&shared.client, groups, &fence).await
+    } else {
+        execute(&shared.client, groups, Guards { fence, sequencer }).await
+    };
+    let (reached, tally) = (executed.reached, executed.tally);
+    let outcome = match executed.failure {
+        None => Outcome::Done { wake_at, reached },
+        // Of many that have nothing to do with each other some met others' writes: no reason to wait.
+        Some(Failure::Stale(_)) if C::SHARED && reached.is_some() => Outcome::Done { wake_at, reached },
+        Some(failure) => {
             // The next look is no older than what was written before it failed.
             let seen = view.revision().max(reached.unwrap_or_default());
             again((&shared.client, place), C::NAME, &key, seen, failure).await
         }
     };
-    (key, outcome)
+    (key, outcome, tally)
 }
 
 async fn again(

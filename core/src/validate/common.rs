@@ -1,7 +1,7 @@
 //! What several kinds' checks share.
 
 use steady_proto::v1::placement_constraint_type::Value as ConstraintType;
-use steady_proto::v1::{PlacementConstraint, PlacementStrategy};
+use steady_proto::v1::{CapacityProviderStrategyItem, PlacementConstraint, PlacementStrategy};
 
 use super::Fault;
 use crate::placement::Strategy;
@@ -78,5 +78,38 @@ pub(super) fn strategies(faults: &mut Faults, path: &str, strategies: &[Placemen
         if let Err(message) = Strategy::parse(strategy) {
             faults.add(&format!("{path}[{i}]"), message);
         }
+    }
+}
+
+/// Highest and lowest priority of a task.
+const PRIORITIES: (i64, i64) = (-100, 100);
+
+/// Whose turn a task is, and who places it.
+pub(super) fn priority(faults: &mut Faults, priority: i32, scheduler: &str) {
+    faults.range("spec.priority", priority.into(), PRIORITIES.0, PRIORITIES.1, "");
+    if !scheduler.is_empty() {
+        name(faults, "spec.schedulerName", scheduler);
+    }
+}
+
+/// ECS: at most 20 items, each provider once, one base, and a weight somewhere.
+pub(super) fn capacity(faults: &mut Faults, path: &str, strategy: &[CapacityProviderStrategyItem]) {
+    if strategy.len() > 20 {
+        faults.add(path, format!("{} capacity providers; at most 20", strategy.len()));
+    }
+    for (i, item) in strategy.iter().enumerate() {
+        let at = |field: &str| format!("{path}[{i}].{field}");
+        name(faults, &at("capacityProvider"), &item.capacity_provider);
+        faults.range(&at("weight"), item.weight.into(), 0, 1000, "");
+        faults.range(&at("base"), item.base.into(), 0, 100_000, "tasks");
+        if strategy[..i].iter().any(|other| other.capacity_provider == item.capacity_provider) {
+            faults.add(&at("capacityProvider"), format!("`{}` is named twice", item.capacity_provider));
+        }
+    }
+    if strategy.iter().filter(|item| item.base > 0).count() > 1 {
+        faults.add(path, "two capacity providers have a base; only one can have one".into());
+    }
+    if !strategy.is_empty() && strategy.iter().all(|item| item.weight <= 0) {
+        faults.add(path, "no capacity provider has a weight; give one of them a weight of 1 or more".into());
     }
 }

@@ -1,13 +1,14 @@
 //! Checks of what people hand in: every fault of an object at once, each with its path.
 
 mod common;
+mod instance;
 mod service;
 mod task;
 mod task_definition;
 
 use std::collections::BTreeMap;
 
-use steady_proto::v1::{Object, object};
+use steady_proto::v1::{CapacityProviderStrategyItem, Object, object};
 use steady_proto::{Kind, KindExt};
 
 use crate::Key;
@@ -68,10 +69,20 @@ pub fn object(object: &Object) -> Vec<Fault> {
                 faults.add("spec.alarmDescription", format!("has {description} characters; at most 1024"));
             }
         }
+        Some(object::Kind::ContainerInstance(instance)) => {
+            instance::check(instance.spec.as_ref().unwrap_or(&<_>::default()), &mut faults);
+        }
         Some(object::Kind::Task(task)) => task::check(task.spec.as_ref().unwrap_or(&<_>::default()), &mut faults),
         Some(_) => {}
         None => faults.add("kind", "the object has no kind".into()),
     }
+    faults.found
+}
+
+/// Everything wrong with a capacity provider strategy at this path.
+pub fn capacity_provider_strategy(path: &str, strategy: &[CapacityProviderStrategyItem]) -> Vec<Fault> {
+    let mut faults = Faults::default();
+    common::capacity(&mut faults, path, strategy);
     faults.found
 }
 

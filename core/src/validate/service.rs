@@ -8,7 +8,7 @@ use steady_proto::v1::lifecycle_stage::Value as Stage;
 use steady_proto::v1::threshold_type::Value as ThresholdType;
 use steady_proto::v1::{DeploymentAlarms, DeploymentConfiguration, DeploymentLifecycleHook, ServiceSpec};
 
-use super::common::{Faults, constraints, strategies};
+use super::common::{Faults, capacity, constraints, priority, strategies};
 use crate::service::{DEFAULT_PERCENT, bounds, is_daemon, is_external, is_rolling, settings};
 
 /// Most tasks of one service (ECS quota).
@@ -38,6 +38,8 @@ pub(super) fn check(spec: &ServiceSpec, faults: &mut Faults) {
     );
     constraints(faults, "spec.placementConstraints", &spec.placement_constraints, false);
     strategies(faults, "spec.placementStrategy", &spec.placement_strategy);
+    priority(faults, spec.priority, &spec.scheduler_name);
+    capacity(faults, "spec.capacityProviderStrategy", &spec.capacity_provider_strategy);
     percentages(spec, faults);
     breaker(spec, faults);
     strategy(settings(spec), faults);
@@ -183,6 +185,14 @@ fn daemon(spec: &ServiceSpec, faults: &mut Faults) {
     if spec.availability_zone_rebalancing() == Rebalancing::Enabled {
         faults
             .add("spec.availabilityZoneRebalancing", "is not for schedulingStrategy DAEMON; expected DISABLED".into());
+    }
+    if spec.preemptible {
+        let message = "is not for schedulingStrategy DAEMON: its tasks come before all others".into();
+        faults.add("spec.preemptible", message);
+    }
+    if !spec.capacity_provider_strategy.is_empty() {
+        let message = "is not for schedulingStrategy DAEMON: choose instances with placementConstraints".into();
+        faults.add("spec.capacityProviderStrategy", message);
     }
     let settings = settings(spec);
     if !is_rolling(spec) {

@@ -7,7 +7,7 @@ use steady_proto::v1::network_mode::Value as NetworkMode;
 use steady_proto::v1::{ContainerDefinition, PortMapping, TaskDefinitionSpec};
 
 use super::common::{Faults, constraints, name};
-use crate::resources::{container_memory, parse_cpu, parse_memory, protocol};
+use crate::resources::{container_memory, container_ports, parse_cpu, parse_memory, protocol};
 
 pub(super) fn check(spec: &TaskDefinitionSpec, faults: &mut Faults) {
     name(faults, "spec.family", &spec.family);
@@ -38,6 +38,7 @@ pub(super) fn check(spec: &TaskDefinitionSpec, faults: &mut Faults) {
         check_container(spec, container, &path, faults);
     }
     host_ports(spec, faults);
+    runtime_platform(spec, faults);
     dependencies(containers, faults);
 }
 
@@ -118,6 +119,7 @@ fn check_container(spec: &TaskDefinitionSpec, container: &ContainerDefinition, p
             faults.add(&format!("{path}.environment[{i}].name"), format!("`{}` is no variable's name", pair.name));
         }
     }
+    resource_requirements(container, path, faults);
     health_check(container, path, faults);
     unsupported(container, path, faults);
 }
@@ -143,7 +145,11 @@ fn unsupported(container: &ContainerDefinition, path: &str, faults: &mut Faults)
 }
 
 fn port_mapping(spec: &TaskDefinitionSpec, mapping: &PortMapping, path: &str, faults: &mut Faults) {
-    faults.range(&format!("{path}.containerPort"), mapping.container_port.into(), 1, 65_535, "");
+    if mapping.container_port_range.is_empty() {
+        faults.range(&format!("{path}.containerPort"), mapping.container_port.into(), 1, 65_535, "");
+    } else {
+        port_range(mapping, path, faults);
+    }
     faults.range(&format!("{path}.hostPort"), mapping.host_port.into(), 0, 65_535, "");
     match spec.network_mode() {
         NetworkMode::None => faults.add(path, "networkMode none has no ports; use bridge".into()),
@@ -155,6 +161,49 @@ fn port_mapping(spec: &TaskDefinitionSpec, mapping: &PortMapping, path: &str, fa
             faults.add(&format!("{path}.hostPort"), message);
         }
         _ => {}
+    }
+}
+
+fn port_range(mapping: &PortMapping, path: &str, faults: &mut Faults) {
+    let text = &mapping.container_port_range;
+    match container_ports(mapping) {
+        Some((from, to)) if from >= 1 && to <= 65_535 && from <= to && to - from < 100 => {}
+        _ => {
+            let message = format!("`{text}` is no range; expected FROM-TO of at most 100 ports, such as 8000-8010");
+            faults.add(&format!("{path}.containerPortRange"), message);
+        }
+    }
+    for (field, port) in [("containerPort", mapping.container_port), ("hostPort", mapping.host_port)] {
+        if port != 0 {
+            faults.add(&format!("{path}.{field}"), "is not for a mapping with containerPortRange; leave it out".into());
+        }
+    }
+}
+
+fn resource_requirements(container: &ContainerDefinition, path: &str, faults: &mut Faults) {
+    if container.resource_requirements.len() > 10 {
+        let message = format!("{} resources; at most 10", container.resource_requirements.len());
+        faults.add(&format!("{path}.resourceRequirements"), message);
+    }
+    for (i, asked) in container.resource_requirements.iter().enumerate() {
+        let path = format!("{path}.resourceRequirements[{i}]");
+        name(faults, &format!("{path}.type"), &asked.r#type);
+        if !asked.value.parse::<i32>().is_ok_and(|count| (1..=1_000_000).contains(&count)) {
+            let message = format!("`{}` is no count; expected 1 to 1000000", asked.value);
+            faults.add(&format!("{path}.value"), message);
+        }
+    }
+}
+
+fn runtime_platform(spec: &TaskDefinitionSpec, faults: &mut Faults) {
+    let Some(platform) = &spec.runtime_platform else { return };
+    if !matches!(platform.cpu_architecture.as_str(), "" | "X86_64" | "ARM64") {
+        let message = format!("`{}` is not known; expected X86_64 or ARM64", platform.cpu_architecture);
+        faults.add("spec.runtimePlatform.cpuArchitecture", message);
+    }
+    if !matches!(platform.operating_system_family.as_str(), "" | "LINUX") {
+        let message = format!("`{}` is not supported; expected LINUX", platform.operating_system_family);
+        faults.add("spec.runtimePlatform.operatingSystemFamily", message);
     }
 }
 
@@ -176,8 +225,10 @@ fn host_ports(spec: &TaskDefinitionSpec, faults: &mut Faults) {
     for (c, container) in spec.container_definitions.iter().enumerate() {
         for (m, mapping) in container.port_mappings.iter().enumerate() {
             let host = spec.network_mode() == NetworkMode::Host;
-            let port = if host { mapping.container_port } else { mapping.host_port };
-            if port != 0 && !seen.insert((port, protocol(mapping.protocol()))) {
+            let range = container_ports(mapping).filter(|(from, to)| host && *from >= 1 && from <= to && *to <= 65_535);
+            let (from, to) = range.unwrap_or((mapping.host_port, mapping.host_port));
+            let twice = |port: &i32| *port != 0 && !seen.insert((*port, protocol(mapping.protocol())));
+            if let Some(port) = (from..=to).find(twice) {
                 let path = format!("spec.containerDefinitions[{c}].portMappings[{m}].hostPort");
                 faults.add(&path, format!("host port {port} is given twice; each can be had once on an instance"));
             }
@@ -313,5 +364,35 @@ mod tests {
     fn a_wait_for_the_end_of_an_essential_container_is_refused() {
         let found = faults(vec![container("web", &[("init", Condition::Success)]), container("init", &[])]);
         assert!(found[0].contains("essential"), "{found:?}");
+    }
+
+    #[test]
+    fn ranges_of_ports_and_other_resources_are_read_or_refused() {
+        let with = |mapping: PortMapping, mode: NetworkMode| {
+            let mut container = ContainerDefinition { port_mappings: vec![mapping], ..container("main", &[]) };
+            container.resource_requirements =
+                vec![steady_proto::v1::ResourceRequirement { r#type: "GPU".into(), value: "0".into() }];
+            let spec = TaskDefinitionSpec {
+                family: "f".into(),
+                container_definitions: vec![container],
+                network_mode: mode.into(),
+                ..TaskDefinitionSpec::default()
+            };
+            let mut faults = Faults::default();
+            check(&spec, &mut faults);
+            (crate::resources::host_ports(&spec), faults.found.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let range = |text: &str| PortMapping { container_port_range: text.into(), ..PortMapping::default() };
+        let (ports, faults) = with(range("8000-8010"), NetworkMode::Host);
+        assert_eq!((ports[0].port, ports[0].to), (8000, 8010));
+        let gpu = "spec.containerDefinitions[0].resourceRequirements[0].value: `0` is no count; expected 1 to 1000000";
+        assert_eq!(faults, [gpu]);
+        assert!(with(range("8000-8010"), NetworkMode::Bridge).0.is_empty(), "any free ports of the host");
+        for wrong in ["8010-8000", "8000", "1-200", "0-5", "65000-65600"] {
+            let (_, faults) = with(range(wrong), NetworkMode::Bridge);
+            assert!(faults[0].contains("expected FROM-TO"), "{wrong}: {faults:?}");
+        }
+        let both = PortMapping { host_port: 80, ..range("8000-8001") };
+        assert!(with(both, NetworkMode::Bridge).1[0].contains("leave it out"));
     }
 }

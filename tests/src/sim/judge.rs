@@ -183,6 +183,7 @@ impl Case<'_> {
         self.instances()?;
         self.services()?;
         self.primaries()?;
+        self.preemptions()?;
         self.given_up(mass_silence)
     }
 
@@ -236,6 +237,25 @@ impl Case<'_> {
             let (from, to) = (&before.spec.container_instance, &after.spec.container_instance);
             if !from.is_empty() && from != to {
                 return Err(format!("task {name} was moved from {from} to {to}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// S17: a task is only stopped to make room if it is marked for that, and something of a higher priority waits.
+    fn preemptions(&self) -> Verdict {
+        for (before, after) in self.tasks() {
+            let (Some(before), Some(after)) = (before, after) else { continue };
+            if !before.is_wanted() || after.is_wanted() || after.status.stop_code() != StopCode::SpotInterruption {
+                continue;
+            }
+            let name = before.object.name();
+            if !before.spec.preemptible {
+                return Err(format!("S17: task {name} was stopped to make room, and is not pre-emptible"));
+            }
+            let waiting = self.before.unplaced(before.object.cluster()).filter_map(|t| task::of(t));
+            if waiting.map(|t| t.spec.priority).max().is_none_or(|highest| highest <= before.spec.priority) {
+                return Err(format!("S17: task {name} was stopped to make room for nothing of a higher priority"));
             }
         }
         Ok(())

@@ -74,7 +74,7 @@ impl World {
                 let holder = format!("{name}.{lives}");
                 tokio::spawn(async move {
                     let client = net::client(&world, &its);
-                    run_controllers(&names, client, its, holder, end).await;
+                    run_controllers(&names, client, its, holder, end, None).await;
                 })
             }
             Role::Agent(number) => tokio::spawn(async move { world.run_agent(number, its, end).await }),
@@ -116,7 +116,7 @@ impl World {
         };
         let size = self.settings.size;
         let spec = ContainerInstanceSpec {
-            registered_resources: Some(InstanceResources { cpu: size, memory: size, reserved_ports: vec![] }),
+            registered_resources: Some(InstanceResources { cpu: size, memory: size, ..InstanceResources::default() }),
             attributes: vec![Attribute { name: "ecs.availability-zone".into(), value: format!("z{}", number % 2) }],
             address: format!("10.0.0.{number}"),
             runtime: "hollow".into(),

@@ -37,6 +37,8 @@ pub struct Settings {
     pub strategy: Strategy,
     /// The first service is a DAEMON.
     pub daemon: bool,
+    /// Services have priorities, and tasks of some of them may be stopped for others.
+    pub priorities: bool,
     /// No faults at all.
     pub is_calm: bool,
     /// What is done instead of what chance says.
@@ -65,6 +67,7 @@ impl Settings {
             strategy: [Strategy::Rolling, Strategy::BlueGreen, Strategy::Linear, Strategy::Canary]
                 [rng.usize(0..6).saturating_sub(2)],
             daemon: rng.u8(0..4) == 0,
+            priorities: rng.u8(0..3) == 0,
             is_calm: false,
             script: None,
             trace: false,
@@ -88,6 +91,7 @@ impl Settings {
             breaker: Breaker::Never,
             strategy: Strategy::Rolling,
             daemon: false,
+            priorities: false,
             is_calm: true,
             script: Some(script),
             trace: false,

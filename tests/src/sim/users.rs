@@ -113,7 +113,7 @@ impl Users {
         let wish = everywhere.as_ref().unwrap_or(wish);
         lock(&self.world.wishes).services.insert(name.to_owned(), Some(wish.clone()));
         loop {
-            let objects = vec![definition(name, wish), service(name, wish)];
+            let objects = vec![definition(name, wish), self.service(name, wish)];
             let applied = self.ask(|client| {
                 let objects = objects.clone();
                 async move { client.objects().apply(ApplyRequest { objects, dry_run: false }).await }
@@ -129,6 +129,19 @@ impl Users {
                 Err(status) => return self.world.fail(format!("an apply was refused: {status}")),
             }
         }
+    }
+
+    fn service(&self, name: &str, wish: &Wish) -> Object {
+        let mut object = service(name, wish);
+        if let Some(object::Kind::Service(Service { spec: Some(spec), .. })) = &mut object.kind
+            && self.world.settings.priorities
+        {
+            // The second one comes before the first, the third may go for either.
+            let number = name.bytes().last().unwrap_or_default() % 3;
+            let (priority, preemptible) = [(0, true), (10, false), (-10, true)][usize::from(number)];
+            (spec.priority, spec.preemptible) = (priority, preemptible && !wish.daemon);
+        }
+        object
     }
 
     /// Deletes a service.
@@ -154,6 +167,7 @@ impl Users {
             count,
             started_by: token.to_owned(),
             client_token: token.to_owned(),
+            preemptible: self.world.settings.priorities,
             ..RunTaskRequest::default()
         };
         for _ in 0..2 {

@@ -7,7 +7,7 @@ mod image;
 mod mapping;
 mod output;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use bollard::query_parameters::{
 };
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use steady_core::resources::capability;
 use steady_core::{Clock, SystemClock, Timestamp};
 use tokio::sync::mpsc;
 
@@ -176,6 +177,10 @@ fn text(error: &Error) -> String {
 impl Runtime for Docker {
     fn name(&self) -> &'static str {
         "docker"
+    }
+
+    fn attributes(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([(capability::PRIVILEGED.to_owned(), String::new())])
     }
 
     async fn list(&self) -> Result<Vec<Found>, RuntimeError> {

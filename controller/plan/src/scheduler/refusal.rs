@@ -3,23 +3,72 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use steady_core::resources::Short;
 use steady_core::v1::Demand;
 
 /// Why one instance refuses a task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Reason {
     Draining,
     Disconnected,
-    /// CPU units that it has free.
-    Cpu(i64),
-    /// MiB that it has free.
-    Memory(i64),
-    Port(i32),
+    Short(Short),
     Distinct,
     /// Its placement constraints do not select it.
     Constraint,
+    /// An attribute that the task requires.
+    Attribute(String),
+    /// It does not belong to the capacity provider that the task is for.
+    Provider(String),
+    /// It is kept free for a task that has waited for long.
+    Held,
     /// The only instance that the task may be on is not there.
     Gone,
+}
+
+impl Reason {
+    /// ECS' name of it, where it has one.
+    pub(super) fn class(&self) -> &'static str {
+        match self {
+            Reason::Short(short) => short.reason(),
+            Reason::Distinct => "DISTINCT",
+            Reason::Disconnected => "AGENT",
+            Reason::Draining => "DRAINING",
+            Reason::Constraint => "MEMBEROF",
+            Reason::Attribute(_) => "ATTRIBUTE",
+            Reason::Provider(_) => "CAPACITYPROVIDER",
+            Reason::Held => "HELD",
+            Reason::Gone => "TARGET",
+        }
+    }
+
+    /// Of what there is too little: how much there is. Nearer is more.
+    fn amount(&self) -> i64 {
+        match self {
+            Reason::Short(Short::Memory(left) | Short::Cpu(left) | Short::Named(_, left)) => *left,
+            _ => 0,
+        }
+    }
+
+    /// One instance's refusal of what is needed, in words.
+    pub(super) fn told(&self, needs: &Demand) -> String {
+        let short = |needs: i32, left: i64, unit: &str| format!("needs {needs} {unit}, {left} are free");
+        match self {
+            Reason::Short(Short::Memory(left)) => short(needs.memory, *left, "MiB"),
+            Reason::Short(Short::Cpu(left)) => short(needs.cpu, *left, "CPU units"),
+            Reason::Short(Short::Named(name, left)) => {
+                short(needs.named.get(name).copied().unwrap_or_default(), *left, name)
+            }
+            Reason::Short(Short::Port(port)) => format!("host port {port} is in use"),
+            Reason::Distinct => "has a task of the group already (distinctInstance)".to_owned(),
+            Reason::Disconnected => "its agent is not connected".to_owned(),
+            Reason::Draining => "is draining".to_owned(),
+            Reason::Constraint => "a memberOf constraint does not select it".to_owned(),
+            Reason::Attribute(name) => format!("does not have the attribute {name}"),
+            Reason::Provider(name) => format!("is not of capacity provider {name}"),
+            Reason::Held => "is kept free for a task that has waited longer".to_owned(),
+            Reason::Gone => "is not there any more".to_owned(),
+        }
+    }
 }
 
 /// Refusals of one task by every instance.
@@ -29,11 +78,11 @@ pub(super) struct Refusals {
     by_class: BTreeMap<&'static str, Class>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Class {
     count: usize,
-    /// The instance that comes nearest, and what it has.
-    nearest: Option<(i64, String)>,
+    /// The instance that comes nearest, and why it is not near enough.
+    nearest: (String, Reason),
 }
 
 impl Refusals {
@@ -41,27 +90,24 @@ impl Refusals {
         Refusals { needs: needs.clone(), by_class: BTreeMap::new() }
     }
 
-    pub(super) fn add(&mut self, instance: &str, reason: Reason) {
-        let (class, amount) = match reason {
-            Reason::Memory(free) => ("RESOURCE:MEMORY", free),
-            Reason::Cpu(free) => ("RESOURCE:CPU", free),
-            Reason::Port(port) => ("RESOURCE:PORTS", port.into()),
-            Reason::Distinct => ("DISTINCT", 0),
-            Reason::Disconnected => ("AGENT", 0),
-            Reason::Draining => ("DRAINING", 0),
-            Reason::Constraint => ("MEMBEROF", 0),
-            Reason::Gone => ("TARGET", 0),
-        };
-        let class = self.by_class.entry(class).or_default();
+    pub(super) fn add(&mut self, instance: &str, reason: &Reason) {
+        let nearest = || (instance.to_owned(), reason.clone());
+        let class = self.by_class.entry(reason.class()).or_insert_with(|| Class { count: 0, nearest: nearest() });
         class.count += 1;
-        if class.nearest.as_ref().is_none_or(|(most, _)| amount > *most) {
-            class.nearest = Some((amount, instance.to_owned()));
+        let before = (reason.amount(), std::cmp::Reverse(instance));
+        if before > (class.nearest.1.amount(), std::cmp::Reverse(class.nearest.0.as_str())) {
+            class.nearest = nearest();
         }
     }
 
     /// ECS' reason of the class that most instances are in.
     pub(super) fn reason(&self) -> &'static str {
         self.by_class.iter().max_by_key(|(_, class)| class.count).map_or("NO ACTIVE INSTANCES", |(name, _)| name)
+    }
+
+    /// Whether an instance is only too full.
+    pub(super) fn is_for_room(&self) -> bool {
+        self.by_class.keys().any(|class| class.starts_with("RESOURCE:"))
     }
 }
 
@@ -72,24 +118,34 @@ impl fmt::Display for Refusals {
                 "No Container Instances were found in your cluster. Start an agent: steady agent --server …",
             );
         }
-        for (i, (name, class)) in self.by_class.iter().enumerate() {
+        for (i, Class { count, nearest: (nearest, reason) }) in self.by_class.values().enumerate() {
             let separator = if i == 0 { "" } else { "; " };
-            let instances = if class.count == 1 { "instance" } else { "instances" };
-            write!(f, "{separator}{} {instances}: ", class.count)?;
-            let (amount, nearest) = class.nearest.clone().unwrap_or_default();
-            let short = |needs: i32, unit: &str| {
-                let missing = i64::from(needs) - amount;
-                format!("needs {needs} {unit}; {nearest} has the most free, {amount} {unit}: {missing} {unit} missing")
+            let instances = if *count == 1 { "instance" } else { "instances" };
+            write!(f, "{separator}{count} {instances}: ")?;
+            let short = |needs: i32, left: &i64, unit: &str| {
+                let missing = i64::from(needs) - left;
+                format!("needs {needs} {unit}; {nearest} has the most free, {left} {unit}: {missing} {unit} missing")
             };
-            match *name {
-                "RESOURCE:MEMORY" => write!(f, "insufficient memory ({})", short(self.needs.memory, "MiB"))?,
-                "RESOURCE:CPU" => write!(f, "insufficient CPU ({})", short(self.needs.cpu, "CPU units"))?,
-                "RESOURCE:PORTS" => write!(f, "host port {amount} is in use ({nearest})")?,
-                "DISTINCT" => write!(f, "has a task of the group already (distinctInstance)")?,
-                "TARGET" => write!(f, "{nearest} is not there any more")?,
-                "MEMBEROF" => write!(f, "MemberOf placement constraint unsatisfied ({nearest})")?,
-                "AGENT" => write!(f, "agent is not connected ({nearest})")?,
-                _ => write!(f, "draining ({nearest})")?,
+            match reason {
+                Reason::Short(Short::Memory(left)) => {
+                    write!(f, "insufficient memory ({})", short(self.needs.memory, left, "MiB"))?;
+                }
+                Reason::Short(Short::Cpu(left)) => {
+                    write!(f, "insufficient CPU ({})", short(self.needs.cpu, left, "CPU units"))?;
+                }
+                Reason::Short(Short::Named(name, left)) => {
+                    let needs = self.needs.named.get(name).copied().unwrap_or_default();
+                    write!(f, "insufficient {name} ({})", short(needs, left, name))?;
+                }
+                Reason::Short(Short::Port(port)) => write!(f, "host port {port} is in use ({nearest})")?,
+                Reason::Distinct => f.write_str("has a task of the group already (distinctInstance)")?,
+                Reason::Gone => write!(f, "{nearest} is not there any more")?,
+                Reason::Constraint => write!(f, "MemberOf placement constraint unsatisfied ({nearest})")?,
+                Reason::Attribute(name) => write!(f, "missing attribute {name} ({nearest})")?,
+                Reason::Provider(name) => write!(f, "not of capacity provider {name} ({nearest})")?,
+                Reason::Held => write!(f, "kept free for a task that has waited longer ({nearest})")?,
+                Reason::Disconnected => write!(f, "agent is not connected ({nearest})")?,
+                Reason::Draining => write!(f, "draining ({nearest})")?,
             }
         }
         Ok(())

@@ -1,7 +1,8 @@
 use super::*;
 use crate::builders::World;
 use steady_core::v1::placement_strategy_type::Value as Type;
-use steady_core::v1::{HostPort, PlacementConstraint, PlacementStrategy, placement_constraint_type};
+use steady_core::v1::task_last_status::Value as Status;
+use steady_core::v1::{HostPort, PlacementConstraint, PlacementStrategy, TaskSpec, placement_constraint_type};
 
 fn round(world: &mut World) {
     let key = Key::new(Kind::Cluster, "", "default");
@@ -85,7 +86,7 @@ fn a_host_port_is_given_once_on_an_instance() {
     world.instance("b", 1000, 1000);
     for i in 0..3 {
         world.waiting(&format!("t{i}"), 1, 1, |spec| {
-            spec.demand.as_mut().expect("a demand").ports = vec![HostPort { port: 80, protocol: 1 }];
+            spec.demand.as_mut().expect("a demand").ports = vec![HostPort { port: 80, protocol: 1, to: 0 }];
         });
     }
     round(&mut world);
@@ -128,7 +129,7 @@ fn a_thousand_tasks_are_placed_in_groups_that_fit_a_commit() {
     }
     let key = Key::new(Kind::Cluster, "", "default");
     let first = plan(&world.view, &key, Timestamp(0));
-    assert!(first.groups.iter().all(|group| group.len() <= 2 * MAX_PER_NODE + 1));
+    assert!(first.changes().all(|change| change.size() <= MAX_PER_NODE + 2));
     round(&mut world);
     for i in 0..20 {
         let name = format!("n{i}");

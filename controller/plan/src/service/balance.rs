@@ -17,7 +17,7 @@ use steady_core::{Key, Kind, Timestamp, service, task};
 
 use super::Known;
 use crate::daemon;
-use crate::site::{self, Site};
+use crate::site::{self, Needs, Site};
 
 /// A task that takes another one's place and does not run after so long is given up; one that runs and is not healthy, after
 /// the longer time.
@@ -98,7 +98,9 @@ pub(super) fn moves<'a>(known: &Known<'a>, demand: &Demand) -> (Vec<Move<'a>>, O
 
 /// What its placement strategy has it spread over; `None` where it does not.
 fn over(known: &Known<'_>) -> Option<Over> {
-    if !service::rebalances(known.spec) || known.is_daemon() || service::is_external(known.spec) {
+    // Between capacity providers it is their weights that count.
+    let one_pool = known.spec.capacity_provider_strategy.len() <= 1;
+    if !service::rebalances(known.spec) || !one_pool || known.is_daemon() || service::is_external(known.spec) {
         return None;
     }
     let chain: Vec<Strategy> = known.spec.placement_strategy.iter().filter_map(|s| Strategy::parse(s).ok()).collect();
@@ -180,10 +182,10 @@ fn next(
 ) -> Option<(usize, usize)> {
     uneven(nodes, over)?;
     let daemons = daemon::services(known.view, known.object.cluster());
-    let queries = site::queries(known.view, known.spec);
+    let needs = Needs::of(known.view, known.spec);
     let fits = |node: &Node<'_>| {
         let coming = taken.get(node.object.name()).copied().unwrap_or(0);
-        Site::new(known.view, node.object).satisfies(&queries) && has_room(known, demand, &daemons, node, coming)
+        Site::new(known.view, node.object).satisfies(&needs) && has_room(known, demand, &daemons, node, coming)
     };
     let fullest = |zone: Option<&str>| {
         let within = nodes.iter().enumerate().filter(|(_, n)| zone.is_none_or(|zone| n.zone == zone) && n.count > 0);
@@ -221,7 +223,7 @@ fn next(
 /// Whether an instance takes a task more of this service, with so many that are on their way to it.
 fn has_room(known: &Known<'_>, demand: &Demand, daemons: &[(String, Demand)], node: &Node<'_>, coming: i32) -> bool {
     let distinct = known.spec.placement_constraints.iter().any(|c| c.r#type() == Constraint::DistinctInstance);
-    if !takes_tasks(node.object) || (distinct && node.count > 0) || (coming > 0 && !demand.ports.is_empty()) {
+    if !takes_tasks(node.object) || (distinct && node.count > 0) {
         return false;
     }
     let registered = node.object.as_container_instance().and_then(|i| i.spec.as_ref()?.registered_resources.as_ref());
@@ -234,10 +236,8 @@ fn has_room(known: &Known<'_>, demand: &Demand, daemons: &[(String, Demand)], no
     for (_, demand) in daemons.iter().filter(|(group, _)| !groups.contains(group.as_str())) {
         free.take(demand);
     }
-    let times = i64::from(coming) + 1;
-    free.cpu >= i64::from(demand.cpu) * times
-        && free.memory >= i64::from(demand.memory) * times
-        && free.port_conflict(demand).is_none()
+    (0..coming).for_each(|_| free.take(demand));
+    free.short_of(demand, (0, 0)).is_none()
 }
 
 /// Whether a task is on its way to take the place of another one that is still wanted, and not healthy yet.

@@ -121,7 +121,7 @@ fn an_instance_without_room_is_passed_over() {
     world.task_on("b", "big", |_| {});
     world.each_task(
         |spec, _| spec.service.is_empty(),
-        |spec, _| spec.demand = Some(steady_core::v1::Demand { cpu: 4000, memory: 4000, ports: vec![] }),
+        |spec, _| spec.demand = Some(steady_core::v1::Demand { cpu: 4000, memory: 4000, ..Default::default() }),
     );
     rounds(&mut world, now, 30, &["a", "c"]);
     assert_eq!(counts(&world, &["a", "c"]), [3, 3]);

@@ -8,7 +8,7 @@ use steady_core::v1::version_consistency::Value as VersionConsistency;
 use steady_core::v1::{
     Object, Task, TaskDefinitionSpec, TaskSpec, TaskStatus, desired_status, severity, task_last_status,
 };
-use steady_core::{Change, Key, Plan, Waiting, derived_id, resources, service, task};
+use steady_core::{Change, Key, Plan, Waiting, capacity, derived_id, resources, service, task};
 
 use super::{Known, balance, choice, failures, listed, throttle};
 use crate::deployment::{Rolling, is_tripped};
@@ -62,11 +62,16 @@ pub(super) fn start_missing(
         };
         let slots = choice::free_slots(known, name, missing as usize);
         let (first, digests) = (deployment.status.attempts, image_digests(known, deployment));
+        let mut have = by_provider(known, name);
         for (number, slot) in slots.iter().enumerate() {
             let mut spec = new_task(known, deployment, definition, *slot, first + 1 + number as i64);
             spec.image_digests.clone_from(&digests);
             if let Some(place) = places.as_mut().and_then(Iterator::next) {
                 place.clone_into(&mut spec.target_instance);
+            }
+            if let Some(provider) = capacity::next_provider(&known.spec.capacity_provider_strategy, &have) {
+                provider.clone_into(&mut spec.capacity_provider);
+                *have.entry(provider.to_owned()).or_default() += 1;
             }
             let object = created(known, spec);
             names.push(object.name().to_owned());
@@ -103,6 +108,10 @@ pub(super) fn start_moves(known: &Known<'_>, plan: &mut Plan, started: &mut Vec<
     for (number, (moves, slot)) in moves.iter().zip(&slots).enumerate() {
         let mut spec = new_task(known, newest, definition, *slot, first + 1 + number as i64);
         moves.instance.clone_into(&mut spec.target_instance);
+        if !known.spec.capacity_provider_strategy.is_empty() {
+            let provider = site::provider(known.view, known.object.cluster(), moves.instance);
+            provider.clone_into(&mut spec.capacity_provider);
+        }
         moves.task.clone_into(&mut spec.replaces);
         spec.image_digests.clone_from(&digests);
         let object = created(known, spec);
@@ -112,6 +121,15 @@ pub(super) fn start_moves(known: &Known<'_>, plan: &mut Plan, started: &mut Vec<
     started.push((name.to_owned(), first + told.len() as i64));
     let message = format!("has started {} tasks to rebalance the service: {}.", told.len(), listed(&told));
     plan.events.push(known.event("SERVICE_REBALANCING_STARTED", &message, severity::Value::Info));
+}
+
+/// How many of a deployment's tasks are for each capacity provider.
+fn by_provider(known: &Known<'_>, deployment: &str) -> BTreeMap<String, i64> {
+    let mut have = BTreeMap::new();
+    for task in known.tasks_of(deployment).filter(|t| t.is_wanted() && !t.spec.capacity_provider.is_empty()) {
+        *have.entry(task.spec.capacity_provider.clone()).or_default() += 1;
+    }
+    have
 }
 
 fn new_task(
@@ -131,6 +149,10 @@ fn new_task(
         demand: Some(resources::demand(definition)),
         placement_constraints: [&known.spec.placement_constraints[..], &definition.placement_constraints].concat(),
         placement_strategy: known.spec.placement_strategy.clone(),
+        priority: known.spec.priority,
+        preemptible: known.spec.preemptible,
+        requires_attributes: resources::requires_attributes(definition),
+        scheduler_name: known.spec.scheduler_name.clone(),
         slot,
         attempt,
         ..TaskSpec::default()
