@@ -7,11 +7,17 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 
 use crate::workspace::Workspace;
-use crate::{commits, converge, failover, flat, herd, idle, one, rollout, startup, watchers};
+use crate::{bind, commits, converge, failover, flat, herd, idle, one, pack, place, rollout, startup, watchers};
 
 /// A row of the scorecard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Benchmark {
+    /// P1: placements per second in memory, with 100, 1,000 and 10,000 instances
+    Place,
+    /// P2: 50,000 tasks bound to 10,000 hollow instances, by one scheduler and by three
+    Bind,
+    /// How many instances binpack needs, and how evenly spread spreads
+    Pack,
     /// P3: a service of many tasks, from apply to all RUNNING and from scale 0 to all STOPPED
     Converge,
     /// P6: one task, from RunTask to RUNNING
@@ -49,12 +55,12 @@ pub(crate) struct Args {
     /// Repetitions, in alternation with the yardstick [default: converge, commits and watchers 3, one, flat and herd 1, rollout 3, failover 20, idle 1, startup 5].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// Tasks: of the service (converge and idle, 1000), or calls of RunTask per round (one, 100).
+    /// Tasks: of the service (converge and idle, 1000), calls of RunTask per round (one, 100), or a tenth of all (bind, 5000).
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=5000))]
     tasks: Option<u32>,
-    /// Hollow container instances.
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
-    instances: u32,
+    /// Hollow container instances [default: bind 10000, else 20].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    instances: Option<u32>,
     /// The program to measure [default: the one of this workspace, built first].
     #[arg(long, value_name = "PATH")]
     steady: Option<PathBuf>,
@@ -80,13 +86,24 @@ impl Args {
         let scale = |rounds, tasks| Scale {
             rounds: self.rounds.unwrap_or(rounds),
             tasks: self.tasks.unwrap_or(tasks),
-            instances: self.instances,
+            instances: self.instances.unwrap_or(20),
         };
         if self.name == Benchmark::List {
             return list(self.json);
         }
+        if self.name == Benchmark::Place {
+            return place::run(scale(3, 0)).print(self.json);
+        }
+        if self.name == Benchmark::Pack {
+            return pack::run(scale(3, 0)).print(self.json);
+        }
         let workspace = Workspace::open(self.steady.clone(), self.dir.clone())?;
         let measured = match self.name {
+            Benchmark::Bind => {
+                let instances = self.instances.unwrap_or(10_000);
+                let scale = Scale { instances, ..scale(1, 0) };
+                bind::run(&workspace, scale, self.tasks.map_or(50_000, |each| each * 10)).await
+            }
             Benchmark::Converge => converge::run(&workspace, scale(3, 1000)).await,
             Benchmark::One => one::run(&workspace, scale(1, 100)).await,
             Benchmark::Idle => idle::run(&workspace, scale(1, 1000)).await,
@@ -96,7 +113,9 @@ impl Args {
             Benchmark::Failover => failover::run(&workspace, scale(20, 0)).await,
             Benchmark::Rollout => rollout::run(&workspace, scale(3, 100)).await,
             Benchmark::Herd => herd::run(&workspace, scale(1, 0)).await,
-            Benchmark::Startup | Benchmark::List => startup::run(&workspace, scale(5, 0)).await,
+            Benchmark::Startup | Benchmark::List | Benchmark::Place | Benchmark::Pack => {
+                startup::run(&workspace, scale(5, 0)).await
+            }
         };
         match measured {
             Ok(report) => report.print(self.json),

@@ -5,6 +5,7 @@
 //! thing measured is the program `steady` itself, as a process of its own, asked over its own API.
 
 mod args;
+mod bind;
 mod commits;
 mod converge;
 mod failover;
@@ -13,7 +14,9 @@ mod herd;
 mod idle;
 mod machine;
 mod one;
+mod pack;
 mod peers;
+mod place;
 mod report;
 mod rollout;
 mod sample;

@@ -228,6 +228,17 @@ impl Child {
         Self::spawn(&workspace.steady, &workspace.directory(&name)?, &["controller", "--server", &subject.address])
     }
 
+    /// Starts a process of some controllers of a subject's; `name` tells it from others.
+    pub(crate) fn controllers_of(
+        workspace: &Workspace,
+        subject: &Subject,
+        only: &str,
+        name: &str,
+    ) -> anyhow::Result<Self> {
+        let args = ["controller", "--server", &subject.address, "--only", only];
+        Self::spawn(&workspace.steady, &workspace.directory(name)?, &args)
+    }
+
     /// Asks it to end, and waits until it has.
     pub(crate) async fn end(mut self) -> anyhow::Result<()> {
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw).context("no process id")?;
