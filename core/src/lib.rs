@@ -20,7 +20,7 @@ pub mod validate;
 mod view;
 
 pub use ids::{Epoch, Key, ParseKeyError, Revision, derived_id, instance_lease};
-pub use plan::{Bind, Change, Event, Plan, Waiting};
+pub use plan::{Bind, Change, Event, Plan, Waiting, bind_size};
 pub use steady_proto::{API_VERSION, DEFAULT_CLUSTER, Kind, KindExt, document, manifest, v1};
 pub use time::{Clock, SystemClock, Timestamp};
 pub use view::{Placement, View, bound};

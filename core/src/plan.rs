@@ -61,13 +61,18 @@ pub struct Bind {
 }
 
 impl Change {
-    /// How many changes it counts as: a Bind compares its tasks, the instance and its Reservation.
+    /// How many changes it counts as.
     pub fn size(&self) -> usize {
         match self {
-            Change::Bind(bind) => 2 + bind.tasks.len(),
+            Change::Bind(bind) => bind_size(bind.tasks.len()),
             _ => 1,
         }
     }
+}
+
+/// How many changes a Bind of so many tasks counts as: it compares the tasks, the instance and its Reservation.
+pub fn bind_size(tasks: usize) -> usize {
+    2 + tasks
 }
 
 /// Why nothing happens to an object though something should.

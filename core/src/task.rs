@@ -91,6 +91,11 @@ impl View<'_> {
         self.object.meta().owner.as_ref().is_some_and(|owner| owner.uid == uid)
     }
 
+    /// When it was created; a task that was not stored yet: before all others.
+    pub fn created(&self) -> Timestamp {
+        self.object.meta().created.as_ref().map_or(Timestamp(0), Timestamp::from)
+    }
+
     /// When it became RUNNING, if ever.
     pub fn started_at(&self) -> Option<Timestamp> {
         self.status.started_at.as_ref().map(Timestamp::from)

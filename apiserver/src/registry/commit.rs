@@ -8,7 +8,7 @@ use steady_core::v1::change::Change as Wire;
 use steady_core::v1::task_last_status::Value as Status;
 use steady_core::v1::{CommitRequest, CommitResponse, Expect, Object, ObjectRef, PutSpec, PutStatus, object};
 use steady_core::validate::{self, MAX_OBJECT_BYTES};
-use steady_core::{Key, Kind, KindExt, Revision, task, v1};
+use steady_core::{Key, Kind, KindExt, Revision, bind_size, task, v1};
 use steady_proto::fields;
 
 use super::writes::Writes;
@@ -123,7 +123,7 @@ fn newest_expected(request: &CommitRequest) -> Revision {
 /// How many changes a change counts as.
 fn size(change: &v1::Change) -> usize {
     match &change.change {
-        Some(Wire::Bind(bind)) => 2 + bind.tasks.len(),
+        Some(Wire::Bind(bind)) => bind_size(bind.tasks.len()),
         _ => 1,
     }
 }

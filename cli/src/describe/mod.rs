@@ -110,6 +110,14 @@ impl Page {
         }
     }
 
+    /// Whose turn a task is, where it is not as usual.
+    fn priority(&mut self, priority: i32, preemptible: bool) {
+        if priority != 0 || preemptible {
+            let preemptible = if preemptible { ", preemptible" } else { "" };
+            self.field("Priority", &format!("{priority}{preemptible}"));
+        }
+    }
+
     /// A status, coloured.
     fn state(&mut self, name: &str, word: &str) {
         let cell = columns::state(if word == "VALUE_UNSPECIFIED" { "" } else { word });

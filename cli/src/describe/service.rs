@@ -48,10 +48,7 @@ pub(super) fn describe(page: &mut Page, object: &Object, world: &World) {
         let (name, weight, base) = (&item.capacity_provider, item.weight, item.base);
         page.field("Provider", &format!("{name} (base {base}, weight {weight})"));
     }
-    if spec.priority != 0 || spec.preemptible {
-        let preemptible = if spec.preemptible { ", preemptible" } else { "" };
-        page.field("Priority", &format!("{}{preemptible}", spec.priority));
-    }
+    page.priority(spec.priority, spec.preemptible);
     page.field("Scheduler", &spec.scheduler_name);
     let (running, pending) = (status.running_count(), status.pending_count());
     page.field("Tasks", &format!("{desired} desired, {running} running, {pending} pending"));

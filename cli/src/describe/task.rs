@@ -26,10 +26,7 @@ pub(super) fn describe(page: &mut Page, object: &Object, world: &World) {
     let mut takes = vec![format!("{} cpu units", demand.cpu), format!("{} MiB", demand.memory)];
     takes.extend(demand.named.iter().map(|(name, count)| format!("{count} {name}")));
     page.field("Takes", &takes.join(", "));
-    if spec.priority != 0 || spec.preemptible {
-        let preemptible = if spec.preemptible { ", preemptible" } else { "" };
-        page.field("Priority", &format!("{}{preemptible}", spec.priority));
-    }
+    page.priority(spec.priority, spec.preemptible);
     page.field("Provider", &spec.capacity_provider);
     page.field("Scheduler", &spec.scheduler_name);
     page.field("Addresses", &addresses(object, world).join(", "));

@@ -15,7 +15,8 @@ mod room;
 mod schedulable;
 mod seats;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +25,6 @@ use steady_core::guard::{self, Guard};
 use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::{Bind, Change, Key, Kind, Plan, Revision, Timestamp, View, Waiting, task};
 
-use class::Class;
 use refusal::{Reason, Refusals};
 use room::Room;
 use seats::Seats;
@@ -107,10 +107,11 @@ impl Round<'_> {
             let view = self.view;
             let Some(task) = view.get(&self.key(&name)).and_then(|object| task::of(object)) else { continue };
             let target = &task.spec.target_instance;
-            if self.placed >= MAX_ROUND || !self.is_turn(target, since) {
+            if self.placed >= MAX_ROUND || !self.is_turn(self.seats.is_own(target), since) {
                 continue;
             }
-            let class = Class::of(task.spec, &mut self.fleet.groups);
+            let number = self.fleet.class(task.spec);
+            let class = &self.fleet.classes[number];
             let place = self.fleet.node(target);
             let reason = match place.map(|at| &self.fleet.nodes[at]) {
                 None => Some(Reason::Gone),
@@ -120,7 +121,8 @@ impl Round<'_> {
             };
             match (place, reason) {
                 (Some(at), None) => {
-                    self.bind(at, &task, class.group);
+                    let group = class.group;
+                    self.bind(at, &task, group);
                 }
                 (_, reason) => {
                     let mut refusals = Refusals::new(&class.demand);
@@ -133,18 +135,7 @@ impl Round<'_> {
 
     /// Places all others: by priority, and then by age.
     fn place_classes(&mut self) {
-        let head = |class: &Class, after: Option<&(Timestamp, String)>| match after {
-            None => class.waiting.first().cloned(),
-            Some(after) => {
-                let later = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);
-                class.waiting.range::<(Timestamp, String), _>(later).next().cloned()
-            }
-        };
-        let firsts = self.fleet.classes.iter().enumerate().filter_map(|(number, class)| {
-            let (created, name) = head(class, None)?;
-            Some((-class.priority, created, name, number))
-        });
-        let mut heads: BTreeSet<(i32, Timestamp, String, usize)> = firsts.collect();
+        let mut heads = self.fleet.heads();
         let view = self.view;
         let lowest = heads.last().map_or(0, |(priority, ..)| -priority);
         while let Some((priority, created, name, number)) = heads.pop_first() {
@@ -156,7 +147,7 @@ impl Round<'_> {
                 self.refuse(number, (created, name), own);
                 continue;
             };
-            if !self.is_turn(&self.fleet.classes[number].group_name.clone(), created) {
+            if !self.is_turn(own, created) {
                 self.leave_room(number, created, lowest);
                 continue;
             }
@@ -166,8 +157,8 @@ impl Round<'_> {
                 // The rest of the round would be decided on a choice that was not made.
                 break;
             }
-            let last = (created, name);
-            if let Some((created, name)) = head(&self.fleet.classes[number], Some(&last)) {
+            let later = (Bound::Excluded((created, name)), Bound::Unbounded);
+            if let Some((created, name)) = self.fleet.classes[number].waiting.range(later).next().cloned() {
                 heads.insert((priority, created, name, number));
             }
         }
@@ -209,10 +200,10 @@ impl Round<'_> {
         true
     }
 
-    /// Whether tasks of a group that wait since then are to be placed here; when they will be, if it is not their turn yet.
-    fn is_turn(&mut self, group: &str, since: Timestamp) -> bool {
+    /// Whether tasks that wait since then, one's own or not, are to be placed here; looks again when it is not yet their turn.
+    fn is_turn(&mut self, own: bool, since: Timestamp) -> bool {
         let anybodys = since + seats::ANYBODY;
-        let is_turn = self.seats.is_own(group) || anybodys <= self.now;
+        let is_turn = own || anybodys <= self.now;
         if !is_turn {
             self.plan.wake(anybodys);
         }

@@ -92,7 +92,7 @@ pub fn explain(view: &View, key: &Key, now: Timestamp) -> Option<Explanation> {
         explained.refused.entry(reason.class()).or_default().push((instance, told));
     }
     if task.wants_place() {
-        let created = object.meta().created.as_ref().map_or(Timestamp(0), Timestamp::from);
+        let created = task.created();
         explained.waits_since = Some(created);
         explained.before = fleet.before(task.spec.priority, created, object.name());
         if explained.candidates.is_empty() && target.is_empty() {

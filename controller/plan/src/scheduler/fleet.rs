@@ -32,6 +32,9 @@ enum Kept {
     Foreign(Timestamp),
 }
 
+/// A class' turn: its priority, negative, a waiting task's age and name, and the class' number.
+pub(super) type Head = (i32, Timestamp, String, usize);
+
 /// An index and when it was last asked.
 #[derive(Debug, Default)]
 struct Shelf {
@@ -148,7 +151,7 @@ impl Fleet {
         }
         let Some(object) = view.get(key).cloned() else { return };
         let Some(found) = task::of(&object).filter(task::View::wants_place) else { return };
-        let created = object.meta().created.as_ref().map_or(Timestamp(0), Timestamp::from);
+        let created = found.created();
         let kept = if !matches!(found.spec.scheduler_name.as_str(), "" | super::NAME) {
             self.foreign.insert((created, key.name.clone()));
             Kept::Foreign(created)
@@ -171,11 +174,6 @@ impl Fleet {
         }
         let class = Class::of(spec, &mut self.groups);
         self.by_likeness.insert(likeness, self.classes.len());
-        self.add(class)
-    }
-
-    /// Adds a class that no task is of, and gives its number.
-    pub(super) fn add(&mut self, class: Class) -> usize {
         self.classes.push(class);
         self.shelves.push(Shelf::default());
         self.classes.len() - 1
@@ -201,14 +199,19 @@ impl Fleet {
         self.by_name.len()
     }
 
-    /// Keeps places for all that have waited for long, as a round does.
-    pub(super) fn hold_for_all(&mut self, now: Timestamp) {
-        let firsts = self.classes.iter().enumerate().filter_map(|(number, class)| {
+    /// The oldest waiting task of each class, in the order in which they are placed: by priority, then by age.
+    pub(super) fn heads(&self) -> BTreeSet<Head> {
+        let head = |(number, class): (usize, &Class)| {
             let (created, name) = class.waiting.first()?.clone();
             Some((-class.priority, created, name, number))
-        });
-        let (firsts, mut room): (BTreeSet<_>, Room) = (firsts.collect(), Room::default());
-        for (_, created, _, number) in firsts {
+        };
+        self.classes.iter().enumerate().filter_map(head).collect()
+    }
+
+    /// Keeps places for all that have waited for long, as a round does.
+    pub(super) fn hold_for_all(&mut self, now: Timestamp) {
+        let mut room = Room::default();
+        for (_, created, _, number) in self.heads() {
             if self.best(number).is_none() && self.refusals(number).is_for_room() {
                 room.keep(self, number, created, now);
             }

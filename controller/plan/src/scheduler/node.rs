@@ -170,13 +170,12 @@ impl Node {
             } else if task.spec.preemptible && (task.spec.target_instance.is_empty() || !task.spec.replaces.is_empty())
             {
                 // One of a DAEMON service would come back before anything else.
-                let created = task.object.meta().created.as_ref().map_or(Timestamp(0), Timestamp::from);
                 self.victims.push(Victim {
                     priority: task.spec.priority,
                     task: task.object.name().to_owned(),
                     demand: demand(),
                     protected_until: task.protected_until(),
-                    created,
+                    created: task.created(),
                 });
             }
         }

@@ -254,7 +254,6 @@ pub(super) fn is_stuck(known: &Known<'_>, task: &task::View<'_>) -> bool {
 pub(super) fn gives_up_at(known: &Known<'_>, task: &task::View<'_>) -> Option<Timestamp> {
     let bound = !task.spec.target_instance.is_empty() && !known.is_daemon() && task.is_wanted();
     let late = if is_extra(known, task) { !task.is_healthy() } else { task.wants_place() };
-    let created = task.object.meta().created.as_ref().map_or(Timestamp(0), Timestamp::from);
     let patience = if task.is_running() { PATIENCE_RUNNING } else { PATIENCE };
-    (bound && late).then(|| created + patience)
+    (bound && late).then(|| task.created() + patience)
 }
