@@ -1,7 +1,7 @@
 //! The bundled etcd: the official binary, built in, unpacked once, run as a child that ends with its parent.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use sha2::{Digest, Sha256};
 use tokio::sync::{oneshot, watch};
 
-use crate::storage::{Etcd, EtcdSettings, Storage};
+use crate::storage::{Etcd, EtcdSettings};
 
 #[cfg(bundled_etcd)]
 static BINARY: &[u8] = include_bytes!(env!("STEADY_BUNDLED_ETCD"));
@@ -21,6 +21,11 @@ static BINARY: &[u8] = &[];
 
 /// How long etcd may take until it answers: a large log takes its time.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often other ports are chosen when one that was free is taken before etcd listens there.
+const PORT_TRIES: usize = 5;
+/// How etcd names that.
+const PORT_TAKEN: &str = "address already in use";
 
 /// Why the bundled etcd does not run.
 #[derive(Debug, thiserror::Error)]
@@ -37,10 +42,12 @@ pub enum BundledError {
         error: std::io::Error,
     },
     /// It ended.
-    #[error("etcd ended ({status}); its log is {log}")]
+    #[error("etcd ended ({status}): {last}; its log is {log}")]
     Ended {
         /// How.
         status: String,
+        /// What it logged last.
+        last: String,
         /// Where to look.
         log: PathBuf,
     },
@@ -77,10 +84,12 @@ impl Membership {
         Membership { name: name.to_owned(), client_url, peer_url, cluster, joins: false }
     }
 
-    /// Alone, on two ports of the loopback address that are free.
+    /// Alone, on two ports of the loopback address that are free now.
     fn local(directory: &Path) -> Result<Self, BundledError> {
         let (client, peer) = free_ports().map_err(|error| file(directory, error))?;
-        Ok(Self::alone("steady", format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}")))
+        // Another name each time: by it the etcd that answers at these ports is known to be this one.
+        let name = format!("steady-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+        Ok(Self::alone(&name, format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}")))
     }
 }
 
@@ -98,15 +107,36 @@ pub struct BundledEtcd {
     pid: Pid,
     ended: watch::Receiver<Option<String>>,
     log: PathBuf,
+    /// Length of the log when it started.
+    logged: u64,
 }
 
 impl BundledEtcd {
     /// Starts it on a data directory. `guard` is the program and its first arguments that run a command which ends
     /// with its parent (`steady __guard`).
     pub async fn start(directory: &Path, guard: &[String]) -> Result<(Self, Etcd), BundledError> {
-        let (etcd, store) = Self::start_member(directory, guard, &Membership::local(directory)?).await?;
-        etcd.answers(&store).await?;
-        Ok((etcd, store))
+        let mut tries = 1;
+        loop {
+            match Self::start_alone(directory, guard).await {
+                // Another process took one of the ports between our look and etcd's.
+                Err(BundledError::Ended { last, .. }) if tries < PORT_TRIES && last.contains(PORT_TAKEN) => tries += 1,
+                started => return started,
+            }
+        }
+    }
+
+    async fn start_alone(directory: &Path, guard: &[String]) -> Result<(Self, Etcd), BundledError> {
+        let member = Membership::local(directory)?;
+        let (etcd, store) = Self::start_member(directory, guard, &member).await?;
+        let start = Instant::now();
+        loop {
+            let last = match store.peers().await {
+                Ok(peers) if peers.iter().any(|peer| peer.name == member.name) => return Ok((etcd, store)),
+                Ok(_) => format!("another etcd answers at {}", member.client_url),
+                Err(error) => error.to_string(),
+            };
+            etcd.goes_on(start, &last).await?;
+        }
     }
 
     /// Starts a member of several. Returns once it says how it is: it may not vote yet, or wait for the others.
@@ -125,8 +155,9 @@ impl BundledEtcd {
         let mut command = command(guard, &program, directory, member);
         let output = fs::OpenOptions::new().create(true).append(true).open(&log).map_err(|e| file(&log, e))?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
+        let logged = fs::metadata(&log).map_or(0, |metadata| metadata.len());
         let (pid, ended) = spawn(command).await.map_err(|error| file(&program, error))?;
-        let etcd = BundledEtcd { endpoint, pid, ended, log };
+        let etcd = BundledEtcd { endpoint, pid, ended, log, logged };
         let settings = EtcdSettings { endpoints: vec![etcd.endpoint.clone()], tls: None };
         let start = Instant::now();
         let store = loop {
@@ -142,19 +173,10 @@ impl BundledEtcd {
         Ok((etcd, store))
     }
 
-    /// Waits until it answers as a whole etcd does.
-    async fn answers(&self, store: &Etcd) -> Result<(), BundledError> {
-        let start = Instant::now();
-        while let Err(error) = store.revision().await {
-            self.goes_on(start, &error.to_string()).await?;
-        }
-        Ok(())
-    }
-
     /// Waits a little, unless it has ended or was waited for long enough.
     async fn goes_on(&self, start: Instant, last: &str) -> Result<(), BundledError> {
         if let Some(status) = self.ended.borrow().clone() {
-            return Err(BundledError::Ended { status, log: self.log.clone() });
+            return Err(self.end(status));
         }
         if start.elapsed() > PATIENCE {
             return Err(BundledError::Silent { last: last.to_owned(), log: self.log.clone() });
@@ -169,7 +191,12 @@ impl BundledEtcd {
             Ok(status) => status.clone().unwrap_or_default(),
             Err(_) => "unknown".into(),
         };
-        BundledError::Ended { status, log: self.log.clone() }
+        self.end(status)
+    }
+
+    fn end(&self, status: String) -> BundledError {
+        let last = last_line(&self.log, self.logged).unwrap_or_else(|| "it logged nothing".into());
+        BundledError::Ended { status, last, log: self.log.clone() }
     }
 
     /// Stops it and waits until it has ended. What was acknowledged is on disk, so it is not waited for long: etcd would
@@ -181,6 +208,19 @@ impl BundledEtcd {
             self.ended().await;
         }
     }
+}
+
+/// What etcd logged last since its log was that long, without its stack.
+fn last_line(log: &Path, logged: u64) -> Option<String> {
+    let mut file = fs::File::open(log).ok()?;
+    let length = file.metadata().ok()?.len();
+    // It may be long: its end is all that is read.
+    file.seek(SeekFrom::Start(logged.max(length.saturating_sub(8192)))).ok()?;
+    let mut end = Vec::new();
+    file.read_to_end(&mut end).ok()?;
+    let end = String::from_utf8_lossy(&end);
+    let line = end.lines().rev().find(|line| !line.trim().is_empty())?;
+    Some(line.split(",\"stacktrace\"").next().unwrap_or(line).to_owned())
 }
 
 fn file(path: &Path, error: std::io::Error) -> BundledError {

@@ -5,6 +5,7 @@ pub mod chaos;
 pub mod docker;
 pub mod sim;
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -31,9 +32,11 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// A port that is free now.
+/// A port that is free now, and that nobody is given who asks for any: none of the ports of outgoing connections, and
+/// none of those for tasks. Another test may choose it, which is why it is drawn.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    let drawn = || 10_000 + u16::try_from(RandomState::new().hash_one(std::process::id()) % 10_000).unwrap();
+    std::iter::repeat_with(drawn).find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }
 
 /// Looks again and again until there is something to see.

@@ -39,3 +39,25 @@ async fn the_bundled_etcd_conforms_and_keeps_what_was_written() {
     assert_eq!(steady_apiserver::storage::Storage::revision(&store).await.unwrap(), before);
     etcd.stop().await;
 }
+
+/// What a race for a port looks like to etcd: the first time it is told to listen where another etcd does.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bundled_etcd_chooses_other_ports_when_one_is_taken_meanwhile() {
+    let place = Place::new();
+    // By the time that it looks for its port the other one listens there, and answers.
+    let script = format!(
+        "first={}; [ -e $first ] && exec \"$@\"; touch $first; \
+         port=$(echo \"$@\" | sed 's/.*listen-client-urls=http:..127.0.0.1:\\([0-9]*\\).*/\\1/'); \
+         timeout 6 etcd --data-dir {} --log-level fatal --listen-client-urls http://127.0.0.1:$port \
+         --advertise-client-urls http://127.0.0.1:$port --listen-peer-urls http://127.0.0.1:0 & \
+         sleep 2; exec \"$@\"",
+        place.path("first").display(),
+        place.path("thief").display(),
+    );
+    let guard: Vec<String> = ["sh", "-c", &script, "guard"].map(Into::into).to_vec();
+    let (etcd, store) = BundledEtcd::start(&place.path("data"), &guard).await.unwrap();
+    assert!(place.path("first").exists());
+    let name = store.peers().await.unwrap()[0].name.clone();
+    assert!(name.starts_with("steady-"), "its own store, not {name}'s");
+    etcd.stop().await;
+}
