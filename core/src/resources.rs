@@ -1,12 +1,13 @@
 //! CPU, memory, ports and whatever else has a name: what a task takes and what an instance has left.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use steady_proto::v1::network_mode::Value as NetworkMode;
 use steady_proto::v1::transport_protocol::Value as Protocol;
 use steady_proto::v1::{
-    Attribute, ContainerDefinition, Demand, HostPort, InstanceResources, PortMapping, TaskDefinitionSpec,
+    Attribute, ContainerDefinition, Demand, HostPort, InstanceResources, LinuxParameters, PortMapping,
+    TaskDefinitionSpec,
 };
 
 use crate::guard::{self, Guard};
@@ -90,8 +91,15 @@ fn named(spec: &TaskDefinitionSpec) -> BTreeMap<String, i32> {
 pub fn requires_attributes(spec: &TaskDefinitionSpec) -> Vec<Attribute> {
     let containers = &spec.container_definitions;
     let mut required = Vec::new();
+    let mut capability = |name: String| required.push(Attribute { name, value: String::new() });
     if containers.iter().any(|container| container.privileged) {
-        required.push(Attribute { name: capability::PRIVILEGED.to_owned(), value: String::new() });
+        capability(capability::PRIVILEGED.to_owned());
+    }
+    if containers.iter().any(|container| engine_only(container).is_some()) {
+        capability(capability::ENGINE.to_owned());
+    }
+    for driver in containers.iter().filter_map(log_driver).collect::<BTreeSet<_>>() {
+        capability(format!("{}{driver}", capability::LOGGING_DRIVER));
     }
     if let Some(platform) = &spec.runtime_platform {
         let architecture = match platform.cpu_architecture.as_str() {
@@ -107,10 +115,51 @@ pub fn requires_attributes(spec: &TaskDefinitionSpec) -> Vec<Attribute> {
     required
 }
 
+/// The first of a container's settings that only a container engine can see to, if it has any. Older settings are left out:
+/// who has no engine refuses them when it is to make the container.
+pub fn engine_only(container: &ContainerDefinition) -> Option<&'static str> {
+    let settings = [
+        (
+            "linuxParameters",
+            container.linux_parameters.as_ref().is_some_and(|linux| *linux != LinuxParameters::default()),
+        ),
+        ("links", !container.links.is_empty()),
+        ("volumesFrom", !container.volumes_from.is_empty()),
+        ("systemControls", !container.system_controls.is_empty()),
+        ("dockerSecurityOptions", !container.docker_security_options.is_empty()),
+        ("dnsSearchDomains", !container.dns_search_domains.is_empty()),
+    ];
+    settings.into_iter().find(|(_, given)| *given).map(|(name, _)| name)
+}
+
+/// The log driver that a container names, if it is not the one that every instance has.
+pub fn log_driver(container: &ContainerDefinition) -> Option<&str> {
+    let driver = container.log_configuration.as_ref()?.log_driver.as_str();
+    (!matches!(driver, "" | "json-file")).then_some(driver)
+}
+
+/// Container and alias of a link, `CONTAINER` or `CONTAINER:ALIAS`. `None` for anything else.
+pub fn parse_link(link: &str) -> Option<(&str, &str)> {
+    let (name, alias) = link.split_once(':').unwrap_or((link, link));
+    let is_name = !alias.is_empty() && alias.len() <= 255;
+    (is_name && alias.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))).then_some((name, alias))
+}
+
+/// Names of the containers of its task that have to have started before a container, besides those that its `dependsOn`
+/// names: it is linked to them, or has their volumes (ECS).
+pub fn implied_dependencies(container: &ContainerDefinition) -> impl Iterator<Item = &str> {
+    let linked = container.links.iter().filter_map(|link| parse_link(link)).map(|(name, _)| name);
+    linked.chain(container.volumes_from.iter().map(|from| from.source_container.as_str()))
+}
+
 /// Attributes by which agents say what they can do (ECS).
 pub mod capability {
     /// Privileged containers.
     pub const PRIVILEGED: &str = "com.amazonaws.ecs.capability.privileged-container";
+    /// A Docker Engine: the settings that are its own.
+    pub const ENGINE: &str = "com.amazonaws.ecs.capability.docker-remote-api.1.24";
+    /// A log driver, by its name.
+    pub const LOGGING_DRIVER: &str = "com.amazonaws.ecs.capability.logging-driver.";
 }
 
 /// Whether an instance with these attributes has one that is required: a value that is empty asks for none.

@@ -142,3 +142,75 @@ fn a_tag_that_moves_changes_no_deployment_until_the_next_one() {
     let second = digests();
     assert!(second.len() == 1 && second != first, "{first:?} {second:?}");
 }
+
+#[test]
+fn settings_of_a_container_reach_the_engine() {
+    let place = Place::new();
+    let engine = Engine::start(&place);
+    engine.busybox("box:1");
+    let manifest = place.path("settings.yaml").display().to_string();
+    let text = r#"
+apiVersion: steady/v1
+kind: TaskDefinition
+metadata: {name: settings}
+spec:
+  volumes: [{name: shared}]
+  containerDefinitions:
+    - name: web
+      image: "box:1"
+      memory: 16
+      stopTimeout: 1
+      command: [sh, -c, "cat /proc/sys/net/core/somaxconn /etc/hosts /etc/resolv.conf /proc/mounts /proc/self/status;
+        touch /data/x || echo is read only; echo done; sleep 1000"]
+      links: ["store:db"]
+      volumesFrom: [{sourceContainer: store, readOnly: true}]
+      systemControls: [{namespace: net.core.somaxconn, value: "77"}]
+      dnsSearchDomains: [prod.local]
+      dockerSecurityOptions: [no-new-privileges]
+      logConfiguration: {logDriver: local, options: {max-size: 1m}}
+      linuxParameters:
+        capabilities: {drop: [ALL], add: [NET_BIND_SERVICE]}
+        tmpfs: [{containerPath: /scratch, size: 8, mountOptions: [noexec]}]
+        sharedMemorySize: 16
+    - name: store
+      image: "box:1"
+      memory: 16
+      stopTimeout: 1
+      command: [sleep, "1000"]
+      mountPoints: [{sourceVolume: shared, containerPath: /data}]
+---
+apiVersion: steady/v1
+kind: Service
+metadata: {name: settings}
+spec: {taskDefinition: settings}
+---
+apiVersion: steady/v1
+kind: TaskDefinition
+metadata: {name: odd}
+spec:
+  containerDefinitions: [{name: a, image: "box:1", memory: 16, logConfiguration: {logDriver: nosuch}}]
+---
+apiVersion: steady/v1
+kind: Service
+metadata: {name: odd}
+spec: {taskDefinition: odd}
+"#;
+    std::fs::write(&manifest, text).unwrap();
+    let _up = place.up(&["--runtime", "docker", "--docker-socket", &engine.socket, &manifest]);
+    service(&place, "service/settings");
+    let output = eventually("all is said", Duration::from_secs(20), || {
+        let said = place.ok(&["logs", "service/settings"]);
+        said.contains("done").then_some(said)
+    });
+    // CapEff of NET_BIND_SERVICE alone.
+    for expected in
+        ["77", "db", "search prod.local", "/scratch tmpfs", "NoNewPrivs:\t1", "CapEff:\t0000000000000400", "read only"]
+    {
+        assert!(output.contains(expected), "{expected}: {output}");
+    }
+    assert!(output.contains("size=16384k"), "/dev/shm: {output}");
+    eventually("nobody has the driver", Duration::from_secs(20), || {
+        let events = place.ok(&["events", "service/odd"]);
+        events.contains("com.amazonaws.ecs.capability.logging-driver.nosuch").then_some(())
+    });
+}

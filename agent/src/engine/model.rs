@@ -1,11 +1,14 @@
 //! A task as the engine sees it: what is wanted, and what each container is known to do.
 
+use steady_core::resources::implied_dependencies;
 use steady_core::v1::container_condition::Value as Condition;
 use steady_core::v1::desired_status::Value as Desired;
 use steady_core::v1::health_status::Value as Health;
 use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::v1::task_last_status::Value as Status;
-use steady_core::v1::{Container, ContainerDefinition, NetworkBinding, Object, TaskDefinitionSpec, TaskStatus};
+use steady_core::v1::{
+    Container, ContainerDefinition, ContainerDependency, NetworkBinding, Object, TaskDefinitionSpec, TaskStatus,
+};
 use steady_core::{Timestamp, task};
 
 use crate::runtime::{Exit, Port, repository};
@@ -145,6 +148,12 @@ impl TaskState {
                 }
                 definition.environment.retain(|kept| !change.environment.iter().any(|new| new.name == kept.name));
                 definition.environment.extend(change.environment.iter().cloned());
+            }
+            for name in implied_dependencies(original) {
+                if !definition.depends_on.iter().any(|known| known.container_name == name) {
+                    let condition = Condition::Start.into();
+                    definition.depends_on.push(ContainerDependency { container_name: name.to_owned(), condition });
+                }
             }
             if let Some(digest) = spec.image_digests.get(&definition.name) {
                 definition.image = pinned(&definition.image, digest);

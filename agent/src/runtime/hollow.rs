@@ -101,7 +101,7 @@ impl Runtime for Hollow {
     }
 
     fn attributes(&self) -> BTreeMap<String, String> {
-        BTreeMap::from([(capability::PRIVILEGED.to_owned(), String::new())])
+        [capability::PRIVILEGED, capability::ENGINE].map(|name| (name.to_owned(), String::new())).into()
     }
 
     async fn list(&self) -> Result<Vec<Found>, RuntimeError> {

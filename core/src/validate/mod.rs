@@ -1,6 +1,7 @@
 //! Checks of what people hand in: every fault of an object at once, each with its path.
 
 mod common;
+mod engine;
 mod instance;
 mod service;
 mod task;

@@ -7,7 +7,8 @@ use steady_proto::v1::network_mode::Value as NetworkMode;
 use steady_proto::v1::{ContainerDefinition, PortMapping, TaskDefinitionSpec};
 
 use super::common::{Faults, constraints, name};
-use crate::resources::{container_memory, container_ports, parse_cpu, parse_memory, protocol};
+use super::engine;
+use crate::resources::{container_memory, container_ports, implied_dependencies, parse_cpu, parse_memory, protocol};
 
 pub(super) fn check(spec: &TaskDefinitionSpec, faults: &mut Faults) {
     name(faults, "spec.family", &spec.family);
@@ -120,28 +121,14 @@ fn check_container(spec: &TaskDefinitionSpec, container: &ContainerDefinition, p
         }
     }
     resource_requirements(container, path, faults);
+    engine::check(spec, container, path, faults);
     health_check(container, path, faults);
     unsupported(container, path, faults);
 }
 
 fn unsupported(container: &ContainerDefinition, path: &str, faults: &mut Faults) {
-    let later: [(&str, bool, &str); 8] = [
-        ("links", !container.links.is_empty(), "use a port mapping"),
-        ("volumesFrom", !container.volumes_from.is_empty(), "mount the same volume in both containers"),
-        ("systemControls", !container.system_controls.is_empty(), "leave it out"),
-        ("secrets", !container.secrets.is_empty(), "use environment"),
-        ("environmentFiles", !container.environment_files.is_empty(), "use environment"),
-        ("dockerSecurityOptions", !container.docker_security_options.is_empty(), "leave it out"),
-        ("dnsSearchDomains", !container.dns_search_domains.is_empty(), "leave it out"),
-        (
-            "logConfiguration",
-            container.log_configuration.as_ref().is_some_and(|l| !matches!(l.log_driver.as_str(), "" | "json-file")),
-            "leave it out: `steady logs` shows the output",
-        ),
-    ];
-    for (field, given, instead) in later {
-        faults.unsupported(&format!("{path}.{field}"), given, instead);
-    }
+    faults.unsupported(&format!("{path}.secrets"), !container.secrets.is_empty(), "use environment");
+    faults.unsupported(&format!("{path}.environmentFiles"), !container.environment_files.is_empty(), "use environment");
 }
 
 fn port_mapping(spec: &TaskDefinitionSpec, mapping: &PortMapping, path: &str, faults: &mut Faults) {
@@ -297,7 +284,10 @@ fn cycle(containers: &[ContainerDefinition]) -> Option<Vec<&str>> {
     }
     let edges: BTreeMap<&str, Vec<&str>> = containers
         .iter()
-        .map(|c| (c.name.as_str(), c.depends_on.iter().map(|d| d.container_name.as_str()).collect()))
+        .map(|c| {
+            let named = c.depends_on.iter().map(|d| d.container_name.as_str());
+            (c.name.as_str(), named.chain(implied_dependencies(c)).collect())
+        })
         .collect();
     let mut done = BTreeSet::new();
     containers.iter().find_map(|c| visit(&c.name, &edges, &mut Vec::new(), &mut done))
@@ -306,7 +296,7 @@ fn cycle(containers: &[ContainerDefinition]) -> Option<Vec<&str>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use steady_proto::v1::ContainerDependency;
+    use steady_proto::v1::{ContainerDependency, VolumeFrom};
 
     fn container(name: &str, needs: &[(&str, Condition)]) -> ContainerDefinition {
         ContainerDefinition {
@@ -394,5 +384,15 @@ mod tests {
         }
         let both = PortMapping { host_port: 80, ..range("8000-8001") };
         assert!(with(both, NetworkMode::Bridge).1[0].contains("leave it out"));
+    }
+
+    #[test]
+    fn links_wait_for_each_other_in_a_circle_too() {
+        let mut web = container("web", &[]);
+        web.links = vec!["db".into()];
+        let mut db = container("db", &[]);
+        db.volumes_from = vec![VolumeFrom { source_container: "web".into(), read_only: true }];
+        let found = faults(vec![web, db]).join("\n");
+        assert!(found.contains("web -> db -> web"), "{found}");
     }
 }

@@ -2,8 +2,12 @@
 
 use std::collections::HashMap;
 
-use bollard::models::{ContainerCreateBody, HostConfig, HostConfigLogConfig, PortBinding, ResourcesUlimits};
+use bollard::models::{
+    ContainerCreateBody, DeviceMapping, HostConfig, HostConfigLogConfig, PortBinding, ResourcesUlimits,
+};
+use steady_core::resources::parse_link;
 use steady_core::v1::network_mode::Value as NetworkMode;
+use steady_core::v1::{Capabilities, LinuxParameters, LogConfiguration, VolumeFrom};
 
 use crate::runtime::{ContainerId, ContainerSpec, Port};
 
@@ -106,7 +110,12 @@ fn host(spec: &ContainerSpec, bridged: bool) -> HostConfig {
         NetworkMode::None => "none",
         _ => "bridge",
     };
-    let rotation = [("max-size".to_owned(), "10m".to_owned()), ("max-file".to_owned(), "2".to_owned())];
+    let sibling = |name: &str| self::name(&ContainerId { task: spec.id.task.clone(), name: name.to_owned() });
+    let links = definition.links.iter().filter_map(|link| parse_link(link));
+    let links = links.map(|(name, alias)| format!("{}:{alias}", sibling(name)));
+    let from =
+        |from: &VolumeFrom| format!("{}{}", sibling(&from.source_container), if from.read_only { ":ro" } else { "" });
+    let controls = definition.system_controls.iter().map(|c| (c.namespace.clone(), c.value.clone()));
     let reservation = definition.memory_reservation;
     HostConfig {
         // Fewer than two shares mean two (ECS).
@@ -122,10 +131,58 @@ fn host(spec: &ContainerSpec, bridged: bool) -> HostConfig {
         dns: some(definition.dns_servers.clone()),
         extra_hosts: some(definition.extra_hosts.iter().map(|h| format!("{}:{}", h.hostname, h.ip_address)).collect()),
         ulimits: some(ulimits.collect()),
-        log_config: Some(HostConfigLogConfig {
-            typ: Some("json-file".to_owned()),
-            config: Some(HashMap::from(rotation)),
-        }),
+        links: some(links.collect()),
+        volumes_from: some(definition.volumes_from.iter().map(from).collect()),
+        sysctls: Some(controls.collect()).filter(|controls: &HashMap<_, _>| !controls.is_empty()),
+        security_opt: some(definition.docker_security_options.clone()),
+        dns_search: some(definition.dns_search_domains.clone()),
+        log_config: Some(logs(definition.log_configuration.as_ref())),
+        ..linux(definition.linux_parameters.as_ref(), spec.memory_limit)
+    }
+}
+
+/// Where the output goes. A file of the engine's is rotated, unless its options say otherwise.
+fn logs(given: Option<&LogConfiguration>) -> HostConfigLogConfig {
+    let driver = given.map(|log| log.log_driver.as_str()).filter(|driver| !driver.is_empty()).unwrap_or("json-file");
+    let mut config: HashMap<String, String> =
+        given.map(|log| log.options.clone()).unwrap_or_default().into_iter().collect();
+    if driver == "json-file" {
+        for (option, value) in [("max-size", "10m"), ("max-file", "2")] {
+            config.entry(option.to_owned()).or_insert_with(|| value.to_owned());
+        }
+    }
+    HostConfigLogConfig { typ: Some(driver.to_owned()), config: Some(config) }
+}
+
+fn linux(given: Option<&LinuxParameters>, memory: Option<i32>) -> HostConfig {
+    let Some(linux) = given else { return HostConfig::default() };
+    let Capabilities { add, drop } = linux.capabilities.clone().unwrap_or_default();
+    let devices = linux.devices.iter().map(|device| {
+        let inside = if device.container_path.is_empty() { &device.host_path } else { &device.container_path };
+        let may = |what: &str| device.permissions.is_empty() || device.permissions.iter().any(|given| given == what);
+        let letters = [("read", 'r'), ("write", 'w'), ("mknod", 'm')];
+        let permissions = letters.into_iter().filter(|(name, _)| may(name)).map(|(_, letter)| letter).collect();
+        DeviceMapping {
+            path_on_host: Some(device.host_path.clone()),
+            path_in_container: Some(inside.clone()),
+            cgroup_permissions: Some(permissions),
+        }
+    });
+    let tmpfs = linux.tmpfs.iter().map(|tmpfs| {
+        let options = std::iter::once(format!("size={}m", tmpfs.size)).chain(tmpfs.mount_options.iter().cloned());
+        (tmpfs.container_path.clone(), options.collect::<Vec<_>>().join(","))
+    });
+    // Docker counts memory and swap together.
+    let swap = linux.max_swap.zip(memory).map(|(swap, memory)| (i64::from(swap) + i64::from(memory)) * MIB);
+    HostConfig {
+        cap_add: some(add),
+        cap_drop: some(drop),
+        devices: some(devices.collect()),
+        init: linux.init_process_enabled,
+        shm_size: Some(i64::from(linux.shared_memory_size) * MIB).filter(|bytes| *bytes > 0),
+        tmpfs: Some(tmpfs.collect()).filter(|tmpfs: &HashMap<_, _>| !tmpfs.is_empty()),
+        memory_swap: swap,
+        memory_swappiness: linux.swappiness.filter(|_| swap.is_some()).map(i64::from),
         ..HostConfig::default()
     }
 }
@@ -133,7 +190,7 @@ fn host(spec: &ContainerSpec, bridged: bool) -> HostConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use steady_core::v1::{ContainerDefinition, MountPoint, Volume};
+    use steady_core::v1::{ContainerDefinition, Device, MountPoint, Volume};
 
     #[test]
     fn a_definition_becomes_what_the_engine_is_asked_for() {
@@ -166,5 +223,50 @@ mod tests {
         assert!(body.env.expect("environment").contains(&"PORT=80".to_owned()));
         let labels = body.labels.expect("labels");
         assert_eq!((labels["steady.task"].as_str(), labels["steady.instance"].as_str()), ("t", "i"));
+    }
+
+    #[test]
+    fn what_is_the_engine_s_own_is_handed_to_it() {
+        let definition = ContainerDefinition {
+            links: vec!["db".into(), "cache:c".into()],
+            volumes_from: vec![VolumeFrom { source_container: "db".into(), read_only: true }],
+            log_configuration: Some(LogConfiguration {
+                options: [("max-size".to_owned(), "1m".to_owned())].into(),
+                ..LogConfiguration::default()
+            }),
+            linux_parameters: Some(LinuxParameters {
+                devices: vec![Device {
+                    host_path: "/dev/fuse".into(),
+                    permissions: vec!["read".into()],
+                    ..<_>::default()
+                }],
+                max_swap: Some(8),
+                swappiness: Some(10),
+                ..LinuxParameters::default()
+            }),
+            ..ContainerDefinition::default()
+        };
+        let spec = ContainerSpec {
+            id: ContainerId { task: "t".into(), name: "web".into() },
+            cluster: "default".into(),
+            instance: "i".into(),
+            definition,
+            volumes: vec![],
+            network_mode: NetworkMode::Bridge,
+            ports: vec![],
+            cpu_limit: None,
+            memory_limit: Some(64),
+        };
+        let host = container(&spec).host_config.expect("a host configuration");
+        assert_eq!(host.links, Some(vec!["steady-t-db:db".to_owned(), "steady-t-cache:c".to_owned()]));
+        assert_eq!(host.volumes_from, Some(vec!["steady-t-db:ro".to_owned()]));
+        assert_eq!((host.memory_swap, host.memory_swappiness), (Some(72 * MIB), Some(10)));
+        let device = &host.devices.expect("devices")[0];
+        assert_eq!(device.path_in_container.as_deref(), Some("/dev/fuse"));
+        assert_eq!(device.cgroup_permissions.as_deref(), Some("r"));
+        let log = host.log_config.expect("a log configuration");
+        let options = log.config.expect("options");
+        assert_eq!((log.typ.as_deref(), options["max-size"].as_str()), (Some("json-file"), "1m"));
+        assert_eq!(options["max-file"], "2", "rotated all the same");
     }
 }

@@ -43,6 +43,8 @@ pub struct Docker {
     cluster: String,
     instance: String,
     logs: PathBuf,
+    /// Log drivers that it has.
+    drivers: Vec<String>,
 }
 
 impl Docker {
@@ -62,7 +64,13 @@ impl Docker {
         let engine = answered
             .map_err(|_| RuntimeError::Timeout(format!("Docker at {socket} did not answer within {CONNECT:?}")))?
             .map_err(refused)?;
-        Ok(Docker { engine, cluster: cluster.to_owned(), instance: instance.to_owned(), logs })
+        // A socket may let through only what containers need.
+        let drivers = match within("info", CONNECT, engine.info()).await {
+            Ok(Ok(info)) => info.plugins.and_then(|plugins| plugins.log).unwrap_or_default(),
+            Ok(Err(error)) => unknown_drivers(&text(&error)),
+            Err(error) => unknown_drivers(&error.to_string()),
+        };
+        Ok(Docker { engine, cluster: cluster.to_owned(), instance: instance.to_owned(), logs, drivers })
     }
 
     fn filters(&self) -> HashMap<String, Vec<String>> {
@@ -146,6 +154,12 @@ impl Docker {
     }
 }
 
+/// No log drivers are known: only tasks that name none, or `json-file`, are placed here.
+fn unknown_drivers(why: &str) -> Vec<String> {
+    tracing::warn!(why, "Docker does not say which log drivers it has");
+    Vec::new()
+}
+
 /// A call of the engine's with its deadline.
 async fn within<T>(
     what: &str,
@@ -180,7 +194,12 @@ impl Runtime for Docker {
     }
 
     fn attributes(&self) -> BTreeMap<String, String> {
-        BTreeMap::from([(capability::PRIVILEGED.to_owned(), String::new())])
+        let drivers = self.drivers.iter().map(|driver| format!("{}{driver}", capability::LOGGING_DRIVER));
+        // The engine does not list the one that drops everything.
+        let none = format!("{}none", capability::LOGGING_DRIVER);
+        let all =
+            [capability::PRIVILEGED, capability::ENGINE].map(str::to_owned).into_iter().chain(drivers).chain([none]);
+        all.map(|name| (name, String::new())).collect()
     }
 
     async fn list(&self) -> Result<Vec<Found>, RuntimeError> {
@@ -210,7 +229,12 @@ impl Runtime for Docker {
         let options = CreateContainerOptions { name: Some(name(&spec.id)), platform: String::new() };
         let body = mapping::container(spec);
         match within("create", CREATE, self.engine.create_container(Some(options), body)).await? {
-            Ok(made) => Ok(made.id),
+            Ok(made) => {
+                for warning in made.warnings {
+                    tracing::warn!(container = %spec.id, warning, "Docker does not do all that was asked for");
+                }
+                Ok(made.id)
+            }
             // It is there already: of a former life, with the same name.
             Err(error) if status(&error) == Some(409) => match self.inspect(&spec.id).await? {
                 Some((id, _)) => Ok(id),

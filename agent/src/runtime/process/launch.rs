@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use steady_core::resources;
 use steady_core::v1::ContainerDefinition;
 use steady_core::v1::network_mode::Value as NetworkMode;
 
@@ -79,6 +80,12 @@ fn refuse(spec: &ContainerSpec) -> Result<(), String> {
     if definition.privileged || definition.readonly_root_filesystem {
         return needs("privileged or readonlyRootFilesystem");
     }
+    if let Some(setting) = resources::engine_only(definition) {
+        return needs(setting);
+    }
+    if let Some(driver) = resources::log_driver(definition) {
+        return needs(&format!("log driver {driver}"));
+    }
     if spec.network_mode == NetworkMode::None {
         return needs("networkMode none");
     }
@@ -140,6 +147,9 @@ mod tests {
         let mut privileged = spec();
         privileged.definition.privileged = true;
         assert!(launch(&privileged).expect_err("refused").to_string().contains("container engine"));
+        let mut linked = spec();
+        linked.definition.links = vec!["db".into()];
+        assert!(launch(&linked).expect_err("refused").to_string().contains("links needs a container engine"));
         let mut empty = spec();
         empty.definition.command.clear();
         empty.definition.entry_point.clear();
