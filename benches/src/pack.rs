@@ -185,7 +185,8 @@ fn place(tasks: &[Wanted], chain: &[(Strategy, &str)]) -> Vec<usize> {
             for (name, _) in bind.tasks {
                 let Some(object) = view.get(&Key::new(Kind::Task, DEFAULT_CLUSTER, &name)) else { continue };
                 let Some(task) = object.as_task().cloned() else { continue };
-                let spec = TaskSpec { container_instance: bind.instance.name.clone(), ..task.spec.unwrap_or_default() };
+                let spec =
+                    TaskSpec { container_instance: bind.instance.name.to_string(), ..task.spec.unwrap_or_default() };
                 let status = TaskStatus { last_status: Status::Pending.into(), ..task.status.unwrap_or_default() };
                 put(&mut view, Object::new(DEFAULT_CLUSTER, &name, Task { spec: Some(spec), status: Some(status) }));
                 if let (Ok(task), Ok(at)) = (name.parse::<usize>(), bind.instance.name.parse()) {

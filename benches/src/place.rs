@@ -241,7 +241,8 @@ impl World {
             for (name, _) in &bind.tasks {
                 let Some(object) = self.view.get(&Key::new(Kind::Task, DEFAULT_CLUSTER, name)) else { continue };
                 let Some(task) = object.as_task().cloned() else { continue };
-                let spec = TaskSpec { container_instance: bind.instance.name.clone(), ..task.spec.unwrap_or_default() };
+                let spec =
+                    TaskSpec { container_instance: bind.instance.name.to_string(), ..task.spec.unwrap_or_default() };
                 self.task(name, spec, Status::Pending);
                 count += 1;
             }

@@ -182,7 +182,7 @@ impl Store {
         let store = self.connection(0);
         let mut changes = store.watch(OBJECTS, after).await?;
         // The last revision may be of a key elsewhere: a while without news is the end as well.
-        while let Ok(Some(batch)) = tokio::time::timeout(Duration::from_millis(500), changes.next()).await {
+        while let Ok(Some(batch)) = tokio::time::timeout(Duration::from_secs(5), changes.next()).await {
             let batch = batch?;
             let within = |change: &&Change| match change {
                 Change::Put(entry) => entry.mod_revision <= until,
