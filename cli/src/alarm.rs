@@ -51,7 +51,7 @@ pub async fn run(args: AlarmArgs, global: &Global, out: &mut Out) -> Result<(), 
     };
     let key = Key::new(Kind::Alarm, &global.cluster, &name);
     let request = SetAlarmStateRequest {
-        cluster: key.cluster.clone(),
+        cluster: key.cluster.to_string(),
         alarm_name: name,
         state_value: state.into(),
         state_reason: args.reason,

@@ -137,7 +137,7 @@ async fn queries(client: &Client, args: &Get, targets: &[Target], global: &Globa
         let names = match &target.name {
             Some(name) => {
                 let keys = target::resolve(client, &cluster, target.kind, name).await?;
-                keys.into_iter().map(|key| key.name).collect()
+                keys.into_iter().map(|key| key.name.into()).collect()
             }
             None => vec![],
         };

@@ -66,8 +66,8 @@ pub async fn run(args: Logs, global: &Global, out: &mut Out) -> Result<(), Failu
 impl Logs {
     fn request(&self, key: &Key) -> LogsRequest {
         LogsRequest {
-            cluster: key.cluster.clone(),
-            task: key.name.clone(),
+            cluster: key.cluster.to_string(),
+            task: key.name.to_string(),
             container: self.container.clone(),
             follow: self.follow,
             tail: self.tail,

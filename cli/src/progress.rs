@@ -47,7 +47,7 @@ async fn follow(
         return Ok(());
     }
     let one = waiting.iter().all(|key| key.cluster == waiting[0].cluster);
-    let cluster = if one { waiting[0].cluster.clone() } else { String::new() };
+    let cluster = if one { waiting[0].cluster.to_string() } else { String::new() };
     let kinds = [Kind::Service, Kind::Deployment, Kind::Task, Kind::ContainerInstance];
     let mut watch = Watch::open(client, &kinds, target::in_cluster(&cluster)).await?;
     let mut world = World::default();

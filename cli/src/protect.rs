@@ -45,7 +45,7 @@ pub async fn run(args: Protect, global: &Global, out: &mut Out) -> Result<(), Fa
     let mut tasks = Vec::new();
     for word in &args.tasks {
         let name = target::name_of(Kind::Task, word)?;
-        tasks.push(target::task(&client, &global.cluster, &name).await?.name);
+        tasks.push(target::task(&client, &global.cluster, &name).await?.name.into());
     }
     let minutes = i32::try_from(args.within.as_secs().div_ceil(60)).unwrap_or(i32::MAX);
     let request = UpdateTaskProtectionRequest {

@@ -119,7 +119,7 @@ async fn open(service: &str, waits: bool, global: &Global) -> Result<(Client, Ke
 
 async fn wait(client: &Client, key: Key, global: &Global, out: &mut Out) -> Result<(), Failure> {
     let within = global.timeout.unwrap_or(progress::PATIENCE);
-    Box::pin(progress::until_steady(client, &[(key.cluster, key.name)], within, out)).await
+    Box::pin(progress::until_steady(client, &[(key.cluster.into(), key.name.into())], within, out)).await
 }
 
 /// One deployment of a service.
@@ -239,7 +239,7 @@ async fn go_on(args: &Continue, global: &Global, out: &mut Out) -> Result<(), Fa
     let name = newest.object.name();
     let action = if args.rollback { Action::Rollback } else { Action::Continue };
     let request = ContinueServiceDeploymentRequest {
-        cluster: key.cluster.clone(),
+        cluster: key.cluster.to_string(),
         service_deployment: name.to_owned(),
         hook_id: args.hook.clone().unwrap_or_default(),
         action: action.into(),

@@ -43,5 +43,5 @@ pub async fn run(args: Scale, global: &Global, out: &mut Out) -> Result<(), Fail
         return Ok(());
     }
     let within = global.timeout.unwrap_or(progress::PATIENCE);
-    Box::pin(progress::until_steady(&client, &[(key.cluster, key.name)], within, out)).await
+    Box::pin(progress::until_steady(&client, &[(key.cluster.into(), key.name.into())], within, out)).await
 }

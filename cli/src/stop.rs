@@ -32,7 +32,9 @@ pub async fn run(args: Stop, global: &Global, out: &mut Out) -> Result<(), Failu
         let name = target::name_of(Kind::Task, word)?;
         let key = target::task(&client, &global.cluster, &name).await?;
         let reason = args.reason.clone().unwrap_or_default();
-        client.stop_task(StopTaskRequest { cluster: key.cluster.clone(), task: key.name.clone(), reason }).await?;
+        client
+            .stop_task(StopTaskRequest { cluster: key.cluster.to_string(), task: key.name.to_string(), reason })
+            .await?;
         out.line(&format!("{key} is stopping"))?;
     }
     Ok(())

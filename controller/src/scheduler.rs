@@ -24,7 +24,7 @@ impl Scheduler {
 
 impl Controller for Scheduler {
     const NAME: &'static str = "scheduler";
-    // Each group of a round compares its instance's reservation and its tasks: nothing else can be wrong.
+    // Each group of a round compares its tasks, the room and, where it matters, what else was bound: nothing else can be wrong.
     const SEQUENCED: bool = false;
     const SHARED: bool = true;
 

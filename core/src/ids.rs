@@ -3,6 +3,7 @@
 use std::fmt;
 
 use sha2::{Digest, Sha256};
+use smol_str::SmolStr;
 use steady_proto::v1::{Object, ObjectRef};
 use steady_proto::{Kind, KindExt};
 
@@ -20,15 +21,16 @@ impl fmt::Display for Revision {
     }
 }
 
-/// Names one object for good; its order is the order of the store's keys.
+/// Names one object for good; its order is the order of the store's keys. Cloning it allocates nothing: views are maps of
+/// keys, and share most of their nodes with the views before.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     /// What it is.
     pub kind: Kind,
     /// Empty for kinds that belong to no cluster.
-    pub cluster: String,
+    pub cluster: SmolStr,
     /// Unique in kind and cluster.
-    pub name: String,
+    pub name: SmolStr,
 }
 
 /// Not a key of the store.
@@ -51,7 +53,7 @@ impl Key {
     pub const PREFIX: &'static str = "/steady/v1/";
     /// The first of all keys, which is nobody's.
     pub const fn first() -> Self {
-        Key { kind: Kind::Unspecified, cluster: String::new(), name: String::new() }
+        Key { kind: Kind::Unspecified, cluster: SmolStr::new_static(""), name: SmolStr::new_static("") }
     }
 
     /// Stands for «no cluster» in a key of the store.
@@ -60,7 +62,7 @@ impl Key {
     /// Key of an object of a cluster; the cluster is dropped for kinds that have none.
     pub fn new(kind: Kind, cluster: &str, name: &str) -> Self {
         let cluster = if kind.in_cluster() { cluster } else { "" };
-        Key { kind, cluster: cluster.to_owned(), name: name.to_owned() }
+        Key { kind, cluster: SmolStr::new(cluster), name: SmolStr::new(name) }
     }
 
     /// Key of the object itself.
@@ -75,7 +77,8 @@ impl Key {
 
     /// A reference to it, whatever its uid.
     pub fn reference(&self) -> ObjectRef {
-        ObjectRef { kind: self.kind.into(), cluster: self.cluster.clone(), name: self.name.clone(), uid: String::new() }
+        let (cluster, name) = (self.cluster.to_string(), self.name.to_string());
+        ObjectRef { kind: self.kind.into(), cluster, name, uid: String::new() }
     }
 
     /// As the store spells it: `/steady/v1/services/default/web`.
@@ -93,7 +96,7 @@ impl Key {
         };
         let kind = Kind::USER.iter().chain(&[Kind::Sequencer]).copied().find(|k| k.plural() == kind).ok_or_else(bad)?;
         let cluster = if cluster == Self::NO_CLUSTER { "" } else { cluster };
-        Ok(Key { kind, cluster: cluster.to_owned(), name: name.to_owned() })
+        Ok(Key { kind, cluster: SmolStr::new(cluster), name: SmolStr::new(name) })
     }
 }
 

@@ -21,6 +21,7 @@ mod view;
 
 pub use ids::{Epoch, Key, ParseKeyError, Revision, derived_id, instance_lease};
 pub use plan::{Bind, Change, Event, Plan, Waiting, bind_size};
+pub use smol_str::SmolStr;
 pub use steady_proto::{API_VERSION, DEFAULT_CLUSTER, Kind, KindExt, document, manifest, v1};
 pub use time::{Clock, SystemClock, Timestamp};
 pub use view::{Placement, View, bound};

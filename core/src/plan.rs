@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use smol_str::SmolStr;
 use steady_proto::v1::{self, Object, ObjectRef};
 
 use crate::condition::{self, Told};
@@ -52,12 +53,13 @@ pub enum Change {
 pub struct Bind {
     /// Where.
     pub instance: Key,
-    /// Revision that the instance's Reservation must have; 0: there is none yet.
-    pub reservation: Revision,
+    /// Revision that the instance's Reservation must have, 0 where there is none yet; none: it is for the API server to
+    /// say whether there is room, whatever was bound there meanwhile.
+    pub reservation: Option<Revision>,
     /// Who places.
     pub scheduler: String,
     /// Names of the tasks, and the revision that each must have.
-    pub tasks: Vec<(String, Revision)>,
+    pub tasks: Vec<(SmolStr, Revision)>,
 }
 
 impl Change {
@@ -136,11 +138,11 @@ impl From<Change> for v1::Change {
                 Wire::Check(v1::Check { r#ref: Some(key.reference()), expect: expect(at) })
             }
             Change::Bind(bind) => {
-                let task = |(name, at): (String, Revision)| v1::BoundTask { name, expect: expect(at) };
+                let task = |(name, at): (SmolStr, Revision)| v1::BoundTask { name: name.into(), expect: expect(at) };
                 Wire::Bind(v1::Bind {
-                    cluster: bind.instance.cluster,
-                    container_instance: bind.instance.name,
-                    reservation: expect(bind.reservation),
+                    cluster: bind.instance.cluster.into(),
+                    container_instance: bind.instance.name.into(),
+                    reservation: bind.reservation.and_then(expect),
                     scheduler: bind.scheduler,
                     tasks: bind.tasks.into_iter().map(task).collect(),
                 })

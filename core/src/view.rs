@@ -3,8 +3,9 @@
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
-use imbl::{OrdMap, OrdSet};
+use smol_str::{SmolStr, format_smolstr};
 use steady_proto::Kind;
 use steady_proto::v1::Object;
 
@@ -15,10 +16,10 @@ use crate::{Key, Revision, Timestamp, hash, task};
 pub struct View {
     revision: Revision,
     objects: OrdMap<Key, Arc<Object>>,
-    /// (cluster, service, object): tasks and deployments of each service.
-    by_service: OrdSet<(String, String, Key)>,
+    /// (cluster, service, object): tasks, deployments and task sets of each service.
+    by_service: OrdMap<(SmolStr, SmolStr, Key), Arc<Object>>,
     /// (cluster, instance, task): tasks bound to each instance that are not STOPPED.
-    by_instance: OrdMap<(String, String, Key), Arc<Object>>,
+    by_instance: OrdMap<(SmolStr, SmolStr, Key), Arc<Object>>,
     placement: Placement,
 }
 
@@ -26,9 +27,9 @@ pub struct View {
 #[derive(Debug, Clone, Default)]
 pub struct Placement {
     /// (cluster, task): tasks that wait for a place, and the revision of each.
-    unplaced: OrdMap<(String, Key), Revision>,
+    unplaced: OrdMap<(SmolStr, Key), Revision>,
     /// (cluster, instance): a number of the instance's revision and of the tasks that are bound to it.
-    instances: OrdMap<(String, String), u64>,
+    instances: OrdMap<(SmolStr, SmolStr), u64>,
 }
 
 impl Placement {
@@ -49,12 +50,12 @@ impl Placement {
     /// A number that is another one, as good as certainly, when anything of an instance is otherwise, or of what is bound to
     /// it: that of the instance, combined by exclusive or with [`bound`] of each task on it.
     pub fn number(&self, cluster: &str, instance: &str) -> u64 {
-        self.instances.get(&(cluster.to_owned(), instance.to_owned())).copied().unwrap_or(0)
+        self.instances.get(&(SmolStr::new(cluster), SmolStr::new(instance))).copied().unwrap_or(0)
     }
 
     /// Combines the number of an instance with another one.
     fn combine(&mut self, cluster: &str, instance: &str, number: u64) {
-        let key = (cluster.to_owned(), instance.to_owned());
+        let key = (SmolStr::new(cluster), SmolStr::new(instance));
         let combined = self.instances.get(&key).copied().unwrap_or(0) ^ number;
         if combined == 0 {
             self.instances.remove(&key);
@@ -94,20 +95,15 @@ impl View {
     /// Adds or replaces an object.
     pub fn put(&mut self, object: Arc<Object>) {
         let key = Key::of(&object);
-        let old = self.objects.get(&key).cloned();
-        if let Some(old) = &old {
-            self.unindex(&key, old);
-        }
-        self.index(&key, &object);
-        self.note(&key, old.as_deref(), Some(&object));
-        self.objects.insert(key, object);
+        let new = Arc::clone(&object);
+        let old = self.objects.insert(key.clone(), object);
+        self.index(&key, old.as_deref(), Some(&new));
     }
 
     /// Takes an object out.
     pub fn remove(&mut self, key: &Key) -> Option<Arc<Object>> {
         let old = self.objects.remove(key)?;
-        self.unindex(key, &old);
-        self.note(key, Some(&old), None);
+        self.index(key, Some(&old), None);
         Some(old)
     }
 
@@ -130,15 +126,15 @@ impl View {
     pub fn of_kind_after(&self, kind: Kind, after: Option<&Key>) -> impl Iterator<Item = &Arc<Object>> {
         let from = match after {
             Some(key) => Bound::Excluded(key.clone()),
-            None => Bound::Included(Key { kind, cluster: String::new(), name: String::new() }),
+            None => Bound::Included(Key { kind, ..Key::first() }),
         };
         self.range((from, Bound::Unbounded)).take_while(move |(key, _)| key.kind == kind).map(|(_, object)| object)
     }
 
     /// Objects of one kind in one cluster, in order.
     pub fn in_cluster(&self, kind: Kind, cluster: &str) -> impl Iterator<Item = &Arc<Object>> {
-        let from = Key { kind, cluster: cluster.to_owned(), name: String::new() };
-        let cluster = cluster.to_owned();
+        let from = Key { kind, cluster: SmolStr::new(cluster), ..Key::first() };
+        let cluster = SmolStr::new(cluster);
         self.range(from..).take_while(move |(k, _)| k.kind == kind && k.cluster == cluster).map(|(_, object)| object)
     }
 
@@ -159,18 +155,18 @@ impl View {
 
     /// Objects of a kind (`Task`, `Deployment`, `TaskSet`) that name this service, of any service that ever had the name.
     pub fn of_service(&self, kind: Kind, cluster: &str, service: &str) -> impl Iterator<Item = &Arc<Object>> {
-        let from = Key { kind, cluster: cluster.to_owned(), name: String::new() };
-        let (cluster, service) = (cluster.to_owned(), service.to_owned());
+        let from = Key { kind, cluster: SmolStr::new(cluster), ..Key::first() };
+        let (cluster, service) = (SmolStr::new(cluster), SmolStr::new(service));
         self.by_service
             .range((cluster.clone(), service.clone(), from)..)
-            .take_while(move |(c, s, k)| *c == cluster && *s == service && k.kind == kind)
-            .filter_map(|(_, _, key)| self.objects.get(key))
+            .take_while(move |((c, s, k), _)| *c == cluster && *s == service && k.kind == kind)
+            .map(|(_, object)| object)
     }
 
     /// Tasks bound to this instance that are not STOPPED.
     pub fn on_instance(&self, cluster: &str, instance: &str) -> impl Iterator<Item = &Arc<Object>> {
-        let from = Key { kind: Kind::Task, cluster: cluster.to_owned(), name: String::new() };
-        let (cluster, instance) = (cluster.to_owned(), instance.to_owned());
+        let from = Key { kind: Kind::Task, cluster: SmolStr::new(cluster), ..Key::first() };
+        let (cluster, instance) = (SmolStr::new(cluster), SmolStr::new(instance));
         self.by_instance
             .range((cluster.clone(), instance.clone(), from)..)
             .take_while(move |((c, i, _), _)| *c == cluster && *i == instance)
@@ -179,8 +175,8 @@ impl View {
 
     /// Tasks of a cluster that are to run and have no instance yet.
     pub fn unplaced(&self, cluster: &str) -> impl Iterator<Item = &Arc<Object>> {
-        let from = Key { kind: Kind::Task, cluster: cluster.to_owned(), name: String::new() };
-        let cluster = cluster.to_owned();
+        let from = Key { kind: Kind::Task, cluster: SmolStr::new(cluster), ..Key::first() };
+        let cluster = SmolStr::new(cluster);
         self.placement
             .unplaced
             .range((cluster.clone(), from)..)
@@ -189,13 +185,13 @@ impl View {
     }
 
     /// Clusters in which tasks wait for a place.
-    pub fn clusters_waiting(&self) -> Vec<String> {
-        let mut clusters: Vec<String> = Vec::new();
+    pub fn clusters_waiting(&self) -> Vec<SmolStr> {
+        let mut clusters: Vec<SmolStr> = Vec::new();
         // In order: from one cluster straight to the next.
         while let Some(((cluster, _), _)) = match clusters.last() {
             None => self.placement.unplaced.iter().next(),
             Some(last) => {
-                let after = (format!("{last}\0"), Key::first());
+                let after = (format_smolstr!("{last}\0"), Key::first());
                 self.placement.unplaced.range(after..).next()
             }
         } {
@@ -228,29 +224,40 @@ impl View {
             || self.of_kind(Kind::Task).filter_map(|t| task::of(t)).any(|t| live(&t))
     }
 
-    fn index(&mut self, key: &Key, object: &Arc<Object>) {
-        let cluster = key.cluster.clone();
-        if let Some(service) = service_of(object) {
-            self.by_service.insert((cluster.clone(), service.to_owned(), key.clone()));
+    /// Keeps the indexes to an object that was `old` and is `new`. Where it stays where it is nothing is taken out first:
+    /// this is most of what following a watch costs.
+    fn index(&mut self, key: &Key, old: Option<&Object>, new: Option<&Arc<Object>>) {
+        let of_service = |service: &str| (key.cluster.clone(), SmolStr::new(service), key.clone());
+        let (was, is) = (old.and_then(service_of), new.and_then(|object| service_of(object)));
+        if let Some(was) = was.filter(|was| is != Some(*was)) {
+            self.by_service.remove(&of_service(was));
         }
-        let Some(found) = task::of(object) else { return };
-        if found.is_live() && !found.spec.container_instance.is_empty() {
-            self.by_instance.insert((cluster, found.spec.container_instance.clone(), key.clone()), Arc::clone(object));
-        } else if found.wants_place() {
-            self.placement.unplaced.insert((cluster, key.clone()), Revision(object.meta().revision));
+        if let (Some(is), Some(object)) = (is, new) {
+            self.by_service.insert(of_service(is), Arc::clone(object));
         }
+        if key.kind == Kind::Task {
+            self.index_place(key, old, new);
+        }
+        self.note(key, old, new.map(|object| &**object));
     }
 
-    fn unindex(&mut self, key: &Key, object: &Object) {
-        let cluster = key.cluster.clone();
-        if let Some(service) = service_of(object) {
-            self.by_service.remove(&(cluster.clone(), service.to_owned(), key.clone()));
+    /// The same of where a task is, or that it waits.
+    fn index_place(&mut self, key: &Key, old: Option<&Object>, new: Option<&Arc<Object>>) {
+        let on_instance = |instance: &str| (key.cluster.clone(), SmolStr::new(instance), key.clone());
+        let waiting = || (key.cluster.clone(), key.clone());
+        let (was, is) = (old.map_or(Place::Nowhere, place_of), new.map_or(Place::Nowhere, |object| place_of(object)));
+        if was != is {
+            match was {
+                Place::On(instance) => drop(self.by_instance.remove(&on_instance(instance))),
+                Place::Waiting => drop(self.placement.unplaced.remove(&waiting())),
+                Place::Nowhere => {}
+            }
         }
-        let Some(found) = task::of(object) else { return };
-        if found.is_live() && !found.spec.container_instance.is_empty() {
-            self.by_instance.remove(&(cluster, found.spec.container_instance.clone(), key.clone()));
-        } else if found.wants_place() {
-            self.placement.unplaced.remove(&(cluster, key.clone()));
+        let Some(object) = new else { return };
+        match is {
+            Place::On(instance) => drop(self.by_instance.insert(on_instance(instance), Arc::clone(object))),
+            Place::Waiting => drop(self.placement.unplaced.insert(waiting(), Revision(object.meta().revision))),
+            Place::Nowhere => {}
         }
     }
 
@@ -262,6 +269,25 @@ impl View {
                 self.placement.combine(&key.cluster, instance, number);
             }
         }
+    }
+}
+
+/// Where a task is.
+#[derive(PartialEq, Eq)]
+enum Place<'a> {
+    /// On no instance, and waiting for none; or the object is no task.
+    Nowhere,
+    Waiting,
+    On(&'a str),
+}
+
+fn place_of(object: &Object) -> Place<'_> {
+    match task::of(object) {
+        Some(task) if task.is_live() && !task.spec.container_instance.is_empty() => {
+            Place::On(&task.spec.container_instance)
+        }
+        Some(task) if task.wants_place() => Place::Waiting,
+        _ => Place::Nowhere,
     }
 }
 

@@ -9,8 +9,9 @@ use steady_apiserver::storage::Memory;
 use steady_core::v1::change::Change as Wire;
 use steady_core::v1::watch_response::Phase;
 use steady_core::v1::{
-    AcquireRequest, ApplyRequest, Change, Check, CommitRequest, Event, EventSpec, Expect, Fence, GetRequest, Object,
-    ObjectRef, PutStatus, RunTaskRequest, SequencerExpect, WatchRequest, object, task_last_status,
+    AcquireRequest, ApplyRequest, Bind, BoundTask, Change, Check, CommitRequest, ContainerInstance,
+    ContainerInstanceSpec, ContainerInstanceStatus, Event, EventSpec, Expect, Fence, GetRequest, InstanceResources,
+    Object, ObjectRef, PutStatus, RunTaskRequest, SequencerExpect, WatchRequest, object, task_last_status,
 };
 use steady_core::{Key, Kind, SystemClock, manifest};
 use steady_runtime::Client;
@@ -129,6 +130,41 @@ async fn a_task_never_goes_back_and_a_client_token_starts_none_twice() {
     client.objects().commit(put(task_last_status::Value::Running)).await.unwrap();
     let back = client.objects().commit(put(task_last_status::Value::Pending)).await.unwrap_err();
     assert_eq!(back.code(), Code::FailedPrecondition, "{back}");
+}
+
+#[tokio::test]
+async fn two_schedulers_bind_to_one_instance_as_long_as_it_has_room() {
+    let (_server, client) = server().await;
+    apply(&client, WEB).await;
+    let resources = InstanceResources { cpu: 1000, memory: 25, ..InstanceResources::default() };
+    let spec = ContainerInstanceSpec { registered_resources: Some(resources), ..ContainerInstanceSpec::default() };
+    let status = ContainerInstanceStatus { agent_connected: true, ..ContainerInstanceStatus::default() };
+    let node = Object::new("default", "node", ContainerInstance { spec: Some(spec), status: Some(status) });
+    let create = vec![Change { change: Some(Wire::Create(node)) }];
+    client.objects().commit(CommitRequest { changes: create, ..CommitRequest::default() }).await.unwrap();
+    let run = RunTaskRequest { task_definition: "web".into(), count: 4, ..RunTaskRequest::default() };
+    let tasks = client.tasks().run_task(run).await.unwrap().into_inner().tasks;
+    // Each has seen the instance when it was empty.
+    let bind = async |task: &Object, reservation: Option<Expect>| {
+        let expect = Some(Expect { revision: task.meta().revision });
+        let bind = Bind {
+            cluster: "default".into(),
+            container_instance: "node".into(),
+            reservation,
+            scheduler: "mine".into(),
+            tasks: vec![BoundTask { name: task.name().into(), expect }],
+        };
+        let changes = vec![Change { change: Some(Wire::Bind(bind)) }];
+        client.objects().commit(CommitRequest { changes, ..CommitRequest::default() }).await
+    };
+    let empty = Some(Expect { revision: 0 });
+    bind(&tasks[0], empty).await.unwrap();
+    let stale = bind(&tasks[1], empty).await.unwrap_err();
+    assert_eq!(stale.code(), Code::Aborted, "one that heeds what is there looks again: {stale}");
+    bind(&tasks[2], None).await.unwrap();
+    let full = bind(&tasks[3], None).await.unwrap_err();
+    assert_eq!(full.code(), Code::FailedPrecondition, "{full}");
+    assert!(full.message().contains("no room"), "{full}");
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ fn no_history_breaks_a_promise() {
 #[test]
 fn a_missing_guard_is_noticed() {
     sim::catch_panics();
-    for guard in [Guard::Ceiling, Guard::DrainFirst, Guard::RoundCounts] {
+    for guard in [Guard::Ceiling, Guard::DrainFirst, Guard::StoppingCounts] {
         let noticed = (1..=40).any(|seed| sim::run_with(Settings::of_seed(seed), Some(guard), None).broken.is_some());
         assert!(noticed, "{guard:?} was taken away, and nothing was broken");
     }

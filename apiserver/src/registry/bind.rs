@@ -54,7 +54,7 @@ pub(super) fn bind(writes: &mut Writes, index: usize, bind: &Bind) -> Result<(),
 
 /// Compares and writes the instance's reservation.
 fn reserve(writes: &mut Writes, index: usize, bind: &Bind, key: &Key) -> Result<(), RegistryError> {
-    let seen = Revision(bind.reservation.map_or(0, |expect| expect.revision));
+    let seen = bind.reservation.map(|expect| Revision(expect.revision));
     if writes.written().any(|written| written == key) {
         return Err(invalid(
             index,
@@ -62,7 +62,7 @@ fn reserve(writes: &mut Writes, index: usize, bind: &Bind, key: &Key) -> Result<
             "is bound to twice in one commit; bind all tasks at once",
         ));
     }
-    if guard::stands(Guard::Reservation) && writes.view().revision_of(key) != seen {
+    if guard::stands(Guard::Reservation) && seen.is_some_and(|seen| writes.view().revision_of(key) != seen) {
         return Err(RegistryError::Stale(format!("something else was placed on {} meanwhile", key.name)));
     }
     let known = writes.get(key).cloned();

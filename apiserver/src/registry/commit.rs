@@ -86,7 +86,7 @@ fn named(request: &CommitRequest) -> BTreeSet<String> {
     });
     for bind in binds {
         let of = |kind, name: &str| Key::new(kind, cluster(&bind.cluster), name).to_path();
-        keys.insert(of(Kind::Reservation, &bind.container_instance));
+        keys.extend(bind.reservation.map(|_| of(Kind::Reservation, &bind.container_instance)));
         keys.extend(bind.tasks.iter().map(|task| of(Kind::Task, &task.name)));
     }
     keys.extend(request.sequencer.iter().map(|s| Key::new(Kind::Sequencer, "", &s.name).to_path()));

@@ -20,9 +20,9 @@ fn revisions(writes: &Writes, family: &str) -> Vec<(i64, Object)> {
     let stored = writes
         .view()
         .range(from..)
-        .take_while(|(key, _)| key.kind == Kind::TaskDefinition && key.name.starts_with(&prefix))
+        .take_while(|(key, _)| key.kind == Kind::TaskDefinition && key.name.starts_with(&*prefix))
         .map(|(key, _)| key.clone());
-    let written = writes.written().filter(|k| k.kind == Kind::TaskDefinition && k.name.starts_with(&prefix)).cloned();
+    let written = writes.written().filter(|k| k.kind == Kind::TaskDefinition && k.name.starts_with(&*prefix)).cloned();
     let keys: BTreeSet<Key> = stored.chain(written).collect();
     let mut found: Vec<(i64, Object)> =
         keys.iter().filter_map(|key| Some((split_definition(&key.name)?.1, writes.get(key)?.clone()))).collect();

@@ -75,7 +75,7 @@ impl Writes {
     pub(super) fn create(&mut self, mut object: Object) -> Object {
         let key = Key::of(&object);
         let now = self.now;
-        let uid = if key.kind == Kind::Task { key.name.clone() } else { (self.new_uid)() };
+        let uid = if key.kind == Kind::Task { key.name.to_string() } else { (self.new_uid)() };
         let meta = object.meta_mut();
         if meta.uid.is_empty() {
             meta.uid = uid;

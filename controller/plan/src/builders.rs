@@ -280,7 +280,10 @@ impl World {
 
     fn bind(&mut self, bind: &Bind) {
         let reservation = Key::new(Kind::Reservation, &bind.instance.cluster, &bind.instance.name);
-        assert_eq!(self.view.revision_of(&reservation), bind.reservation);
+        assert_eq!(
+            self.view.revision_of(&reservation),
+            bind.reservation.unwrap_or(self.view.revision_of(&reservation))
+        );
         self.put(Object::new(&bind.instance.cluster, &bind.instance.name, Reservation::default()));
         for (name, expect) in &bind.tasks {
             let key = Key::new(Kind::Task, &bind.instance.cluster, name);
@@ -288,7 +291,7 @@ impl World {
             let mut object = Object::clone(self.view.get(&key).expect("a task"));
             if let Some(object::Kind::Task(Task { spec: Some(spec), status: Some(status) })) = &mut object.kind {
                 assert_eq!(spec.container_instance, "", "placed once");
-                spec.container_instance.clone_from(&bind.instance.name);
+                spec.container_instance = bind.instance.name.to_string();
                 status.set_last_status(Last::Pending);
                 status.conditions.clear();
             }

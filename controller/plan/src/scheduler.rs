@@ -1,9 +1,9 @@
 //! The scheduler: finds an instance for each waiting task. Placement, and nothing else.
 //!
 //! One round places waiting tasks of one cluster on a working copy of its instances: filters give a reason each,
-//! strategies an order, the best instance takes the task. What is bound to one instance is one change that
-//! compares and writes the instance's Reservation: two schedulers that bind to the same instance at the same time
-//! cannot both succeed. A task that fits nowhere is told why.
+//! strategies an order, the best instance takes the task. What is bound to one instance is one change, which the API
+//! server makes only as long as the instance has room; where the choice depends on which tasks are there, only if nothing was
+//! bound there meanwhile. A task that fits nowhere is told why.
 
 mod class;
 mod explain;
@@ -16,14 +16,14 @@ mod schedulable;
 mod seats;
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 use std::time::Duration;
 
 use steady_core::condition::{self, Told};
 use steady_core::guard::{self, Guard};
 use steady_core::v1::stop_code::Value as StopCode;
-use steady_core::{Bind, Change, Key, Kind, Plan, Revision, Timestamp, View, Waiting, task};
+use steady_core::{Bind, Change, Key, Kind, Plan, Revision, SmolStr, Timestamp, View, Waiting, task};
 
 use refusal::{Reason, Refusals};
 use room::Room;
@@ -84,6 +84,15 @@ impl Fleet {
     }
 }
 
+/// What a round binds to one instance.
+#[derive(Default)]
+struct Bound {
+    /// Names, and the revision of each.
+    tasks: Vec<(SmolStr, Revision)>,
+    /// It was decided on which tasks are there, not on their room alone.
+    strict: bool,
+}
+
 /// A round that is under way.
 struct Round<'a> {
     view: &'a View,
@@ -92,8 +101,7 @@ struct Round<'a> {
     now: Timestamp,
     seats: Seats,
     plan: Plan,
-    /// By instance: tasks, and the revision of each.
-    bound: BTreeMap<Arc<str>, Vec<(String, Revision)>>,
+    bound: BTreeMap<Arc<str>, Bound>,
     placed: usize,
     room: Room,
 }
@@ -102,12 +110,12 @@ impl Round<'_> {
     /// Places tasks that can be on one instance only: those of DAEMON services, or those that move.
     fn place_targeted(&mut self, moves: bool) {
         let of_kind = self.fleet.targeted.iter().filter(|(moving, ..)| *moving == moves);
-        let tasks: Vec<(Timestamp, String)> = of_kind.map(|(_, since, name)| (*since, name.clone())).collect();
+        let tasks: Vec<(Timestamp, SmolStr)> = of_kind.map(|(_, since, name)| (*since, name.clone())).collect();
         for (since, name) in tasks {
             let view = self.view;
             let Some(task) = view.get(&self.key(&name)).and_then(|object| task::of(object)) else { continue };
             let target = &task.spec.target_instance;
-            if self.placed >= MAX_ROUND || !self.is_turn(self.seats.is_own(target), since) {
+            if self.placed >= MAX_ROUND || !self.is_turn(self.seats.turn(target), since) {
                 continue;
             }
             let number = self.fleet.class(task.spec);
@@ -121,8 +129,7 @@ impl Round<'_> {
             };
             match (place, reason) {
                 (Some(at), None) => {
-                    let group = class.group;
-                    self.bind(at, &task, group);
+                    self.bind(at, &task, number);
                 }
                 (_, reason) => {
                     let mut refusals = Refusals::new(&class.demand);
@@ -142,22 +149,22 @@ impl Round<'_> {
             if self.placed >= MAX_ROUND {
                 break;
             }
-            let own = self.seats.is_own(&self.fleet.classes[number].group_name);
+            let is_turn = self.is_turn(self.seats.turn(&self.fleet.classes[number].group_name), created);
             let Some(at) = self.fleet.best(number) else {
-                self.refuse(number, (created, name), own);
+                self.refuse(number, (created, name), is_turn);
                 continue;
             };
-            if !self.is_turn(own, created) {
+            if !is_turn {
                 self.leave_room(number, created, lowest);
                 continue;
             }
             if let Some(task) = view.get(&self.key(&name)).and_then(|object| task::of(object))
-                && !self.bind(at, &task, self.fleet.classes[number].group)
+                && !self.bind(at, &task, number)
             {
                 // The rest of the round would be decided on a choice that was not made.
                 break;
             }
-            let later = (Bound::Excluded((created, name)), Bound::Unbounded);
+            let later = (Excluded((created, name)), Unbounded);
             if let Some((created, name)) = self.fleet.classes[number].waiting.range(later).next().cloned() {
                 heads.insert((priority, created, name, number));
             }
@@ -167,7 +174,7 @@ impl Round<'_> {
     /// Tells tasks that name another scheduler that they wait for it, once they have for a while.
     fn leave(&mut self) {
         let view = self.view;
-        let tasks: Vec<(Timestamp, String)> = self.fleet.foreign.iter().cloned().collect();
+        let tasks: Vec<(Timestamp, SmolStr)> = self.fleet.foreign.iter().cloned().collect();
         for (created, name) in tasks {
             let due = created + FOREIGN;
             let Some(task) = view.get(&self.key(&name)).and_then(|object| task::of(object)) else { continue };
@@ -176,7 +183,7 @@ impl Round<'_> {
                 break;
             }
             let scheduler = &task.spec.scheduler_name;
-            if self.seats.is_own(scheduler) {
+            if self.is_turn(self.seats.turn(scheduler), created) {
                 self.tell(
                     &task,
                     "SCHEDULER",
@@ -186,38 +193,40 @@ impl Round<'_> {
         }
     }
 
-    /// Binds a task to a node; false when the node has had enough of this round.
-    fn bind(&mut self, at: usize, task: &task::View<'_>, group: u32) -> bool {
-        let tasks = self.bound.entry(Arc::clone(&self.fleet.nodes[at].name)).or_default();
-        if tasks.len() >= MAX_PER_NODE {
+    /// Binds a task of a class to a node; false when the node has had enough of this round.
+    fn bind(&mut self, at: usize, task: &task::View<'_>, number: usize) -> bool {
+        let class = &self.fleet.classes[number];
+        let bound = self.bound.entry(Arc::clone(&self.fleet.nodes[at].name)).or_default();
+        if bound.tasks.len() >= MAX_PER_NODE {
             return false;
         }
-        tasks.push((task.object.name().to_owned(), task.revision()));
+        bound.tasks.push((SmolStr::new(task.object.name()), task.revision()));
+        // Of what is kept for tasks of DAEMON services the API server does not know.
+        bound.strict |= class.heeds_tasks() || self.fleet.nodes[at].kept != (0, 0);
         self.placed += 1;
         if guard::stands(Guard::RoundCounts) {
-            self.fleet.take(at, task, group);
+            self.fleet.take(at, task, class.group);
         }
         true
     }
 
-    /// Whether tasks that wait since then, one's own or not, are to be placed here; looks again when it is not yet their turn.
-    fn is_turn(&mut self, own: bool, since: Timestamp) -> bool {
-        let anybodys = since + seats::ANYBODY;
-        let is_turn = own || anybodys <= self.now;
-        if !is_turn {
-            self.plan.wake(anybodys);
+    /// Whether it is this scheduler's turn to place tasks that wait since then; if not, looks again when it is.
+    fn is_turn(&mut self, turn: usize, since: Timestamp) -> bool {
+        let until = self.seats.until(turn, self.now.since(since));
+        if let Some(until) = until {
+            self.plan.wake(self.now + until);
         }
-        is_turn
+        until.is_none()
     }
 
-    /// Another scheduler places these just now: tasks of a lower priority do not get their room.
+    /// Another scheduler places these just now: tasks of a lower priority do not get their room, and nobody that of the
+    /// first when it has waited for long.
     fn leave_room(&mut self, number: usize, oldest: Timestamp, lowest: i32) {
-        if self.fleet.classes[number].priority <= lowest {
-            return;
-        }
+        let long = self.now.since(oldest) >= room::LONG;
+        let count = if self.fleet.classes[number].priority > lowest { MAX_ROUND } else { usize::from(long) };
         let view = self.view;
-        let waiting = self.fleet.classes[number].waiting.range((oldest, String::new())..);
-        let names: Vec<String> = waiting.take(MAX_ROUND).map(|(_, name)| name.clone()).collect();
+        let waiting = self.fleet.classes[number].waiting.range((oldest, SmolStr::default())..);
+        let names: Vec<SmolStr> = waiting.take(count).map(|(_, name)| name.clone()).collect();
         for name in names {
             let task = view.get(&self.key(&name)).and_then(|object| task::of(object));
             let (Some(task), Some(at)) = (task, self.fleet.best(number)) else { break };
@@ -227,7 +236,7 @@ impl Round<'_> {
 
     /// Tells the tasks of a class, from the oldest that is left on, that no instance takes them, and sees to their finding
     /// room.
-    fn refuse(&mut self, number: usize, oldest: (Timestamp, String), own: bool) {
+    fn refuse(&mut self, number: usize, oldest: (Timestamp, SmolStr), own: bool) {
         let refusals = self.fleet.refusals(number);
         if refusals.is_for_room()
             && let Some(again) = self.room.keep(self.fleet, number, oldest.0, self.now)
@@ -238,7 +247,7 @@ impl Round<'_> {
             return;
         }
         let waiting = self.fleet.classes[number].waiting.range(oldest..);
-        let left: Vec<String> = waiting.take(MAX_TOLD).map(|(_, name)| name.clone()).collect();
+        let left: Vec<SmolStr> = waiting.take(MAX_TOLD).map(|(_, name)| name.clone()).collect();
         if refusals.is_for_room() {
             self.preempt(number, &left);
         }
@@ -252,7 +261,7 @@ impl Round<'_> {
     }
 
     /// Has tasks stop to make room for these tasks of a class.
-    fn preempt(&mut self, number: usize, waiting: &[String]) {
+    fn preempt(&mut self, number: usize, waiting: &[SmolStr]) {
         let view = self.view;
         let made = self.room.make(self.fleet, number, waiting.len(), self.now);
         if let Some(again) = made.again {
@@ -300,10 +309,11 @@ impl Round<'_> {
     /// The plan: one group for each instance.
     fn end(self) -> Plan {
         let Round { view, cluster, mut plan, bound, .. } = self;
-        for (name, tasks) in bound {
+        for (name, Bound { tasks, strict }) in bound {
             let instance = Key::new(Kind::ContainerInstance, cluster, &name);
             let reservation = Key::new(Kind::Reservation, cluster, &instance.name);
-            let reservation = view.revision_of(&reservation);
+            // What matters of the room alone is looked at when it is committed.
+            let reservation = strict.then(|| view.revision_of(&reservation));
             plan.push(Change::Bind(Bind { instance, reservation, scheduler: NAME.to_owned(), tasks }));
         }
         plan

@@ -232,8 +232,8 @@ mod tests {
     fn what_a_commit_binds_fits_one_transaction() {
         let bind = |number: usize| {
             let instance = Key::new(Kind::ContainerInstance, "default", &format!("node-{number}"));
-            let tasks = vec![(format!("task-{number}"), Revision(1))];
-            vec![Change::Bind(Bind { instance, reservation: Revision(1), scheduler: "steady".into(), tasks })]
+            let tasks = vec![(format!("task-{number}").into(), Revision(1))];
+            vec![Change::Bind(Bind { instance, reservation: Some(Revision(1)), scheduler: "steady".into(), tasks })]
         };
         // Of each: its task, the instance and its Reservation are compared; etcd takes 128 comparisons, the fence is one.
         let commits = pack((0..200).map(bind).collect());

@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use steady_core::guard::{self, Guard};
-use steady_core::v1::{Fence, LeaseStatus, Object};
-use steady_core::{Clock, Key, Kind, Revision, Timestamp, View};
+use steady_core::v1::{Fence, LeaseStatus};
+use steady_core::{Change, Clock, Key, Kind, Revision, Timestamp, View};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::execute::{Failure, Guards, Tally, execute, execute_beside};
 use crate::leadership::Leadership;
@@ -22,6 +25,10 @@ const CONCURRENCY: usize = 16;
 
 /// Between tries to reach an API server.
 const UNREACHABLE: Duration = Duration::from_millis(500);
+
+/// A plan that takes so long is long, and so is looking through so many objects.
+const LONG: Duration = Duration::from_millis(1);
+const MANY: usize = 100;
 
 /// Shortest wait for a time of the clock.
 const AT_ONCE: Duration = Duration::from_millis(10);
@@ -42,7 +49,15 @@ enum Outcome {
     Fenced,
 }
 
-type Passes = FuturesUnordered<BoxFuture<'static, (Key, Outcome, Tally)>>;
+/// What a pass cost and brought.
+#[derive(Default)]
+struct Effort {
+    tally: Tally,
+    /// How long planning took for each change that came of it.
+    spent: Duration,
+}
+
+type Passes = FuturesUnordered<BoxFuture<'static, (Key, Outcome, Effort)>>;
 
 /// Runs a controller until `ending` says so: leads when it can, and gives the lease up at the end.
 pub async fn run<C: Controller>(
@@ -53,7 +68,8 @@ pub async fn run<C: Controller>(
     holder: String,
     mut ending: watch::Receiver<bool>,
 ) {
-    let shared = Arc::new(Shared { controller, client: client.clone(), reflector: reflector.clone(), clock });
+    let slow = AtomicBool::new(false);
+    let shared = Arc::new(Shared { controller, client: client.clone(), reflector: reflector.clone(), clock, slow });
     loop {
         let seat = async {
             if C::SHARED {
@@ -87,6 +103,8 @@ struct Shared<C> {
     client: Client,
     reflector: Reflector,
     clock: Arc<dyn Clock>,
+    /// The plan before took long.
+    slow: AtomicBool,
 }
 
 /// Plans and executes until a commit says that the lease is another's.
@@ -114,11 +132,13 @@ async fn lead<C: Controller>(
         let wake = queue.next_at().map(|at| at.since(shared.clock.now()));
         tokio::select! {
             biased;
-            Some((key, outcome, tally)) = passes.next() => {
-                tally.tell(doing);
+            Some((key, outcome, effort)) = passes.next() => {
+                effort.tally.tell(doing);
+                let rest = queue.rest(effort.spent);
+                let rested = shared.clock.now() + rest;
                 match outcome {
                     Outcome::Done { wake_at, reached } => {
-                        queue.done(&key);
+                        queue.done(&key, rested);
                         if let Some(at) = wake_at.filter(|_| guard::stands(Guard::WakeUp)) {
                             // A plan that asks for a time that has come, again and again, does not get all of the time.
                             queue.add_at(key.clone(), at.max(shared.clock.now() + AT_ONCE));
@@ -133,9 +153,9 @@ async fn lead<C: Controller>(
                     Outcome::Again { after, error, usual } => {
                         gates.insert(key.clone(), after);
                         if guard::stands(Guard::Retry) {
-                            failed::<C>(&mut queue, &key, shared.clock.now(), (&error, usual), doing);
+                            failed::<C>(&mut queue, &key, shared.clock.now(), rest, (&error, usual), doing);
                         } else {
-                            queue.done(&key);
+                            queue.done(&key, rested);
                         }
                     }
                 }
@@ -143,9 +163,11 @@ async fn lead<C: Controller>(
             heard = news.recv() => match heard {
                 Ok(News::Changed(objects)) => {
                     let view = shared.reflector.view();
-                    for object in objects.iter() {
-                        shared.controller.keys(object, &view).into_iter().for_each(|key| queue.add(key));
-                    }
+                    compute(objects.len() >= MANY, || {
+                        for object in objects.iter() {
+                            shared.controller.keys(object, &view).into_iter().for_each(|key| queue.add(key));
+                        }
+                    });
                 }
                 Ok(News::Relisted) if !guard::stands(Guard::RelistPlans) => {}
                 Ok(News::Relisted) | Err(RecvError::Lagged(_)) => {
@@ -153,7 +175,8 @@ async fn lead<C: Controller>(
                 }
                 Err(RecvError::Closed) => return,
             },
-            () = tokio::time::sleep(wake.unwrap_or_default().min(CLOCK)), if wake.is_some() => {}
+            // A pass that ends has this looked at, too.
+            () = tokio::time::sleep(wake.unwrap_or_default().min(CLOCK)), if wake.is_some() && passes.len() < CONCURRENCY => {}
         }
     }
 }
@@ -163,10 +186,11 @@ fn failed<C: Controller>(
     queue: &mut Queue,
     key: &Key,
     now: Timestamp,
+    rest: Duration,
     (error, usual): (&str, bool),
     doing: &watch::Sender<LeaseStatus>,
 ) {
-    let failures = queue.failed(key, now, fastrand::f64());
+    let failures = queue.failed(key, now, fastrand::f64(), rest);
     if usual && failures == TOO_OFTEN {
         tracing::warn!(controller = C::NAME, %key, error, "a plan was out of date {failures} times in a row");
     }
@@ -180,30 +204,47 @@ fn failed<C: Controller>(
 
 /// Queues a key for everything there is.
 fn everything<C: Controller>(controller: &C, view: &View, queue: &mut Queue) {
-    for kind in C::watches() {
-        let objects: Vec<Arc<Object>> = view.of_kind(*kind).cloned().collect();
-        for object in objects {
-            controller.keys(&object, view).into_iter().for_each(|key| queue.add(key));
+    compute(true, || {
+        for object in C::watches().iter().flat_map(|kind| view.of_kind(*kind)) {
+            controller.keys(object, view).into_iter().for_each(|key| queue.add(key));
         }
+    });
+}
+
+/// Computes what may take long where no other task waits for it: leases are renewed meanwhile. To change places costs more
+/// than what is short.
+fn compute<T>(is_long: bool, what: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread if is_long => tokio::task::block_in_place(what),
+        _ => what(),
     }
 }
 
 /// One pass over one key.
-async fn pass<C: Controller>(shared: Arc<Shared<C>>, fence: Fence, key: Key, gate: Revision) -> (Key, Outcome, Tally) {
+async fn pass<C: Controller>(shared: Arc<Shared<C>>, fence: Fence, key: Key, gate: Revision) -> (Key, Outcome, Effort) {
     let view = shared.reflector.reach(gate).await;
-    let plan = shared.controller.act(&view, &key, shared.clock.as_ref()).await;
+    let is_long = shared.slow.load(Ordering::Relaxed);
+    let mut began = Instant::now();
+    let acting = compute(is_long, || shared.controller.act(&view, &key, shared.clock.as_ref()));
+    let spent = began.elapsed();
+    // Whoever is asked may take time to answer: that is not what planning costs.
+    let plan = acting.await;
+    began = Instant::now();
     let now = shared.clock.now();
     let wake_at = plan.wake_at;
-    let groups = plan.publish(&view, Some(&key), C::NAME, now);
+    let groups = compute(is_long, || plan.publish(&view, Some(&key), C::NAME, now));
+    let spent = spent + began.elapsed();
+    shared.slow.store(spent >= LONG, Ordering::Relaxed);
+    let changes: usize = groups.iter().flatten().map(Change::size).sum();
+    let spent = spent / u32::try_from(changes).unwrap_or(u32::MAX).max(1);
     if groups.is_empty() {
-        return (key, Outcome::Done { wake_at, reached: None }, Tally::default());
+        return (key, Outcome::Done { wake_at, reached: None }, Effort { spent, ..Effort::default() });
     }
     let sequencer = C::SEQUENCED.then(|| {
         let name = format!("{}/{}/{}", C::NAME, key.cluster, key.name);
         let at = view.revision_of(&Key::new(Kind::Sequencer, "", &name));
         (name, at)
     });
-    let changes: usize = groups.iter().map(Vec::len).sum();
     tracing::debug!(controller = C::NAME, %key, changes, revision = %view.revision(), "committing");
     let place = shared.client.place();
     let executed = if C::SHARED {
@@ -222,7 +263,7 @@ async fn pass<C: Controller>(shared: Arc<Shared<C>>, fence: Fence, key: Key, gat
             again((&shared.client, place), C::NAME, &key, seen, failure).await
         }
     };
-    (key, outcome, tally)
+    (key, outcome, Effort { tally, spent })
 }
 
 async fn again(

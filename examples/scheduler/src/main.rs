@@ -1,8 +1,8 @@
 //! A scheduler of one's own: puts each task on the first instance, by name, that has CPU and memory for it.
 //!
 //! It knows the API and nothing else of Steady: `Watch` tells it what there is, `Commit` with `Bind` places. It places the
-//! tasks whose `schedulerName` is `first-fit`, and runs beside Steady's own scheduler and any number of others: whoever
-//! binds to an instance compares its Reservation, so that of two at the same time one is refused and looks again.
+//! tasks whose `schedulerName` is `first-fit`, and runs beside Steady's own scheduler and any number of others: it gives the
+//! revision of the instance's Reservation, so that it is refused, and looks again, when another one was there before it.
 //!
 //! ```sh
 //! cargo run -p steady-example-scheduler -- http://127.0.0.1:7443

@@ -73,7 +73,7 @@ impl Judge {
         for key in keys.iter().filter(|key| key.kind == Kind::Task) {
             let now = self.view.get(key).and_then(|object| task::of(object));
             if now.is_none_or(|t| !t.is_wanted()) {
-                self.told.insert(key.name.clone());
+                self.told.insert(key.name.to_string());
             }
         }
         let silence = self.mass_silence();

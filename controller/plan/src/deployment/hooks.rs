@@ -69,7 +69,7 @@ pub fn calls(view: &View, key: &Key, now: Timestamp) -> Vec<Call> {
             execution_id: format!("{execution}-{}", hook.hook_id),
             stage: newest.status.lifecycle_stage().as_str_name(),
             deployment: newest.object.name().to_owned(),
-            service: key.name.clone(),
+            service: key.name.to_string(),
             revision: newest.spec.revision_digest.clone(),
             weights: (newest.spec.production_traffic_weight(), newest.spec.test_traffic_weight()),
             details: hook.hook_details.clone(),

@@ -7,7 +7,7 @@ use steady_core::query::Query;
 use steady_core::resources::Free;
 use steady_core::v1::placement_constraint_type::Value as Constraint;
 use steady_core::v1::{Attribute, Demand, TaskSpec};
-use steady_core::{Timestamp, View};
+use steady_core::{SmolStr, Timestamp, View};
 
 use super::node::{Groups, Node, Seen};
 use super::refusal::Reason;
@@ -43,7 +43,7 @@ pub(super) struct Class {
     /// Attributes that the chain spreads over.
     pub(super) attributes: Vec<String>,
     /// Those that wait, the oldest first.
-    pub(super) waiting: BTreeSet<(Timestamp, String)>,
+    pub(super) waiting: BTreeSet<(Timestamp, SmolStr)>,
 }
 
 impl Class {
@@ -103,6 +103,11 @@ impl Class {
         }
         let selects = |query: &Query| query.heeds_tasks() || query.selects(&Seen { node, groups });
         (!self.queries.iter().all(selects)).then_some(Reason::Constraint)
+    }
+
+    /// Whether which other tasks are on an instance matters to it, besides the room that they take.
+    pub(super) fn heeds_tasks(&self) -> bool {
+        self.distinct || self.queries.iter().any(Query::heeds_tasks)
     }
 
     /// Why an instance is none for it because of the tasks that are on it.

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use steady_core::v1::{Demand, TaskSpec};
-use steady_core::{Key, Kind, Placement, Timestamp, View, task};
+use steady_core::{Key, Kind, Placement, SmolStr, Timestamp, View, task};
 
 use super::class::Class;
 use super::index::{Index, Log, Subject};
@@ -33,7 +33,7 @@ enum Kept {
 }
 
 /// A class' turn: its priority, negative, a waiting task's age and name, and the class' number.
-pub(super) type Head = (i32, Timestamp, String, usize);
+pub(super) type Head = (i32, Timestamp, SmolStr, usize);
 
 /// An index and when it was last asked.
 #[derive(Debug, Default)]
@@ -61,9 +61,9 @@ pub struct Fleet {
     asked: u64,
     waiting: BTreeMap<Key, Kept>,
     /// Those that can be on one instance only: of DAEMON services first, then by age.
-    pub(super) targeted: BTreeSet<(bool, Timestamp, String)>,
+    pub(super) targeted: BTreeSet<(bool, Timestamp, SmolStr)>,
     /// Those that other schedulers place, by age.
-    pub(super) foreign: BTreeSet<(Timestamp, String)>,
+    pub(super) foreign: BTreeSet<(Timestamp, SmolStr)>,
     /// Nodes on which the last round placed something, or that it held.
     assumed: BTreeSet<usize>,
     pub(super) preference: u64,
@@ -293,7 +293,7 @@ impl Fleet {
     pub(super) fn before(&self, priority: i32, created: Timestamp, name: &str) -> usize {
         let of_class = |class: &Class| match class.priority.cmp(&priority) {
             std::cmp::Ordering::Greater => class.waiting.len(),
-            std::cmp::Ordering::Equal => class.waiting.range(..(created, name.to_owned())).count(),
+            std::cmp::Ordering::Equal => class.waiting.range(..(created, SmolStr::new(name))).count(),
             std::cmp::Ordering::Less => 0,
         };
         self.classes.iter().map(of_class).sum()

@@ -197,7 +197,7 @@ fn the_index_finds_what_looking_at_every_instance_finds() {
 }
 
 #[test]
-fn each_group_is_one_schedulers_at_once_and_anybodys_after_a_while() {
+fn schedulers_take_turns_at_each_group_as_long_as_it_waits() {
     let mut world = World::new();
     world.instance("a", 10_000, 10_000);
     for number in 0..40 {
@@ -214,11 +214,42 @@ fn each_group_is_one_schedulers_at_once_and_anybodys_after_a_while() {
         };
         plan.changes().flat_map(tasks).collect::<Vec<_>>()
     };
-    let at_once: Vec<Vec<String>> = ["one", "two", "three"].map(|holder| takes(holder, Timestamp(0))).into();
-    let mut all: Vec<&String> = at_once.iter().flatten().collect();
+    for turn in 0..7 {
+        let each = ["one", "two", "three"].map(|holder| takes(holder, Timestamp(turn * 15_000)));
+        let mut all: Vec<_> = each.iter().flatten().collect();
+        all.sort();
+        all.dedup();
+        assert_eq!((each.iter().map(Vec::len).sum::<usize>(), all.len()), (40, 40), "each by one of them: {each:?}");
+        assert!(each.iter().all(|own| own.len() > 3), "{each:?}");
+    }
+    let of_one = |turn: i64| takes("one", Timestamp(turn * 15_000));
+    let mut all = [of_one(0), of_one(1), of_one(2)].concat();
     all.sort();
     all.dedup();
-    assert_eq!((at_once.iter().map(Vec::len).sum::<usize>(), all.len()), (40, 40), "each by one of them: {at_once:?}");
-    assert!(at_once.iter().all(|own| own.len() > 3), "{at_once:?}");
-    assert_eq!(takes("one", Timestamp(5000)).len(), 40);
+    assert_eq!((all.len(), of_one(3)), (40, of_one(0)), "each is everybody's once in a round");
+    let plan = Fleet::default().plan(&world.view, &cluster(), Timestamp(4000), "one");
+    assert_eq!(plan.wake_at, Some(Timestamp(15_000)), "it looks again when the next turn comes");
+}
+
+#[test]
+fn a_scheduler_leaves_the_room_of_one_that_has_waited_for_long_to_the_one_whose_turn_it_is() {
+    let mut world = World::new();
+    world.instance("a", 10_000, 1000);
+    world.waiting("big", 1, 1000, |spec| spec.group = "service:big".into());
+    world.now = Timestamp(65_000);
+    for number in 0..20 {
+        world.waiting(&format!("small{number}"), 1, 100, |spec| spec.group = format!("service:{number}"));
+    }
+    for holder in ["one", "two"] {
+        world.lease(&format!("{LEASE}{holder}"));
+    }
+    let taken = |now: Timestamp| {
+        let plans = ["one", "two"].map(|holder| Fleet::default().plan(&world.view, &cluster(), now, holder));
+        let bound = |change: &Change| match change {
+            Change::Bind(bind) => bind.tasks.iter().map(|(name, _)| name.clone()).collect(),
+            _ => Vec::new(),
+        };
+        plans.iter().flat_map(|plan| plan.changes().flat_map(bound).collect::<Vec<_>>()).collect::<Vec<_>>()
+    };
+    assert_eq!(taken(Timestamp(66_000)), ["big"], "by one of them, and nothing by the other");
 }

@@ -1,8 +1,8 @@
 //! Schedulers beside each other: whose turn a group of tasks is.
 //!
 //! Any scheduler may place any task; that no instance gets too much is seen to by its Reservation. That they do not all
-//! try the same at the same time is what this is for: each group of tasks has a scheduler that takes it at once, the others
-//! do when it has waited for a while. Each scheduler shows that it is there by a lease of its own.
+//! try the same at the same time is what this is for: each group of tasks has a scheduler that takes it at once, and as long
+//! as it waits the schedulers take turns. Each shows that it is there by a lease of its own.
 
 use std::time::Duration;
 
@@ -12,8 +12,9 @@ use steady_core::{Key, Kind, View};
 /// Leases of schedulers: this and who holds it.
 pub const LEASE: &str = "controller.scheduler.";
 
-/// After so long a task is anybody's.
-pub(super) const ANYBODY: Duration = Duration::from_secs(5);
+/// How long a turn is: longer than a full round takes to be committed, and than the lease of a scheduler that is gone, so
+/// that this is for one that is there and does not place.
+const TURN: Duration = Duration::from_secs(15);
 
 /// The schedulers that are there.
 #[derive(Debug, Clone, Default)]
@@ -31,14 +32,28 @@ impl Seats {
         Seats { own: hash::of(holder), others: held.map(hash::of).collect() }
     }
 
-    /// Whether tasks of a group are one's own to place at once.
-    pub(super) fn is_own(&self, group: &str) -> bool {
+    /// The how manieth turn is one's own for tasks of a group: the first is at once.
+    pub(super) fn turn(&self, group: &str) -> usize {
         if self.others.is_empty() {
-            return true;
+            return 0;
         }
         let group = hash::of(group);
         let weight = |seat: u64| mixed(seat ^ group);
-        self.others.iter().all(|other| weight(*other) < weight(self.own))
+        self.others.iter().filter(|other| weight(**other) > weight(self.own)).count()
+    }
+
+    /// How long until it is one's turn to place a task of a group whose turn is this one, that has waited for so long; none
+    /// when it is.
+    pub(super) fn until(&self, turn: usize, waited: Duration) -> Option<Duration> {
+        let everyone = self.others.len() as u128 + 1;
+        let (length, turn) = (TURN.as_millis(), turn as u128);
+        let round = waited.as_millis() % (length * everyone);
+        let begins = turn * length;
+        if round >= begins && round < begins + length {
+            return None;
+        }
+        let wait = if round < begins { begins - round } else { length * everyone - round + begins };
+        Some(Duration::from_millis(wait as u64))
     }
 
     /// Which of instances that are as good one prefers.

@@ -104,8 +104,19 @@ fn distinct_instance_puts_each_task_of_a_group_elsewhere() {
             spec.placement_constraints = vec![PlacementConstraint { r#type: kind, expression: String::new() }];
         });
     }
+    let binds = |world: &World| {
+        let plan = plan(&world.view, &Key::new(Kind::Cluster, "", "default"), Timestamp(0));
+        let seen = |change: &Change| match change {
+            Change::Bind(bind) => Some(bind.reservation),
+            _ => None,
+        };
+        plan.changes().filter_map(seen).collect::<Vec<_>>()
+    };
+    assert_eq!(binds(&world), [Some(Revision(0))], "decided on what is there");
     round(&mut world);
     assert_eq!(places(&world, 2), ["a", ""]);
+    world.waiting("t2", 1, 1, |_| {});
+    assert_eq!(binds(&world), [None], "it asks for room alone");
 }
 
 #[test]

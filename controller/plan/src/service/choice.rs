@@ -11,6 +11,9 @@ use crate::site;
 /// yet, then what runs in the zone, and on the instance, that has most of the service's tasks, the newest first. Tasks
 /// that are to be replaced anyway are not among them: they are counted and stopped by themselves. Nor are protected ones.
 pub(super) fn leaving<'a, 'b>(known: &'b Known<'a>, deployment: &str, count: usize) -> Vec<&'b task::View<'a>> {
+    if count == 0 {
+        return Vec::new();
+    }
     let mut zones: BTreeMap<&str, &str> = BTreeMap::new();
     let mut in_zone: BTreeMap<&str, usize> = BTreeMap::new();
     let mut on_instance: BTreeMap<&str, usize> = BTreeMap::new();
