@@ -35,7 +35,7 @@ pub fn of(object: &Object) -> Option<View<'_>> {
     })
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
     /// Not STOPPED: it may use ports and memory.
     pub fn is_live(&self) -> bool {
         self.status.last_status() != Status::Stopped
@@ -49,6 +49,12 @@ impl View<'_> {
     /// To run, and without an instance.
     pub fn wants_place(&self) -> bool {
         self.is_wanted() && self.spec.container_instance.is_empty()
+    }
+
+    /// The instance whose room it takes: it is placed, and not STOPPED.
+    pub fn placed_on(&self) -> Option<&'a str> {
+        let instance = self.spec.container_instance.as_str();
+        (self.is_live() && !instance.is_empty()).then_some(instance)
     }
 
     /// RUNNING and to stay so.

@@ -282,12 +282,11 @@ enum Place<'a> {
 }
 
 fn place_of(object: &Object) -> Place<'_> {
-    match task::of(object) {
-        Some(task) if task.is_live() && !task.spec.container_instance.is_empty() => {
-            Place::On(&task.spec.container_instance)
-        }
-        Some(task) if task.wants_place() => Place::Waiting,
-        _ => Place::Nowhere,
+    let Some(task) = task::of(object) else { return Place::Nowhere };
+    match task.placed_on() {
+        Some(instance) => Place::On(instance),
+        None if task.wants_place() => Place::Waiting,
+        None => Place::Nowhere,
     }
 }
 
@@ -296,8 +295,8 @@ fn number<'a>(key: &'a Key, object: &'a Object) -> Option<(&'a str, u64)> {
     if key.kind == Kind::ContainerInstance {
         return Some((&key.name, hash::mixed(object.meta().revision.unsigned_abs() + 1)));
     }
-    let found = task::of(object).filter(|task| task.is_live() && !task.spec.container_instance.is_empty())?;
-    Some((&found.spec.container_instance, bound(&found)))
+    let found = task::of(object)?;
+    Some((found.placed_on()?, bound(&found)))
 }
 
 /// What a difference between two indexes is about.

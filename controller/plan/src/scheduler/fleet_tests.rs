@@ -196,6 +196,16 @@ fn the_index_finds_what_looking_at_every_instance_finds() {
     assert!(placed > 1000, "{placed} were placed");
 }
 
+/// What a scheduler binds, of those that are there.
+fn taken(world: &World, holder: &str, now: Timestamp) -> Vec<SmolStr> {
+    let plan = Fleet::default().plan(&world.view, &cluster(), now, holder);
+    let tasks = |change: &Change| match change {
+        Change::Bind(bind) => bind.tasks.iter().map(|(name, _)| name.clone()).collect(),
+        _ => Vec::new(),
+    };
+    plan.changes().flat_map(tasks).collect()
+}
+
 #[test]
 fn schedulers_take_turns_at_each_group_as_long_as_it_waits() {
     let mut world = World::new();
@@ -206,14 +216,7 @@ fn schedulers_take_turns_at_each_group_as_long_as_it_waits() {
     for holder in ["one", "two", "three"] {
         world.lease(&format!("{LEASE}{holder}"));
     }
-    let takes = |holder: &str, now: Timestamp| {
-        let plan = Fleet::default().plan(&world.view, &cluster(), now, holder);
-        let tasks = |change: &Change| match change {
-            Change::Bind(bind) => bind.tasks.iter().map(|(name, _)| name.clone()).collect(),
-            _ => Vec::new(),
-        };
-        plan.changes().flat_map(tasks).collect::<Vec<_>>()
-    };
+    let takes = |holder: &str, now: Timestamp| taken(&world, holder, now);
     for turn in 0..7 {
         let each = ["one", "two", "three"].map(|holder| takes(holder, Timestamp(turn * 15_000)));
         let mut all: Vec<_> = each.iter().flatten().collect();
@@ -243,13 +246,6 @@ fn a_scheduler_leaves_the_room_of_one_that_has_waited_for_long_to_the_one_whose_
     for holder in ["one", "two"] {
         world.lease(&format!("{LEASE}{holder}"));
     }
-    let taken = |now: Timestamp| {
-        let plans = ["one", "two"].map(|holder| Fleet::default().plan(&world.view, &cluster(), now, holder));
-        let bound = |change: &Change| match change {
-            Change::Bind(bind) => bind.tasks.iter().map(|(name, _)| name.clone()).collect(),
-            _ => Vec::new(),
-        };
-        plans.iter().flat_map(|plan| plan.changes().flat_map(bound).collect::<Vec<_>>()).collect::<Vec<_>>()
-    };
-    assert_eq!(taken(Timestamp(66_000)), ["big"], "by one of them, and nothing by the other");
+    let both = ["one", "two"].map(|holder| taken(&world, holder, Timestamp(66_000))).concat();
+    assert_eq!(both, ["big"], "by one of them, and nothing by the other");
 }

@@ -47,13 +47,10 @@ impl Seats {
     pub(super) fn until(&self, turn: usize, waited: Duration) -> Option<Duration> {
         let everyone = self.others.len() as u128 + 1;
         let (length, turn) = (TURN.as_millis(), turn as u128);
-        let round = waited.as_millis() % (length * everyone);
-        let begins = turn * length;
-        if round >= begins && round < begins + length {
-            return None;
-        }
-        let wait = if round < begins { begins - round } else { length * everyone - round + begins };
-        Some(Duration::from_millis(wait as u64))
+        let round = length * everyone;
+        // Since one's turn began last.
+        let since = (waited.as_millis() + round - turn * length) % round;
+        (since >= length).then(|| Duration::from_millis((round - since) as u64))
     }
 
     /// Which of instances that are as good one prefers.
