@@ -1,6 +1,6 @@
 //! What an agent remembers of its tasks: enough to go on without the control plane, and never to run a task twice.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use steady_core::Timestamp;
 use steady_core::v1::{Object, TaskDefinitionSpec};
+
+use crate::engine::Restarts;
 
 /// One task as it is remembered.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -18,9 +20,19 @@ pub(crate) struct Record {
     pub(crate) definition: TaskDefinitionSpec,
     /// Containers that were made, or were about to be. One that is not there any more has ended.
     pub(crate) launched: BTreeSet<String>,
+    /// Containers that their restart policies started again.
+    #[serde(default)]
+    pub(crate) restarts: BTreeMap<String, Restarts>,
     /// When nothing of it was left, and its end was stored.
     #[serde(default)]
     pub(crate) over: Option<Timestamp>,
+}
+
+impl Record {
+    /// Of a task of which nothing was done yet.
+    pub(crate) fn new(task: Object, definition: TaskDefinitionSpec) -> Self {
+        Record { task, definition, launched: BTreeSet::new(), restarts: BTreeMap::new(), over: None }
+    }
 }
 
 /// Records on disk, a file each; or nowhere.

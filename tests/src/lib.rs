@@ -3,6 +3,7 @@
 
 pub mod chaos;
 pub mod docker;
+pub mod runtimes;
 pub mod sim;
 
 use std::hash::{BuildHasher as _, RandomState};

@@ -1,11 +1,9 @@
 //! What an agent of a former life left behind.
 
-use std::collections::BTreeSet;
-
 use steady_core::guard::{self, Guard};
 use steady_core::v1::{ContainerDefinition, Object, Task};
 
-use super::model::{ContainerState, Phase, TaskState};
+use super::model::{ContainerState, TaskState};
 use super::{Engine, Entry, effects};
 use crate::record::Record;
 use crate::runtime::{Exit, Found, State};
@@ -13,10 +11,13 @@ use crate::runtime::{Exit, Found, State};
 impl Engine {
     /// A task of a former life: its containers are as they were found; one that was launched and is not there has ended.
     pub(super) fn remember(&mut self, record: Record, found: &[&Found]) {
-        let now = self.clock.now();
-        let mut state = TaskState::new(record.task.clone(), record.definition.clone(), now);
+        let now = self.now();
+        let mut state = TaskState::new(record.task.clone(), record.definition.clone(), now.at);
+        let wanted = state.wants_to_run();
+        let mut restarts = Vec::new();
         for container in &mut state.containers {
             let name = container.definition.name.clone();
+            container.restarts = record.restarts.get(&name).cloned().unwrap_or_default();
             let there = found.iter().find(|f| f.id.name == name);
             match there {
                 Some(found) => {
@@ -24,43 +25,61 @@ impl Engine {
                     container.ports.clone_from(&found.ports);
                     found.ports.iter().for_each(|port| self.ports.take(port.host, port.udp));
                     match &found.state {
+                        // It was about to be started again.
+                        State::Created if wanted && container.restarts.answered.is_some() => {
+                            container.started_at = Some(now.at);
+                            restarts.push((found.id.clone(), None));
+                        }
                         State::Created => {}
-                        State::Running => effects::runs(container, now),
+                        State::Running => {
+                            effects::runs(container, now);
+                            // The machine runs longer than its containers.
+                            container.running_since = now.instant.checked_sub(found.ran).or(Some(now.instant));
+                        }
                         State::Exited(_) if !guard::stands(Guard::Exited) => effects::runs(container, now),
                         State::Exited(exit) => {
-                            container.started_at = Some(exit.at);
-                            effects::ended(container, exit.clone());
+                            container.started_at = Some(exit.at - found.ran);
+                            if wanted && container.restarts.has_answered(exit) {
+                                restarts.push((found.id.clone(), None));
+                            } else if wanted && container.is_restarted_after(exit, found.ran) {
+                                restarts.push((found.id.clone(), Some(exit.clone())));
+                            } else {
+                                effects::ended(container, exit.clone());
+                            }
                         }
                     }
                 }
                 None if record.launched.contains(&name) && guard::stands(Guard::Launched) => {
-                    let exit = Exit { code: None, out_of_memory: false, at: now };
-                    container.started_at = Some(now);
+                    let exit = Exit { code: None, out_of_memory: false, at: now.at };
+                    container.started_at = Some(now.at);
                     effects::ended(container, exit);
                     "ContainerVanishedError: it was gone when the agent came back".clone_into(&mut container.reason);
                 }
                 None => {}
             }
         }
-        if state.containers.iter().all(|c| c.phase >= Phase::Running) {
-            state.started_at = Some(now);
+        if state.containers.iter().all(|c| c.started_at.is_some()) {
+            state.started_at = Some(now.at);
         }
         let name = state.name().to_owned();
         tracing::info!(task = name, containers = found.len(), "adopted");
         self.insert(state, record);
         self.touched.insert(name);
+        for (id, exit) in restarts {
+            self.restart(&id, exit);
+        }
     }
 
     /// Containers of tasks that nobody remembers: kept until the control plane says that they are gone.
     pub(super) fn take_strays(&mut self, found: &[Found]) {
         for stray in found.iter().filter(|f| !self.tasks.contains_key(&f.id.task)).cloned().collect::<Vec<_>>() {
             tracing::warn!(container = %stray.id, "a container of a task that is not remembered; asking about it");
-            let now = self.clock.now();
+            let now = self.now();
             let entry = self.tasks.entry(stray.id.task.clone()).or_insert_with(|| {
                 let mut task = Object::new(&self.place.cluster, &stray.id.task, Task::default());
                 task.meta_mut().uid.clone_from(&stray.id.task);
-                let state = TaskState::new(task.clone(), <_>::default(), now);
-                let record = Record { task, definition: <_>::default(), launched: BTreeSet::new(), over: None };
+                let state = TaskState::new(task.clone(), <_>::default(), now.at);
+                let record = Record::new(task, <_>::default());
                 Entry::new(state, record)
             });
             let mut container =

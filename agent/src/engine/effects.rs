@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use steady_core::v1::HealthCheck;
 use steady_core::v1::health_status::Value as Health;
-use steady_core::{Clock, Timestamp, resources};
+use steady_core::{Clock, resources};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::model::{ContainerState, Phase, TaskState};
+use super::model::{ContainerState, Now, Phase, Probes, TaskState};
 use super::{Input, Place};
 use crate::runtime::{ContainerId, ContainerSpec, Exit, Port, Runtime, RuntimeError};
 
@@ -42,15 +42,17 @@ pub(super) fn spec(place: &Place, task: &TaskState, container: &ContainerState, 
 }
 
 /// The container runs.
-pub(super) fn runs(container: &mut ContainerState, now: Timestamp) {
+pub(super) fn runs(container: &mut ContainerState, now: Now) {
     container.phase = Phase::Running;
-    container.started_at.get_or_insert(now);
+    container.started_at.get_or_insert(now.at);
+    container.running_since = Some(now.instant);
     if let Some(check) = &container.definition.health_check {
-        container.probes.due = Some(now + seconds(check.interval.unwrap_or(30)));
+        let due = Some(now.instant + seconds(check.interval.unwrap_or(30)));
+        container.probes = Probes { health: Health::Unknown, due, ..Probes::default() };
     }
 }
 
-/// The container has ended.
+/// The container has ended for good.
 pub(super) fn ended(container: &mut ContainerState, exit: Exit) {
     container.phase = Phase::Stopped;
     container.probes.due = None;
@@ -62,15 +64,17 @@ pub(super) fn ended(container: &mut ContainerState, exit: Exit) {
 
 /// A health check answered (ECS: `retries` failures one after the other are unhealthy, one success is healthy;
 /// failures in the start period are not counted).
-pub(super) fn probed(container: &mut ContainerState, passed: bool, now: Timestamp) {
+pub(super) fn probed(container: &mut ContainerState, passed: bool, now: Now) {
     let Some(check) = container.definition.health_check.clone() else { return };
     let probes = &mut container.probes;
     probes.busy = false;
     if container.phase != Phase::Running || probes.health == Health::Unspecified {
         return;
     }
-    probes.due = Some(now + seconds(check.interval.unwrap_or(30)));
-    let grace = container.started_at.is_some_and(|at| now.since(at) < seconds(check.start_period.unwrap_or(0)));
+    probes.due = Some(now.instant + seconds(check.interval.unwrap_or(30)));
+    let grace = container
+        .running_since
+        .is_some_and(|since| now.instant.duration_since(since) < seconds(check.start_period.unwrap_or(0)));
     if passed {
         probes.health = Health::Healthy;
         probes.failures = 0;
@@ -96,6 +100,13 @@ pub(super) fn launch(runtime: Arc<dyn Runtime>, inputs: UnboundedSender<Input>, 
         }
         .await;
         let _ = inputs.send(Input::Launched { id: spec.id, result });
+    });
+}
+
+pub(super) fn restart(runtime: Arc<dyn Runtime>, inputs: UnboundedSender<Input>, id: ContainerId) {
+    tokio::spawn(async move {
+        let result = runtime.restart(&id).await;
+        let _ = inputs.send(Input::Restarted { id, result });
     });
 }
 

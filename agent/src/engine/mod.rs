@@ -2,7 +2,7 @@
 //!
 //! One actor owns all state. What to do is decided by [`step`](step::step), purely; doing it is spawned and comes
 //! back as an input. Invariants: a container is remembered as launched before it is made, so that after a crash it is
-//! never launched again; a task is only stopped because the control plane says so, because a container of its own
+//! never launched again (only its restart policy starts it once more); a task is only stopped because the control plane says so, because a container of its own
 //! ended, or because its absence was verified; a task is forgotten only after its end was stored by the API.
 
 mod adoption;
@@ -10,6 +10,7 @@ mod effects;
 mod launch;
 mod model;
 mod over;
+mod restart;
 mod step;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,16 +18,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use steady_core::guard::{self, Guard};
+use steady_core::v1::desired_status::Value as Desired;
 use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::v1::task_last_status::Value as Status;
 use steady_core::v1::{Assignment, TaskDefinitionSpec, TaskReport, TaskStatus};
-use steady_core::{Clock, Timestamp, task};
+use steady_core::{Clock, task};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use crate::ports::Ports;
 use crate::record::{Record, Records};
 use crate::runtime::{ContainerId, Exit, Found, Runtime, RuntimeError};
-use model::{Phase, Stop, TaskState};
+pub(crate) use model::Restarts;
+use model::{Now, Phase, Stop, TaskState};
 use over::Over;
 use step::{Action, Step, step};
 
@@ -56,6 +60,8 @@ pub(crate) enum Input {
     Stored { versions: BTreeMap<String, u64>, refused: BTreeMap<String, String> },
     /// A container was launched, or could not be.
     Launched { id: ContainerId, result: Result<effects::Launched, RuntimeError> },
+    /// A container was started again, or could not be.
+    Restarted { id: ContainerId, result: Result<String, RuntimeError> },
     /// A container ended.
     Exited(ContainerId, Exit),
     /// It could not be stopped.
@@ -198,6 +204,7 @@ impl Engine {
             Input::Absent(names) => self.absent(&names),
             Input::Stored { versions, refused } => self.stored(&versions, &refused),
             Input::Launched { id, result } => self.launched(&id, result),
+            Input::Restarted { id, result } => self.restarted(&id, result),
             Input::Exited(id, exit) => self.exited(&id, exit),
             Input::NotStopped(id, error) => {
                 tracing::error!(container = %id, %error, "a container could not be stopped; trying again");
@@ -209,8 +216,12 @@ impl Engine {
         }
     }
 
-    fn with(&mut self, id: &ContainerId, change: impl FnOnce(&mut model::ContainerState, Timestamp)) {
-        let now = self.clock.now();
+    fn now(&self) -> Now {
+        Now { at: self.clock.now(), instant: Instant::now() }
+    }
+
+    fn with(&mut self, id: &ContainerId, change: impl FnOnce(&mut model::ContainerState, Now)) {
+        let now = self.now();
         if let Some(entry) = self.tasks.get_mut(&id.task)
             && let Some(container) = entry.state.container_mut(&id.name)
         {
@@ -240,7 +251,13 @@ impl Engine {
         if let Some(entry) = self.tasks.get_mut(&name) {
             entry.missing = false;
             entry.state.confirmed = true;
+            let stops = told.status.desired_status() == Desired::Stopped;
             entry.state.object = object;
+            if stops && entry.note_stop() {
+                // Should the agent end meanwhile, the next one must not restart what is to stop.
+                let record = entry.record.clone();
+                self.save(&record);
+            }
             return;
         }
         if !told.is_live() || self.stopping {
@@ -264,7 +281,7 @@ impl Engine {
             state.stopped_at = Some(now);
         }
         let definition = assignment.definition.unwrap_or_default();
-        let record = Record { task: object, definition, launched: BTreeSet::new(), over: None };
+        let record = Record::new(object, definition);
         self.save(&record);
         self.insert(state, record);
     }
@@ -332,14 +349,25 @@ impl Engine {
     }
 
     fn exited(&mut self, id: &ContainerId, exit: Exit) {
-        self.with(id, |container, _| {
-            if container.phase == Phase::Starting {
-                container.exit = Some(exit);
-            } else if container.phase != Phase::Stopped {
+        let now = self.now();
+        let Some(entry) = self.tasks.get_mut(&id.task) else { return };
+        let wanted = entry.state.wants_to_run();
+        let Some(container) = entry.state.container_mut(&id.name) else { return };
+        if container.restarts.has_answered(&exit) {
+            return;
+        }
+        let ran = container.running_since.map_or(Duration::ZERO, |since| now.instant.duration_since(since));
+        self.touched.insert(id.task.clone());
+        match container.phase {
+            // It ended before its start was known here.
+            Phase::Starting | Phase::Restarting => container.exit = Some(exit),
+            Phase::Running if wanted && container.is_restarted_after(&exit, ran) => self.restart(id, Some(exit)),
+            Phase::New | Phase::Running | Phase::Stopping => {
                 container.started_at.get_or_insert(exit.at);
                 effects::ended(container, exit);
             }
-        });
+            Phase::Stopped => {}
+        }
     }
 
     fn removed(&mut self, name: &str) {
@@ -348,7 +376,7 @@ impl Engine {
             self.ports.release(port.host, port.udp);
         }
         let now = self.clock.now();
-        self.save(&Record { definition: TaskDefinitionSpec::default(), over: Some(now), ..entry.record });
+        self.save(&Record { over: Some(now), ..Record::new(entry.record.task, TaskDefinitionSpec::default()) });
         for forgotten in self.over.add(name, now) {
             self.records.forget(&forgotten);
         }
@@ -377,13 +405,13 @@ impl Engine {
     }
 
     fn step(&mut self, name: &str) {
-        let now = self.clock.now();
+        let now = self.now();
         loop {
             let Some(entry) = self.tasks.get_mut(name) else { return };
             let state = &mut entry.state;
             if state.started_at.is_none() && state.containers.iter().all(|c| c.phase >= Phase::Running) {
                 let ran = state.containers.iter().all(|c| c.started_at.is_some());
-                state.started_at = ran.then_some(now);
+                state.started_at = ran.then_some(now.at);
             }
             let Step { stop, actions } = step(state, now);
             let again = stop.is_some();
@@ -450,6 +478,15 @@ impl Engine {
 }
 
 impl Entry {
+    /// Remembers that its task is to stop; whether that is new.
+    fn note_stop(&mut self) -> bool {
+        let known = task::of(&self.record.task).is_some_and(|t| t.status.desired_status() == Desired::Stopped);
+        if !known {
+            self.record.task = self.state.object.clone();
+        }
+        !known
+    }
+
     fn new(state: TaskState, record: Record) -> Self {
         let told = TaskStatus::default();
         Entry { state, record, told, version: 0, stored: 0, missing: false, removing: false }

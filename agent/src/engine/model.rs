@@ -1,5 +1,8 @@
 //! A task as the engine sees it: what is wanted, and what each container is known to do.
 
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 use steady_core::resources::implied_dependencies;
 use steady_core::v1::container_condition::Value as Condition;
 use steady_core::v1::desired_status::Value as Desired;
@@ -10,10 +13,11 @@ use steady_core::v1::{
     Container, ContainerDefinition, ContainerDependency, NetworkBinding, Object, TaskDefinitionSpec, TaskStatus,
 };
 use steady_core::{Timestamp, task};
+use tokio::time::Instant;
 
 use crate::runtime::{Exit, Port, repository};
 
-/// What a container does. Only ever moves down this list.
+/// What a container does. Moves down this list, but for a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     /// Nothing was done for it.
@@ -22,6 +26,8 @@ pub(crate) enum Phase {
     Starting,
     /// Runs.
     Running,
+    /// Ran and ended, and is being started again by its restart policy. The only one that goes back: to `Running`.
+    Restarting,
     /// Was told to stop.
     Stopping,
     /// Has ended, or will never start.
@@ -36,7 +42,7 @@ pub(crate) struct Probes {
     /// Failures one after the other.
     pub(crate) failures: i32,
     /// When the next probe is due.
-    pub(crate) due: Option<Timestamp>,
+    pub(crate) due: Option<Instant>,
     /// One is under way.
     pub(crate) busy: bool,
 }
@@ -52,9 +58,39 @@ pub(crate) struct ContainerState {
     pub(crate) runtime_id: String,
     pub(crate) digest: String,
     pub(crate) ports: Vec<Port>,
+    /// When it was first started.
     pub(crate) started_at: Option<Timestamp>,
+    /// When it was last started.
+    pub(crate) running_since: Option<Instant>,
+    pub(crate) restarts: Restarts,
     pub(crate) probes: Probes,
 }
+
+/// Now: as people know it, and for measuring how long something took, whatever happens to the machine's clock.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Now {
+    pub(crate) at: Timestamp,
+    pub(crate) instant: Instant,
+}
+
+/// What a container's restart policy did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Restarts {
+    /// How often it was started again.
+    pub(crate) count: i32,
+    /// The end that the last restart answered.
+    pub(crate) answered: Option<Exit>,
+}
+
+impl Restarts {
+    /// Whether this end has been answered already: ends are told more than once.
+    pub(crate) fn has_answered(&self, exit: &Exit) -> bool {
+        self.answered.as_ref().is_some_and(|answered| answered.at == exit.at)
+    }
+}
+
+/// ECS' default of `restartAttemptPeriod`.
+const RESTART_ATTEMPT_PERIOD: i32 = 300;
 
 impl ContainerState {
     pub(crate) fn new(definition: ContainerDefinition) -> Self {
@@ -68,6 +104,8 @@ impl ContainerState {
             digest: String::new(),
             ports: Vec::new(),
             started_at: None,
+            running_since: None,
+            restarts: Restarts::default(),
             probes: Probes { health, ..Probes::default() },
         }
     }
@@ -80,10 +118,29 @@ impl ContainerState {
         self.exit.as_ref().and_then(|exit| exit.code)
     }
 
+    /// Whether its restart policy has it started again after this end (ECS: it ran for the period, and the exit code is
+    /// not ignored).
+    pub(crate) fn is_restarted_after(&self, exit: &Exit, ran: Duration) -> bool {
+        let policy = self.definition.restart_policy.as_ref().filter(|policy| policy.enabled);
+        policy.is_some_and(|policy| {
+            let period = policy.restart_attempt_period.unwrap_or(RESTART_ATTEMPT_PERIOD);
+            let ignored = exit.code.is_some_and(|code| policy.ignored_exit_codes.contains(&code));
+            !ignored && ran.as_secs() >= u64::from(period.unsigned_abs())
+        })
+    }
+
+    /// It ended, and is being started again.
+    pub(crate) fn restarts_after(&mut self, exit: Exit) {
+        self.phase = Phase::Restarting;
+        self.restarts.count += 1;
+        self.restarts.answered = Some(exit);
+        self.probes.due = None;
+    }
+
     fn as_message(&self, address: &str) -> Container {
         let status = match self.phase {
             Phase::New | Phase::Starting => Status::Pending,
-            Phase::Running | Phase::Stopping => Status::Running,
+            Phase::Running | Phase::Restarting | Phase::Stopping => Status::Running,
             Phase::Stopped => Status::Stopped,
         };
         let bindings = self.ports.iter().filter(|_| self.phase >= Phase::Running).map(|port| NetworkBinding {
@@ -102,6 +159,7 @@ impl ContainerState {
             image_digest: self.digest.clone(),
             network_bindings: bindings.collect(),
             health_status: self.probes.health.into(),
+            restart_count: self.restarts.count,
         }
     }
 }
@@ -260,7 +318,7 @@ pub(crate) enum Met {
 }
 
 /// How a dependency on a container stands.
-pub(crate) fn met(on: &ContainerState, condition: Condition, now: Timestamp) -> Met {
+pub(crate) fn met(on: &ContainerState, condition: Condition, now: Instant) -> Met {
     let name = &on.definition.name;
     let ran = on.started_at.is_some();
     let yes = match condition {
@@ -277,8 +335,8 @@ pub(crate) fn met(on: &ContainerState, condition: Condition, now: Timestamp) -> 
         return Met::Never(format!("container {name} {how}, and another waits for it ({})", condition.as_str_name()));
     }
     let patience = on.definition.start_timeout.filter(|_| condition != Condition::Start);
-    if let (Some(seconds), Some(started)) = (patience, on.started_at)
-        && now.since(started).as_secs() >= u64::from(seconds.unsigned_abs())
+    if let (Some(seconds), Some(started)) = (patience, on.running_since)
+        && now.duration_since(started).as_secs() >= u64::from(seconds.unsigned_abs())
     {
         return Met::Never(format!(
             "container {name} was not {} within its startTimeout of {seconds} s",

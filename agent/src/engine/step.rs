@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use steady_core::Timestamp;
 use steady_core::task;
 use steady_core::v1::desired_status::Value as Desired;
 use steady_core::v1::stop_code::Value as StopCode;
 
-use super::model::{Met, Phase, Stop, TaskState, met};
+use super::model::{Met, Now, Phase, Stop, TaskState, met};
 
 /// ECS' default of `stopTimeout`.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -35,7 +34,7 @@ pub(crate) struct Step {
 }
 
 /// The next step of a task.
-pub(crate) fn step(task: &TaskState, now: Timestamp) -> Step {
+pub(crate) fn step(task: &TaskState, now: Now) -> Step {
     if let Some(stop) = reason_to_stop(task, now) {
         let actions = stopping(task);
         return Step { stop: Some(stop), actions };
@@ -48,7 +47,7 @@ pub(crate) fn step(task: &TaskState, now: Timestamp) -> Step {
         let name = &container.definition.name;
         match container.phase {
             Phase::New if task.confirmed && ready(task, name, now) => actions.push(Action::Launch(name.clone())),
-            Phase::Running if container.probes.due.is_some_and(|due| due <= now) && !container.probes.busy => {
+            Phase::Running if container.probes.due.is_some_and(|due| due <= now.instant) && !container.probes.busy => {
                 actions.push(Action::Probe(name.clone()));
             }
             _ => {}
@@ -57,17 +56,17 @@ pub(crate) fn step(task: &TaskState, now: Timestamp) -> Step {
     Step { stop: None, actions }
 }
 
-fn dependencies<'a>(task: &'a TaskState, name: &str, now: Timestamp) -> impl Iterator<Item = Met> + 'a {
+fn dependencies<'a>(task: &'a TaskState, name: &str, now: Now) -> impl Iterator<Item = Met> + 'a {
     let needs = task.container(name).map(|c| c.definition.depends_on.as_slice()).unwrap_or_default();
-    needs.iter().filter_map(move |need| Some(met(task.container(&need.container_name)?, need.condition(), now)))
+    needs.iter().filter_map(move |need| Some(met(task.container(&need.container_name)?, need.condition(), now.instant)))
 }
 
-fn ready(task: &TaskState, name: &str, now: Timestamp) -> bool {
+fn ready(task: &TaskState, name: &str, now: Now) -> bool {
     dependencies(task, name, now).all(|met| met == Met::Yes)
 }
 
 /// Why a task that is to run cannot go on, or was asked to stop.
-fn reason_to_stop(task: &TaskState, now: Timestamp) -> Option<Stop> {
+fn reason_to_stop(task: &TaskState, now: Now) -> Option<Stop> {
     if task.stop.is_some() {
         return None;
     }
@@ -75,20 +74,20 @@ fn reason_to_stop(task: &TaskState, now: Timestamp) -> Option<Stop> {
     if told.status.desired_status() == Desired::Stopped || !told.is_live() {
         // The reason is the control plane's, and known there.
         let reason = told.status.stopped_reason.clone();
-        return Some(Stop { code: told.status.stop_code(), reason, since: now });
+        return Some(Stop { code: told.status.stop_code(), reason, since: now.at });
     }
     for container in task.containers.iter().filter(|c| c.phase == Phase::Stopped) {
         if container.started_at.is_none() && container.is_essential() {
-            return Some(Stop { code: StopCode::TaskFailedToStart, reason: container.reason.clone(), since: now });
+            return Some(Stop { code: StopCode::TaskFailedToStart, reason: container.reason.clone(), since: now.at });
         }
         if container.is_essential() {
             let reason = "Essential container in task exited".to_owned();
-            return Some(Stop { code: StopCode::EssentialContainerExited, reason, since: now });
+            return Some(Stop { code: StopCode::EssentialContainerExited, reason, since: now.at });
         }
     }
     task.containers.iter().filter(|c| c.phase == Phase::New).find_map(|container| {
         dependencies(task, &container.definition.name, now).find_map(|met| match met {
-            Met::Never(reason) => Some(Stop { code: StopCode::TaskFailedToStart, reason, since: now }),
+            Met::Never(reason) => Some(Stop { code: StopCode::TaskFailedToStart, reason, since: now.at }),
             Met::Yes | Met::NotYet => None,
         })
     })
@@ -116,12 +115,24 @@ fn stopping(task: &TaskState) -> Vec<Action> {
 mod tests {
     use super::*;
     use crate::runtime::Exit;
+    use std::sync::LazyLock;
+    use steady_core::Timestamp;
     use steady_core::v1::container_condition::Value as Condition;
     use steady_core::v1::{
         ContainerDefinition, ContainerDependency, Object, Task, TaskDefinitionSpec, TaskSpec, TaskStatus,
     };
+    use tokio::time::Instant;
 
-    const NOW: Timestamp = Timestamp(1_000_000);
+    const AT: Timestamp = Timestamp(1_000_000);
+
+    fn now() -> Now {
+        static NOW: LazyLock<Instant> = LazyLock::new(Instant::now);
+        Now { at: AT, instant: *NOW }
+    }
+
+    fn after(seconds: u64) -> Now {
+        Now { instant: now().instant + Duration::from_secs(seconds), ..now() }
+    }
 
     type Container<'a> = (&'a str, bool, &'a [(&'a str, Condition)]);
 
@@ -144,7 +155,7 @@ mod tests {
         };
         let status = TaskStatus { desired_status: Desired::Running.into(), ..Default::default() };
         let object = Object::new("default", "t", Task { spec: Some(TaskSpec::default()), status: Some(status) });
-        let mut task = TaskState::new(object, definition, NOW);
+        let mut task = TaskState::new(object, definition, AT);
         task.confirmed = true;
         task
     }
@@ -153,12 +164,13 @@ mod tests {
         let container = task.container_mut(name).expect("a container");
         container.phase = phase;
         if phase >= Phase::Running {
-            container.started_at = Some(NOW);
+            container.started_at = Some(AT);
+            container.running_since = Some(now().instant);
         }
-        container.exit = code.map(|code| Exit { code: Some(code), out_of_memory: false, at: NOW });
+        container.exit = code.map(|code| Exit { code: Some(code), out_of_memory: false, at: AT });
     }
 
-    fn launched(task: &TaskState, now: Timestamp) -> Vec<String> {
+    fn launched(task: &TaskState, now: Now) -> Vec<String> {
         let names = step(task, now).actions.into_iter().filter_map(|a| match a {
             Action::Launch(name) => Some(name),
             _ => None,
@@ -173,26 +185,26 @@ mod tests {
             ("migrate", false, &[]),
             ("cache", true, &[]),
         ]);
-        assert_eq!(launched(&t, NOW), ["migrate", "cache"]);
+        assert_eq!(launched(&t, now()), ["migrate", "cache"]);
         set(&mut t, "cache", Phase::Running, None);
         set(&mut t, "migrate", Phase::Running, None);
-        assert_eq!(launched(&t, NOW), Vec::<String>::new());
+        assert_eq!(launched(&t, now()), Vec::<String>::new());
         set(&mut t, "migrate", Phase::Stopped, Some(0));
-        assert_eq!(launched(&t, NOW), ["web"]);
+        assert_eq!(launched(&t, now()), ["web"]);
     }
 
     #[test]
     fn nothing_starts_before_the_control_plane_confirmed_the_task() {
         let mut t = task(&[("web", true, &[])]);
         t.confirmed = false;
-        assert_eq!(step(&t, NOW), Step::default());
+        assert_eq!(step(&t, now()), Step::default());
     }
 
     #[test]
     fn a_dependency_that_failed_stops_the_task() {
         let mut t = task(&[("web", true, &[("migrate", Condition::Success)]), ("migrate", false, &[])]);
         set(&mut t, "migrate", Phase::Stopped, Some(3));
-        let stop = step(&t, NOW).stop.expect("stops");
+        let stop = step(&t, now()).stop.expect("stops");
         assert_eq!(stop.code, StopCode::TaskFailedToStart);
         assert!(stop.reason.contains("migrate exited with 3"), "{stop:?}");
     }
@@ -201,8 +213,8 @@ mod tests {
     fn a_dependency_that_takes_too_long_stops_the_task() {
         let mut t = task(&[("web", true, &[("migrate", Condition::Complete)]), ("migrate", false, &[])]);
         set(&mut t, "migrate", Phase::Running, None);
-        assert_eq!(step(&t, NOW + Duration::from_secs(9)).stop, None);
-        assert!(step(&t, NOW + Duration::from_secs(10)).stop.is_some());
+        assert_eq!(step(&t, after(9)).stop, None);
+        assert!(step(&t, after(10)).stop.is_some());
     }
 
     #[test]
@@ -216,19 +228,19 @@ mod tests {
             set(&mut t, name, Phase::Running, None);
         }
         set(&mut t, "side", Phase::Stopped, Some(1));
-        let found = step(&t, NOW);
+        let found = step(&t, now());
         assert_eq!(found.stop.map(|s| s.code), Some(StopCode::EssentialContainerExited));
         assert_eq!(found.actions, [Action::Stop("web".into(), STOP_TIMEOUT)]);
         set(&mut t, "web", Phase::Stopped, Some(143));
-        t.stop = Some(Stop { code: StopCode::EssentialContainerExited, reason: String::new(), since: NOW });
-        assert_eq!(step(&t, NOW).actions, [Action::Stop("db".into(), STOP_TIMEOUT)]);
+        t.stop = Some(Stop { code: StopCode::EssentialContainerExited, reason: String::new(), since: AT });
+        assert_eq!(step(&t, now()).actions, [Action::Stop("db".into(), STOP_TIMEOUT)]);
     }
 
     #[test]
     fn the_end_of_the_only_container_is_told_with_its_reason() {
         let mut t = task(&[("web", true, &[])]);
         set(&mut t, "web", Phase::Stopped, Some(137));
-        let found = step(&t, NOW);
+        let found = step(&t, now());
         assert_eq!(found.stop.map(|s| s.reason).as_deref(), Some("Essential container in task exited"));
         assert_eq!(found.actions, []);
     }
@@ -238,7 +250,7 @@ mod tests {
         let mut t = task(&[("web", true, &[]), ("init", false, &[])]);
         set(&mut t, "web", Phase::Running, None);
         set(&mut t, "init", Phase::Stopped, Some(1));
-        assert_eq!(step(&t, NOW), Step::default());
+        assert_eq!(step(&t, now()), Step::default());
     }
 
     #[test]
@@ -249,7 +261,7 @@ mod tests {
         container.reason = "CannotPullContainerError: no such image".into();
         t.containers.push(t.containers[0].clone());
         t.containers[1].phase = Phase::New;
-        let stop = step(&t, NOW).stop.expect("stops");
+        let stop = step(&t, now()).stop.expect("stops");
         assert_eq!(
             (stop.code, stop.reason.as_str()),
             (StopCode::TaskFailedToStart, "CannotPullContainerError: no such image")

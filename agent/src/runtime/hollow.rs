@@ -148,6 +148,15 @@ impl Runtime for Hollow {
         Ok(id.to_string())
     }
 
+    async fn restart(&self, id: &ContainerId) -> Result<String, RuntimeError> {
+        if let Some(container) = self.lock().containers.get_mut(id)
+            && container.state != State::Running
+        {
+            container.state = State::Created;
+        }
+        self.start(id).await
+    }
+
     async fn stop(&self, id: &ContainerId, _: Duration) -> Result<(), RuntimeError> {
         // 128 + SIGTERM.
         self.lock().end(id, 143);

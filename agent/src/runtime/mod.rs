@@ -88,6 +88,23 @@ pub struct ContainerSpec {
     pub memory_limit: Option<i32>,
 }
 
+impl ContainerSpec {
+    /// A container without anything of its own yet.
+    pub fn new(id: ContainerId, cluster: &str, instance: &str, network_mode: network_mode::Value) -> Self {
+        ContainerSpec {
+            id,
+            cluster: cluster.to_owned(),
+            instance: instance.to_owned(),
+            definition: ContainerDefinition::default(),
+            volumes: Vec::new(),
+            network_mode,
+            ports: Vec::new(),
+            cpu_limit: None,
+            memory_limit: None,
+        }
+    }
+}
+
 /// How a container ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
@@ -121,12 +138,20 @@ pub struct Found {
     pub state: State,
     /// Ports it was made with.
     pub ports: Vec<Port>,
+    /// How long it runs, or ran, since its last start.
+    pub ran: Duration,
 }
 
 impl Found {
     /// One that no engine has: its own name is its number too.
     pub fn simulated(id: &ContainerId, state: &State, ports: &[Port]) -> Self {
-        Found { id: id.clone(), runtime_id: id.to_string(), state: state.clone(), ports: ports.to_vec() }
+        Found {
+            id: id.clone(),
+            runtime_id: id.to_string(),
+            state: state.clone(),
+            ports: ports.to_vec(),
+            ran: Duration::ZERO,
+        }
     }
 }
 
@@ -189,6 +214,10 @@ pub trait Runtime: Send + Sync {
     /// Starts it. One that runs already is left alone. Returns the runtime's id.
     async fn start(&self, id: &ContainerId) -> Result<String, RuntimeError>;
 
+    /// Starts one that has ended once more, as it was made. One that runs already is left alone. Returns the runtime's
+    /// id.
+    async fn restart(&self, id: &ContainerId) -> Result<String, RuntimeError>;
+
     /// Sends its stop signal, and SIGKILL after `grace`. Returns when it has ended. One that has ended already, or
     /// is not there, is no error.
     async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError>;
@@ -207,7 +236,7 @@ pub trait Runtime: Send + Sync {
     ) -> Result<BoxStream<'static, Result<LogPiece, RuntimeError>>, RuntimeError>;
 
     /// Where exits are told from now on. Called once, before anything else is asked. An exit is told at least
-    /// once, within a second; it may be told again.
+    /// once, within a second; it may be told again, then with the same time, until the container is restarted.
     fn exits(&self) -> mpsc::UnboundedReceiver<(ContainerId, Exit)>;
 
     /// Whether a container of this runtime can have this port of the machine: nobody listens on it.

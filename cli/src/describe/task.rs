@@ -69,6 +69,9 @@ fn container(page: &mut Page, container: &Container) {
     if health != "VALUE_UNSPECIFIED" {
         let _ = write!(line, "  {health}");
     }
+    if container.restart_count > 0 {
+        let _ = write!(line, "  restarts {}", container.restart_count);
+    }
     page.line(&line);
     page.line(format!("  image    {} {}", container.image, container.image_digest).trim_end());
     for (name, value) in [("runtime", &container.runtime_id), ("reason", &container.reason)] {

@@ -123,6 +123,7 @@ fn check_container(spec: &TaskDefinitionSpec, container: &ContainerDefinition, p
     resource_requirements(container, path, faults);
     engine::check(spec, container, path, faults);
     health_check(container, path, faults);
+    restart_policy(container, path, faults);
     unsupported(container, path, faults);
 }
 
@@ -205,6 +206,17 @@ fn health_check(container: &ContainerDefinition, path: &str, faults: &mut Faults
     faults.range(&at("timeout"), check.timeout.unwrap_or(5).into(), 2, 60, "seconds");
     faults.range(&at("retries"), check.retries.unwrap_or(3).into(), 1, 10, "");
     faults.range(&at("startPeriod"), check.start_period.unwrap_or(0).into(), 0, 300, "seconds");
+}
+
+fn restart_policy(container: &ContainerDefinition, path: &str, faults: &mut Faults) {
+    let Some(policy) = &container.restart_policy else { return };
+    let at = |field: &str| format!("{path}.restartPolicy.{field}");
+    let period = policy.restart_attempt_period.unwrap_or(60);
+    faults.range(&at("restartAttemptPeriod"), period.into(), 60, 1800, "seconds");
+    if policy.ignored_exit_codes.len() > 50 {
+        let message = format!("{} exit codes; at most 50", policy.ignored_exit_codes.len());
+        faults.add(&at("ignoredExitCodes"), message);
+    }
 }
 
 fn host_ports(spec: &TaskDefinitionSpec, faults: &mut Faults) {

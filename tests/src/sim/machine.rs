@@ -162,6 +162,20 @@ impl Runtime for MachineLink {
         started.map(|()| id.to_string())
     }
 
+    async fn restart(&self, id: &ContainerId) -> Result<String, RuntimeError> {
+        let moment = self.begin().await;
+        tokio::time::sleep(self.world.start_delay()).await;
+        let restarted = match lock(&self.machine.containers).get_mut(id) {
+            Some(container) => {
+                container.state = State::Running;
+                Ok(id.to_string())
+            }
+            None => Err(RuntimeError::NotFound(id.clone())),
+        };
+        self.finish(moment).await;
+        restarted
+    }
+
     async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
         let moment = self.begin().await;
         self.world.stopping(&self.machine.name, id);

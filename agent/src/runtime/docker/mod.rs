@@ -79,7 +79,7 @@ impl Docker {
         HashMap::from([("label".to_owned(), own)])
     }
 
-    async fn inspect(&self, id: &ContainerId) -> Result<Option<(String, State)>, RuntimeError> {
+    async fn inspect(&self, id: &ContainerId) -> Result<Option<(String, State, Duration)>, RuntimeError> {
         let name = name(id);
         let found = within("inspect", LOOK, self.engine.inspect_container(&name, None)).await?;
         let found = match found {
@@ -93,11 +93,27 @@ impl Docker {
             Some(ContainerStateStatusEnum::EXITED | ContainerStateStatusEnum::DEAD) => State::Exited(Exit {
                 code: state.exit_code.and_then(|code| i32::try_from(code).ok()),
                 out_of_memory: state.oom_killed.unwrap_or(false),
-                at: SystemClock.now(),
+                at: moment(state.finished_at.as_deref()).unwrap_or_else(|| SystemClock.now()),
             }),
             _ => State::Running,
         };
-        Ok(Some((found.id.unwrap_or_default(), known)))
+        let until = match &known {
+            State::Exited(exit) => exit.at,
+            _ => SystemClock.now(),
+        };
+        let ran = moment(state.started_at.as_deref()).map_or(Duration::ZERO, |started| until.since(started));
+        Ok(Some((found.id.unwrap_or_default(), known, ran)))
+    }
+
+    async fn start_if(&self, id: &ContainerId, is_due: impl Fn(&State) -> bool) -> Result<String, RuntimeError> {
+        let Some((runtime_id, state, _)) = self.inspect(id).await? else {
+            return Err(RuntimeError::NotFound(id.clone()));
+        };
+        if is_due(&state) {
+            let started = within("start", START, self.engine.start_container(&name(id), None)).await?;
+            started.map_err(|e| RuntimeError::Start(text(&e)))?;
+        }
+        Ok(runtime_id)
     }
 
     /// Tells every container that has ended. Telling it again does no harm.
@@ -139,8 +155,10 @@ impl Docker {
                 let id = ContainerId { task: task.clone(), name: name.clone() };
                 // The event has the exit code; only a look says whether memory was the cause.
                 let exit = match self.inspect(&id).await {
-                    Ok(Some((_, State::Exited(exit)))) => exit,
-                    _ => Exit {
+                    Ok(Some((_, State::Exited(exit), _))) => exit,
+                    // It was restarted, so that its end is known; or the next list tells.
+                    Ok(Some(_)) | Err(_) => continue,
+                    Ok(None) => Exit {
                         code: attributes.get("exitCode").and_then(|code| code.parse().ok()),
                         out_of_memory: false,
                         at: event.time.map_or_else(|| SystemClock.now(), |seconds| Timestamp(seconds * 1000)),
@@ -168,6 +186,11 @@ async fn within<T>(
 ) -> Result<Result<T, Error>, RuntimeError> {
     let timeout = |_| RuntimeError::Timeout(format!("Docker did not answer {what} within {limit:?}"));
     tokio::time::timeout(limit, call).await.map_err(timeout)
+}
+
+/// A point in time as the engine writes it; `None` where it has none (the year 1).
+fn moment(text: Option<&str>) -> Option<Timestamp> {
+    Timestamp::parse(text?).filter(|at| at.0 > 0)
 }
 
 /// HTTP status of an engine's answer.
@@ -214,8 +237,8 @@ impl Runtime for Docker {
             let id = ContainerId { task: task.clone(), name: name.clone() };
             let ports: Vec<Port> =
                 labels.get(labels::PORTS).and_then(|ports| serde_json::from_str(ports).ok()).unwrap_or_default();
-            if let Some((runtime_id, state)) = self.inspect(&id).await? {
-                found.push(Found { id, runtime_id, state, ports });
+            if let Some((runtime_id, state, ran)) = self.inspect(&id).await? {
+                found.push(Found { id, runtime_id, state, ports, ran });
             }
         }
         Ok(found)
@@ -237,7 +260,7 @@ impl Runtime for Docker {
             }
             // It is there already: of a former life, with the same name.
             Err(error) if status(&error) == Some(409) => match self.inspect(&spec.id).await? {
-                Some((id, _)) => Ok(id),
+                Some((id, ..)) => Ok(id),
                 None => Err(RuntimeError::Create(text(&error))),
             },
             Err(error) => Err(RuntimeError::Create(text(&error))),
@@ -245,13 +268,12 @@ impl Runtime for Docker {
     }
 
     async fn start(&self, id: &ContainerId) -> Result<String, RuntimeError> {
-        let Some((runtime_id, state)) = self.inspect(id).await? else { return Err(RuntimeError::NotFound(id.clone())) };
         // One that ended is not started again.
-        if state == State::Created {
-            let started = within("start", START, self.engine.start_container(&name(id), None)).await?;
-            started.map_err(|e| RuntimeError::Start(text(&e)))?;
-        }
-        Ok(runtime_id)
+        self.start_if(id, |state| *state == State::Created).await
+    }
+
+    async fn restart(&self, id: &ContainerId) -> Result<String, RuntimeError> {
+        self.start_if(id, |state| *state != State::Running).await
     }
 
     async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {

@@ -71,10 +71,10 @@ pub(super) fn remove(cgroups: &[PathBuf]) {
     }
 }
 
-/// Whether the kernel killed something in them for want of memory.
-pub(super) fn had_no_memory(cgroups: &[PathBuf]) -> bool {
+/// How often the kernel killed something in them for want of memory.
+pub(super) fn kills_for_memory(cgroups: &[PathBuf]) -> u64 {
     let files = cgroups.iter().flat_map(|c| [c.join("memory.events"), c.join("memory.oom_control")]);
-    files.filter_map(|file| fs::read_to_string(file).ok()).any(|text| kills(&text) > 0)
+    files.filter_map(|file| fs::read_to_string(file).ok()).map(|text| kills(&text)).sum()
 }
 
 fn kills(text: &str) -> u64 {

@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -124,6 +125,28 @@ impl Directory {
 
     pub(super) fn set_exit(&self, exit: &Exit) -> io::Result<()> {
         self.write("exit.json", &serde_json::to_vec(exit)?)
+    }
+
+    /// It is to be started once more. What says that it ended goes last: until then it has ended as before.
+    pub(super) fn forget_exit(&self) -> io::Result<()> {
+        for name in ["failed", "pid", "exit.json"] {
+            match fs::remove_file(self.path.join(name)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// How long it has run in this state, since its last start.
+    pub(super) fn ran(&self, state: &State) -> Duration {
+        let Ok(started) = fs::metadata(self.path.join("pid")).and_then(|pid| pid.modified()) else {
+            return Duration::ZERO;
+        };
+        match state {
+            State::Exited(exit) => exit.at.since(started.into()),
+            _ => started.elapsed().unwrap_or_default(),
+        }
     }
 
     /// Takes the lock for as long as the file lives; `None` when another has it.

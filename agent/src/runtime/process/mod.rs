@@ -119,7 +119,8 @@ impl Runtime for Process {
                 self.follow(id.clone());
             }
             let runtime_id = directory.pid().map(|pid| pid.pid.to_string()).unwrap_or_default();
-            found.push(Found { id, runtime_id, state, ports: launch.ports });
+            let ran = directory.ran(&state);
+            found.push(Found { id, runtime_id, state, ports: launch.ports, ran });
         }
         Ok(found)
     }
@@ -167,6 +168,14 @@ impl Runtime for Process {
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+    }
+
+    async fn restart(&self, id: &ContainerId) -> Result<String, RuntimeError> {
+        let (directory, _) = self.load(id)?;
+        if matches!(directory.state(), State::Exited(_)) {
+            directory.forget_exit().map_err(|e| RuntimeError::Start(e.to_string()))?;
+        }
+        self.start(id).await
     }
 
     async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {

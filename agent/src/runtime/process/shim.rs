@@ -12,7 +12,6 @@ use steady_core::{Clock, SystemClock};
 
 use super::cgroup;
 use super::directory::{Directory, Started};
-use super::launch::Launch;
 use super::output;
 use crate::runtime::Exit;
 
@@ -41,6 +40,8 @@ pub fn run_shim(path: &Path) -> i32 {
 
 fn start_and_wait(directory: &Directory) -> io::Result<Exit> {
     let launch = directory.launch()?;
+    // Its cgroups are as old as the container: kills of a start before this one are not this one's.
+    let kills = cgroup::kills_for_memory(&launch.cgroups);
     let name = launch.argv.first().cloned().unwrap_or_default();
     let missing = || io::Error::other(format!("there is no executable `{name}` on this machine"));
     let program = launch.resolve(&name).ok_or_else(missing)?;
@@ -62,12 +63,12 @@ fn start_and_wait(directory: &Directory) -> io::Result<Exit> {
     let status = child.wait()?;
     // Whatever the command left behind goes with it.
     directory.signal(Signal::KILL);
-    Ok(ended(status, &launch))
+    Ok(ended(status, cgroup::kills_for_memory(&launch.cgroups) > kills))
 }
 
-fn ended(status: ExitStatus, launch: &Launch) -> Exit {
+fn ended(status: ExitStatus, out_of_memory: bool) -> Exit {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
-    Exit { code, out_of_memory: cgroup::had_no_memory(&launch.cgroups), at: SystemClock.now() }
+    Exit { code, out_of_memory, at: SystemClock.now() }
 }
 
 /// Becomes the command: tied to the shim, and in its cgroups. Only returns when that fails.
