@@ -9,6 +9,7 @@ pub mod bundled;
 pub mod cache;
 mod lanes;
 pub mod registry;
+pub mod seal;
 pub mod server;
 mod service;
 pub mod storage;

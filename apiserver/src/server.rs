@@ -20,6 +20,7 @@ use tonic::transport::server::TcpIncoming;
 use crate::cache::{self, Cache, FeedError};
 use crate::lanes::Lanes;
 use crate::registry::{NewUid, Registry, RegistryError};
+use crate::seal::Keys;
 use crate::service::{
     AdminService, AgentService, LeasesService, LogRouter, ObjectsService, ServicesService, TasksService, Watches,
 };
@@ -62,13 +63,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts serving the store at an address; returns once requests are answered.
-    pub async fn start(listen: SocketAddr, store: Arc<dyn Storage>) -> Result<Self, ServerError> {
+    /// Starts serving the store at an address; returns once requests are answered. Without `keys` it takes no secrets.
+    pub async fn start(listen: SocketAddr, store: Arc<dyn Storage>, keys: Option<Keys>) -> Result<Self, ServerError> {
         let failed = |e| ServerError::Listen(listen, e);
         let listener = TcpListener::bind(listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let new_uid: NewUid = Arc::new(|| uuid::Uuid::new_v4().simple().to_string());
         let (registry, feed) = open(store, Arc::new(SystemClock), new_uid).await?;
+        let registry = registry.with_keys(keys);
         let (stop, stopped) = oneshot::channel();
         let ending = watch::Sender::new(false);
         let served = serve(listener, registry.clone(), feed, stopped, ending.subscribe());

@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::out::Color;
 use crate::{
     admin, alarm, apply, completion, context, delete, describe, drain, events, explain, get, hello, logs, process,
-    protect, rollout, run, scale, span, stop, store, wait,
+    protect, rollout, run, scale, secret, span, stop, store, wait,
 };
 
 /// Longest that a request takes, unless --timeout says otherwise.
@@ -128,6 +128,8 @@ pub enum Command {
     Rollout(rollout::RolloutArgs),
     /// Say how an alarm is: it ends deployments that heed it.
     Alarm(alarm::AlarmArgs),
+    /// Give containers a value that is sealed where it is stored, and never told again.
+    Secret(secret::SecretArgs),
     /// Have tasks of services not be chosen to stop, for a time.
     Protect(protect::Protect),
     /// How the scheduler sees a task: which instances take it, and why the others do not.

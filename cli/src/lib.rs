@@ -29,6 +29,7 @@ pub mod protect;
 pub mod rollout;
 pub mod run;
 pub mod scale;
+pub mod secret;
 pub mod span;
 pub mod stop;
 pub mod store;
@@ -89,6 +90,7 @@ async fn verb_of(verb: Command, global: &Global) -> Result<(), Failure> {
         Command::Scale(args) => scale::run(args, global, out).await,
         Command::Rollout(args) => rollout::run(args, global, out).await,
         Command::Alarm(args) => alarm::run(args, global, out).await,
+        Command::Secret(args) => secret::run(args, global, out).await,
         Command::Protect(args) => protect::run(args, global, out).await,
         Command::Explain(args) => explain::run(args, global, out).await,
         Command::Drain(args) => drain::run(args, global, out).await,

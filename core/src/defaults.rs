@@ -107,6 +107,9 @@ fn task_definition(spec: &mut TaskDefinitionSpec) {
             check.retries.get_or_insert(3);
             check.start_period.get_or_insert(0);
         }
+        if let Some(policy) = &mut container.restart_policy {
+            policy.restart_attempt_period.get_or_insert(300);
+        }
     }
     // What `describe-task-definition` adds is the API's to say, in the name and the status.
     spec.task_definition_arn.clear();

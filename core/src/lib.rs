@@ -13,6 +13,7 @@ pub mod placement;
 mod plan;
 pub mod query;
 pub mod resources;
+pub mod secrets;
 pub mod service;
 pub mod task;
 mod time;

@@ -22,6 +22,7 @@ impl KindExt for Kind {
         Kind::Cluster,
         Kind::TaskDefinition,
         Kind::Alarm,
+        Kind::Secret,
         Kind::Service,
         Kind::TaskSet,
         Kind::Deployment,
@@ -51,6 +52,7 @@ impl KindExt for Kind {
             Kind::Sequencer => "sequencers",
             Kind::Alarm => "alarms",
             Kind::TaskSet => "tasksets",
+            Kind::Secret => "secrets",
         }
     }
 

@@ -237,6 +237,7 @@ fn document(text: &str, cluster: &str) -> Result<Option<Object>, Fault> {
         Kind::ContainerInstance,
         Kind::Alarm,
         Kind::TaskSet,
+        Kind::Secret,
     ];
     let Some(kind) = known.into_iter().find(|k| k.name() == kind) else {
         let names: Vec<&str> = known.iter().map(|k| k.name()).collect();
@@ -251,6 +252,7 @@ fn document(text: &str, cluster: &str) -> Result<Option<Object>, Fault> {
         Kind::Task => body(text, |spec| v1::Task { spec, status: None })?,
         Kind::TaskSet => body(text, |spec| v1::TaskSet { spec, status: None })?,
         Kind::Alarm => body(text, |spec| v1::Alarm { spec, status: None })?,
+        Kind::Secret => body(text, |spec| v1::Secret { spec, status: None })?,
         _ => body(text, |spec| v1::ContainerInstance { spec, status: None })?,
     };
     let mut meta = meta.unwrap_or_default();

@@ -47,6 +47,7 @@ kinds!(
     (Sequencer, as_sequencer),
     (Alarm, as_alarm),
     (TaskSet, as_task_set),
+    (Secret, as_secret),
 );
 
 impl Object {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::{Place, Running, eventually};
+use crate::{Place, Running, eventually, free_port};
 
 /// A Docker Engine that ends with the test.
 pub struct Engine {
@@ -74,4 +74,26 @@ impl Drop for Engine {
         self.daemon.wait();
         let _ = std::fs::remove_dir_all(&self.exec_root);
     }
+}
+
+/// A registry on loopback, and where; `users`: only for those of a file of htpasswd's.
+pub fn registry(place: &Place, users: Option<&str>) -> (Running, String) {
+    let address = format!("127.0.0.1:{}", free_port());
+    let (config, data) = (place.path("registry.yml"), place.path("registry").display().to_string());
+    let mut text = format!(
+        "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {data}}}}}\nhttp: {{addr: \"{address}\"}}\nlog: {{level: warn}}\n"
+    );
+    if let Some(users) = users {
+        let file = place.path("htpasswd");
+        std::fs::write(&file, users).unwrap();
+        text += &format!("auth: {{htpasswd: {{realm: steady, path: \"{}\"}}}}\n", file.display());
+    }
+    std::fs::write(&config, text).unwrap();
+    let mut command = Command::new("docker-registry");
+    command.arg("serve").arg(&config);
+    let registry = Running::start(command, &place.path("registry.log"));
+    eventually("the registry listens: is docker-registry installed?", Duration::from_secs(30), || {
+        std::net::TcpStream::connect(&address).ok()
+    });
+    (registry, address)
 }

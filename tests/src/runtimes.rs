@@ -61,7 +61,7 @@ impl Subject<'_> {
     }
 
     async fn start(&self, runtime: &dyn Runtime, spec: &ContainerSpec) {
-        runtime.pull(&spec.definition.image).await.expect("pulled");
+        runtime.pull(&spec.definition.image, None).await.expect("pulled");
         runtime.create(spec).await.expect("made");
         runtime.start(&spec.id).await.expect("started");
     }
@@ -204,7 +204,7 @@ impl Subject<'_> {
         let runtime = (self.open)();
         let mut spec = self.spec("missing", "");
         spec.definition.command = vec!["no-such-program".into()];
-        runtime.pull(&spec.definition.image).await.expect("pulled");
+        runtime.pull(&spec.definition.image, None).await.expect("pulled");
         let started = match runtime.create(&spec).await {
             Ok(_) => runtime.start(&spec.id).await,
             Err(error) => Err(error),

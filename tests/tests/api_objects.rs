@@ -19,7 +19,7 @@ use tonic::Code;
 
 async fn server() -> (Server, Client) {
     let listen: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    let server = Server::start(listen, Arc::new(Memory::new(Arc::new(SystemClock)))).await.unwrap();
+    let server = Server::start(listen, Arc::new(Memory::new(Arc::new(SystemClock))), None).await.unwrap();
     let client = Client::new(&[format!("http://{}", server.address)]).unwrap();
     (server, client)
 }

@@ -6,8 +6,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use steady_tests::docker::Engine;
-use steady_tests::{Place, Running, eventually, free_port, http_get, ids};
+use steady_tests::docker::{Engine, registry};
+use steady_tests::{Place, eventually, http_get, ids};
 
 fn service(place: &Place, name: &str) {
     eventually("the service is there", Duration::from_secs(60), || {
@@ -80,29 +80,11 @@ fn a_task_of_several_containers_starts_in_order_and_is_healthy() {
     assert!(!missing.status.success());
 }
 
-/// A registry on loopback.
-fn registry(place: &Place) -> (Running, String) {
-    let address = format!("127.0.0.1:{}", free_port());
-    let config = place.path("registry.yml");
-    let data = place.path("registry").display().to_string();
-    let text = format!(
-        "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {data}}}}}\nhttp: {{addr: \"{address}\"}}\nlog: {{level: warn}}\n"
-    );
-    std::fs::write(&config, text).unwrap();
-    let mut command = Command::new("docker-registry");
-    command.arg("serve").arg(&config);
-    let registry = Running::start(command, &place.path("registry.log"));
-    eventually("the registry listens: is docker-registry installed?", Duration::from_secs(30), || {
-        std::net::TcpStream::connect(&address).ok()
-    });
-    (registry, address)
-}
-
 #[test]
 fn a_tag_that_moves_changes_no_deployment_until_the_next_one() {
     let place = Place::new();
     let engine = Engine::start(&place);
-    let (_registry, address) = registry(&place);
+    let (_registry, address) = registry(&place, None);
     let image = format!("{address}/box:v1");
     let push = |from: &str| {
         engine.docker(&["tag", from, &image]);

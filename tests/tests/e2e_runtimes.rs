@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use steady_agent::runtime::{Docker, Hollow, HollowBehaviour, Process, Runtime};
+use steady_agent::runtime::{Docker, DockerSettings, Hollow, HollowBehaviour, Process, Runtime};
 use steady_tests::docker::Engine;
 use steady_tests::runtimes::Subject;
 use steady_tests::{Place, steady_binary};
@@ -29,7 +29,14 @@ async fn docker_s_containers_keep_to_the_suite() {
     let place = Place::new();
     let engine = Engine::start(&place);
     engine.busybox("box:1");
-    let docker = Docker::connect(Some(&engine.socket), "default", "instance", place.path("logs")).await.unwrap();
+    let settings = DockerSettings {
+        socket: Some(engine.socket.clone()),
+        cluster: "default".into(),
+        instance: "instance".into(),
+        logs: place.path("logs"),
+        ..DockerSettings::default()
+    };
+    let docker = Docker::connect(settings).await.unwrap();
     let open = || Arc::new(docker.clone()) as Arc<dyn Runtime>;
     Subject { open: &open, image: "box:1", is_real: true, limits: true }.conforms().await;
 }

@@ -8,9 +8,10 @@ use steady_core::v1::health_status::Value as Health;
 use steady_core::{Clock, resources};
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::environment::{self, Secrets};
 use super::model::{ContainerState, Now, Phase, Probes, TaskState};
 use super::{Input, Place};
-use crate::runtime::{ContainerId, ContainerSpec, Exit, Port, Runtime, RuntimeError};
+use crate::runtime::{ContainerId, ContainerSpec, Exit, Port, Runtime, RuntimeError, Sensitive};
 
 /// A container that was started.
 #[derive(Debug)]
@@ -38,6 +39,7 @@ pub(super) fn spec(place: &Place, task: &TaskState, container: &ContainerState, 
         ports,
         cpu_limit,
         memory_limit,
+        sensitive: Sensitive::default(),
     }
 }
 
@@ -90,16 +92,27 @@ fn seconds(count: i32) -> Duration {
     Duration::from_secs(u64::from(count.unsigned_abs()))
 }
 
-pub(super) fn launch(runtime: Arc<dyn Runtime>, inputs: UnboundedSender<Input>, spec: ContainerSpec) {
+pub(super) fn launch(
+    runtime: Arc<dyn Runtime>,
+    inputs: UnboundedSender<Input>,
+    spec: ContainerSpec,
+    secrets: Secrets,
+    clock: Arc<dyn Clock>,
+) {
     tokio::spawn(async move {
+        let (id, task) = (spec.id.clone(), spec.id.task.clone());
         let result = async {
-            let digest = runtime.pull(&spec.definition.image).await?;
+            let spec = environment::complete(spec, &secrets).await?;
+            let began = clock.now();
+            let pulled = runtime.pull(&spec.definition.image, spec.sensitive.credentials.as_ref()).await;
+            let _ = inputs.send(Input::Pulled { task, began, ended: clock.now() });
+            let digest = pulled?;
             runtime.create(&spec).await?;
             let runtime_id = runtime.start(&spec.id).await?;
             Ok(Launched { runtime_id, digest })
         }
         .await;
-        let _ = inputs.send(Input::Launched { id: spec.id, result });
+        let _ = inputs.send(Input::Launched { id, result });
     });
 }
 

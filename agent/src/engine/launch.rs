@@ -47,6 +47,7 @@ impl Engine {
         let Some(entry) = self.tasks.get(name) else { return };
         let Some(state) = entry.state.container(container) else { return };
         let spec = effects::spec(&self.place, &entry.state, state, ports);
-        effects::launch(Arc::clone(&self.runtime), self.inputs.clone(), spec);
+        let (runtime, clock) = (Arc::clone(&self.runtime), Arc::clone(&self.clock));
+        effects::launch(runtime, self.inputs.clone(), spec, entry.state.secrets.clone(), clock);
     }
 }

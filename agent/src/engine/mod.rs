@@ -7,6 +7,7 @@
 
 mod adoption;
 mod effects;
+mod environment;
 mod launch;
 mod model;
 mod over;
@@ -22,13 +23,14 @@ use steady_core::v1::desired_status::Value as Desired;
 use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::v1::task_last_status::Value as Status;
 use steady_core::v1::{Assignment, TaskDefinitionSpec, TaskReport, TaskStatus};
-use steady_core::{Clock, task};
+use steady_core::{Clock, Timestamp, task};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::ports::Ports;
 use crate::record::{Record, Records};
 use crate::runtime::{ContainerId, Exit, Found, Runtime, RuntimeError};
+use environment::Secrets;
 pub(crate) use model::Restarts;
 use model::{Now, Phase, Stop, TaskState};
 use over::Over;
@@ -58,6 +60,8 @@ pub(crate) enum Input {
     Absent(Vec<String>),
     /// These statuses are stored, but for those refused for good.
     Stored { versions: BTreeMap<String, u64>, refused: BTreeMap<String, String> },
+    /// An image of a task was pulled, or could not be.
+    Pulled { task: String, began: Timestamp, ended: Timestamp },
     /// A container was launched, or could not be.
     Launched { id: ContainerId, result: Result<effects::Launched, RuntimeError> },
     /// A container was started again, or could not be.
@@ -203,6 +207,7 @@ impl Engine {
             Input::Changed(assignments) => assignments.into_iter().for_each(|a| self.assign(a)),
             Input::Absent(names) => self.absent(&names),
             Input::Stored { versions, refused } => self.stored(&versions, &refused),
+            Input::Pulled { task, began, ended } => self.pulled(&task, began, ended),
             Input::Launched { id, result } => self.launched(&id, result),
             Input::Restarted { id, result } => self.restarted(&id, result),
             Input::Exited(id, exit) => self.exited(&id, exit),
@@ -243,7 +248,8 @@ impl Engine {
         }
     }
 
-    fn assign(&mut self, assignment: Assignment) {
+    fn assign(&mut self, mut assignment: Assignment) {
+        let secrets = Secrets::of(&mut assignment);
         let Some(object) = assignment.task else { return };
         let Some(told) = task::of(&object) else { return };
         let name = object.name().to_owned();
@@ -251,6 +257,7 @@ impl Engine {
         if let Some(entry) = self.tasks.get_mut(&name) {
             entry.missing = false;
             entry.state.confirmed = true;
+            entry.state.secrets = secrets;
             let stops = told.status.desired_status() == Desired::Stopped;
             entry.state.object = object;
             if stops && entry.note_stop() {
@@ -266,6 +273,7 @@ impl Engine {
         let now = self.clock.now();
         let mut state = TaskState::new(object.clone(), assignment.definition.clone().unwrap_or_default(), now);
         state.confirmed = true;
+        state.secrets = secrets;
         let over = self.over.contains(&name) && guard::stands(Guard::Over);
         let ran = over || told.status.last_status() > Status::Pending;
         if ran || assignment.definition.is_none() {
@@ -324,6 +332,13 @@ impl Engine {
             }
             self.touched.insert(name.clone());
         }
+    }
+
+    fn pulled(&mut self, name: &str, began: Timestamp, ended: Timestamp) {
+        let Some(entry) = self.tasks.get_mut(name) else { return };
+        let (first, last) = entry.state.pulled.unwrap_or((began, ended));
+        entry.state.pulled = Some((first.min(began), last.max(ended)));
+        self.touched.insert(name.to_owned());
     }
 
     fn launched(&mut self, id: &ContainerId, result: Result<effects::Launched, RuntimeError>) {

@@ -15,6 +15,7 @@ use steady_core::v1::{
 use steady_core::{Timestamp, task};
 use tokio::time::Instant;
 
+use super::environment::Secrets;
 use crate::runtime::{Exit, Port, repository};
 
 /// What a container does. Moves down this list, but for a restart.
@@ -184,6 +185,9 @@ pub(crate) struct TaskState {
     pub(crate) accepted_at: Timestamp,
     pub(crate) started_at: Option<Timestamp>,
     pub(crate) stopped_at: Option<Timestamp>,
+    /// When its first image was asked for, and its last one was here.
+    pub(crate) pulled: Option<(Timestamp, Timestamp)>,
+    pub(crate) secrets: Secrets,
     /// It is not to be reported: the control plane does not know it.
     pub(crate) forgotten: bool,
 }
@@ -227,6 +231,8 @@ impl TaskState {
             accepted_at: now,
             started_at: None,
             stopped_at: None,
+            pulled: None,
+            secrets: Secrets::default(),
             forgotten: false,
         }
     }
@@ -282,6 +288,8 @@ impl TaskState {
             health_status: self.health().into(),
             stopped_reason: self.stop.as_ref().map(|s| s.reason.clone()).unwrap_or_default(),
             stop_code: self.stop.as_ref().map_or(0, |s| s.code.into()),
+            pull_started_at: self.pulled.map(|(began, _)| began.into()),
+            pull_stopped_at: self.pulled.map(|(_, ended)| ended.into()),
             started_at: self.started_at.map(Into::into),
             stopping_at: self.stop.as_ref().map(|s| s.since.into()),
             stopped_at: self.stopped_at.map(Into::into),

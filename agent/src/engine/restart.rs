@@ -104,7 +104,7 @@ mod tests {
         let definition = TaskDefinitionSpec { container_definitions: vec![web], ..<_>::default() };
         let status = TaskStatus { desired_status: Desired::Running.into(), ..<_>::default() };
         let task = Task { spec: Some(TaskSpec::default()), status: Some(status) };
-        Assignment { task: Some(Object::new("default", "t", task)), definition: Some(definition) }
+        Assignment { task: Some(Object::new("default", "t", task)), definition: Some(definition), ..<_>::default() }
     }
 
     #[tokio::test(start_paused = true)]

@@ -14,7 +14,9 @@ use steady_core::resources::capability;
 use steady_core::{Clock, SystemClock};
 use tokio::sync::mpsc;
 
-use super::{ContainerId, ContainerSpec, Exit, Found, LogPiece, LogRequest, Port, Runtime, RuntimeError, State};
+use super::{
+    ContainerId, ContainerSpec, Credentials, Exit, Found, LogPiece, LogRequest, Port, Runtime, RuntimeError, State,
+};
 
 /// How simulated containers behave.
 #[derive(Debug, Clone, PartialEq)]
@@ -110,7 +112,7 @@ impl Runtime for Hollow {
         Ok(self.lock().containers.iter().map(found).collect())
     }
 
-    async fn pull(&self, _: &str) -> Result<Option<String>, RuntimeError> {
+    async fn pull(&self, _: &str, _: Option<&Credentials>) -> Result<Option<String>, RuntimeError> {
         Ok(None)
     }
 
@@ -202,17 +204,7 @@ mod tests {
     }
 
     fn spec(name: &str) -> ContainerSpec {
-        ContainerSpec {
-            id: id(name),
-            cluster: "default".into(),
-            instance: "i".into(),
-            definition: <_>::default(),
-            volumes: vec![],
-            network_mode: steady_core::v1::network_mode::Value::Bridge,
-            ports: vec![],
-            cpu_limit: None,
-            memory_limit: None,
-        }
+        ContainerSpec::new(id(name), "default", "i", steady_core::v1::network_mode::Value::Bridge)
     }
 
     #[tokio::test]

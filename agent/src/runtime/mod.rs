@@ -8,6 +8,7 @@ mod hollow;
 mod process;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use steady_core::Timestamp;
 use steady_core::v1::{ContainerDefinition, Volume, network_mode, transport_protocol};
 use tokio::sync::mpsc;
 
-pub use docker::Docker;
+pub use docker::{Docker, DockerSettings, PullBehavior};
 pub use hollow::{Hollow, HollowBehaviour};
 pub use process::{Process, run_exec, run_shim};
 
@@ -39,9 +40,9 @@ pub struct ContainerId {
     pub name: String,
 }
 
-impl std::fmt::Display for ContainerId {
+impl fmt::Display for ContainerId {
     /// `TASK.NAME`: the name that an engine knows it by.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.task, self.name)
     }
 }
@@ -86,6 +87,34 @@ pub struct ContainerSpec {
     pub cpu_limit: Option<i32>,
     /// Hard limit of memory, MiB; `None`: none.
     pub memory_limit: Option<i32>,
+    /// What must not be printed or written down.
+    pub sensitive: Sensitive,
+}
+
+/// What a container gets that nobody is to see.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Sensitive {
+    /// Variables of its environment; the definition's count before them.
+    pub variables: Vec<(String, String)>,
+    /// Options of its log driver.
+    pub log_options: BTreeMap<String, String>,
+    /// How the registry of its image is logged in to.
+    pub credentials: Option<Credentials>,
+}
+
+impl fmt::Debug for Sensitive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sensitive").finish_non_exhaustive()
+    }
+}
+
+/// User and password of a registry.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// User.
+    pub username: String,
+    /// Password, or a token in its place.
+    pub password: String,
 }
 
 impl ContainerSpec {
@@ -101,6 +130,7 @@ impl ContainerSpec {
             ports: Vec::new(),
             cpu_limit: None,
             memory_limit: None,
+            sensitive: Sensitive::default(),
         }
     }
 }
@@ -179,6 +209,9 @@ pub enum RuntimeError {
     /// The image cannot be had.
     #[error("CannotPullContainerError: {0}")]
     Pull(String),
+    /// What it needs cannot be had.
+    #[error("ResourceInitializationError: {0}")]
+    Resource(String),
     /// The container cannot be made.
     #[error("CannotCreateContainerError: {0}")]
     Create(String),
@@ -206,7 +239,7 @@ pub trait Runtime: Send + Sync {
     async fn list(&self) -> Result<Vec<Found>, RuntimeError>;
 
     /// Makes sure that the image is here. Returns its digest where the runtime knows one.
-    async fn pull(&self, image: &str) -> Result<Option<String>, RuntimeError>;
+    async fn pull(&self, image: &str, credentials: Option<&Credentials>) -> Result<Option<String>, RuntimeError>;
 
     /// Makes the container; one of the same name that is there already is left as it is. Returns the runtime's id.
     async fn create(&self, spec: &ContainerSpec) -> Result<String, RuntimeError>;

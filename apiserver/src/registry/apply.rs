@@ -7,7 +7,8 @@ use v1::{ApplyResult, Object, object, service_state};
 
 use super::upsert::{result, unknown, upsert};
 use super::writes::Writes;
-use super::{MAX_SERVICES, Registry, RegistryError, definitions, fault, run};
+use super::{MAX_SERVICES, Registry, RegistryError, definitions, fault, run, secrets};
+use crate::seal::Keys;
 use steady_core::Revision;
 use steady_core::service::settings;
 
@@ -19,7 +20,8 @@ const MAX_TASK_SETS: usize = 20;
 const MAX_OBJECTS: usize = 50;
 
 /// Kinds that people declare, in the order in which others refer to them.
-const APPLIED: [Kind; 6] = [Kind::Cluster, Kind::Alarm, Kind::TaskDefinition, Kind::Service, Kind::TaskSet, Kind::Task];
+const APPLIED: [Kind; 7] =
+    [Kind::Cluster, Kind::Alarm, Kind::Secret, Kind::TaskDefinition, Kind::Service, Kind::TaskSet, Kind::Task];
 
 type Faults = Vec<(usize, Fault)>;
 
@@ -39,12 +41,13 @@ impl Registry {
         let mut objects = objects;
         objects.iter_mut().for_each(defaults::fill);
         check(&objects)?;
+        let keys = self.keys.as_deref();
         if dry_run {
             let mut writes = self.writes();
             let revision = writes.view().revision();
-            return Ok((decide(&mut writes, &objects)?, revision));
+            return Ok((decide(&mut writes, keys, &objects)?, revision));
         }
-        let (mut results, revision) = self.write(|writes| decide(writes, &objects)).await?;
+        let (mut results, revision) = self.write(|writes| decide(writes, keys, &objects)).await?;
         for result in &mut results {
             if result.outcome() != Outcome::Unchanged
                 && let Some(object) = &mut result.object
@@ -73,15 +76,16 @@ fn check(objects: &[Object]) -> Result<(), RegistryError> {
 }
 
 /// Decides on every object, those that others refer to first.
-fn decide(writes: &mut Writes, objects: &[Object]) -> Result<Vec<ApplyResult>, RegistryError> {
+fn decide(writes: &mut Writes, keys: Option<&Keys>, objects: &[Object]) -> Result<Vec<ApplyResult>, RegistryError> {
     let mut faults = Faults::new();
     let mut results: Vec<Option<ApplyResult>> = vec![None; objects.len()];
     for kind in APPLIED {
         for (index, object) in objects.iter().enumerate().filter(|(_, o)| o.kind() == kind) {
             let decided = match kind {
                 Kind::Cluster => Ok(upsert(writes, object.clone())),
-                Kind::Alarm => match cluster_fault(writes, object.cluster()) {
+                Kind::Alarm | Kind::Secret => match cluster_fault(writes, object.cluster()) {
                     Some(fault) => Err(vec![fault]),
+                    None if kind == Kind::Secret => secrets::declared(writes, keys, object),
                     None => Ok(upsert(writes, object.clone())),
                 },
                 Kind::TaskDefinition => definitions::register(writes, object),

@@ -160,7 +160,7 @@ fn one(writes: &mut Writes, index: usize, change: Wire) -> Result<(), RegistryEr
 
 fn create(writes: &mut Writes, index: usize, object: Object) -> Result<(), RegistryError> {
     let key = Key::of(&object);
-    if matches!(key.kind, Kind::Unspecified | Kind::Lease | Kind::Sequencer) || key.name.is_empty() {
+    if matches!(key.kind, Kind::Unspecified | Kind::Lease | Kind::Sequencer | Kind::Secret) || key.name.is_empty() {
         return Err(invalid(index, "create", "cannot be created by a commit; use the call that is made for it"));
     }
     if writes.get(&key).is_some() && guard::stands(Guard::Absence) {

@@ -61,7 +61,7 @@ fn delete(writes: &mut Writes, key: &Key, mut object: Object) -> Result<Option<O
                 "{kind} objects are Steady's own and go with what they belong to"
             )));
         }
-        Kind::Task | Kind::TaskDefinition | Kind::Event | Kind::Alarm => {}
+        Kind::Task | Kind::TaskDefinition | Kind::Event | Kind::Alarm | Kind::Secret => {}
     }
     writes.remove(key);
     Ok(None)

@@ -13,6 +13,7 @@ mod deployments;
 mod instances;
 mod leases;
 mod run;
+mod secrets;
 mod upsert;
 mod writes;
 
@@ -26,8 +27,11 @@ use crate::cache::{Cache, decode};
 use crate::storage::{Health, Listing, Outcome, Storage, StorageError};
 use writes::Writes;
 
+use crate::seal::Keys;
+
 pub use check::Checked;
 pub use instances::Registration;
+pub(crate) use secrets::shown;
 
 /// How long a request waits for the cache to see what it must see.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -102,13 +106,20 @@ pub struct Registry {
     clock: Arc<dyn Clock>,
     new_uid: NewUid,
     server: i64,
+    keys: Option<Arc<Keys>>,
 }
 
 impl Registry {
     /// A registry over a store and the cache that follows it.
     pub fn new(store: Arc<dyn Storage>, cache: Cache, clock: Arc<dyn Clock>, new_uid: NewUid) -> Self {
         let server = new_uid().bytes().fold(1, |id: i64, byte| id.wrapping_mul(31).wrapping_add(byte.into()));
-        Registry { store, cache, clock, new_uid, server }
+        Registry { store, cache, clock, new_uid, server, keys: None }
+    }
+
+    /// The same with keys to seal secrets with.
+    #[must_use]
+    pub fn with_keys(self, keys: Option<Keys>) -> Self {
+        Registry { keys: keys.map(Arc::new), ..self }
     }
 
     /// Names this process among all API servers that ever were.

@@ -32,6 +32,10 @@ pub(super) fn upsert(writes: &mut Writes, wanted: Object) -> ApplyResult {
             respecified = new.spec != wanted.spec;
             new.spec = wanted.spec;
         }
+        (Some(object::Kind::Secret(new)), Some(object::Kind::Secret(wanted))) => {
+            respecified = new.spec != wanted.spec;
+            new.spec = wanted.spec;
+        }
         _ => {}
     }
     if new == old {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use steady_core::v1::agent_server::Agent;
 use steady_core::v1::session_request::Message as FromAgent;
 use steady_core::v1::session_response::Message as ToAgent;
+use steady_core::v1::task_last_status::Value as LastStatus;
 use steady_core::v1::{
     Absent, Assignment, Assignments, HeartbeatSeen, Object, Registered, Report, ReportStored, SessionRequest,
     SessionResponse,
@@ -157,7 +158,7 @@ impl Session {
     async fn snapshot(&mut self, view: &View) -> Result<(), Status> {
         self.at = view.revision();
         let tasks = view.on_instance(&self.instance.cluster, &self.instance.name);
-        let assignments = tasks.map(|task| assignment(view, task)).collect();
+        let assignments = tasks.map(|task| self.assignment(view, task)).collect();
         self.send(ToAgent::Assignments(Assignments { snapshot: true, assignments })).await
     }
 
@@ -171,7 +172,7 @@ impl Session {
             return Ok(());
         }
         let view = self.registry.cache().view();
-        let assignments = latest.into_values().map(|change| assignment(&view, &change.object)).collect();
+        let assignments = latest.into_values().map(|change| self.assignment(&view, &change.object)).collect();
         self.send(ToAgent::Assignments(Assignments { snapshot: false, assignments })).await
     }
 
@@ -208,15 +209,22 @@ impl Session {
         }
     }
 
+    fn assignment(&self, view: &View, task: &Object) -> Assignment {
+        let told = task::of(task);
+        let name = told.as_ref().map_or("", |t| &t.spec.task_definition);
+        let definition = view.get(&Key::new(Kind::TaskDefinition, "", name));
+        let definition = definition.and_then(|d| d.as_task_definition()?.spec.clone());
+        // Containers that run have theirs.
+        let starts = told.is_some_and(|t| t.status.last_status() < LastStatus::Running && t.is_live());
+        let (secrets, missing_secrets) = match definition.as_ref().filter(|_| starts) {
+            Some(definition) => self.registry.open_secrets(view, task.cluster(), definition),
+            None => <_>::default(),
+        };
+        Assignment { task: Some(task.clone()), definition, secrets, missing_secrets }
+    }
+
     async fn report(&self, report: Report) -> Result<(), Status> {
         let (refused, _) = self.registry.report(&self.instance, &report.tasks).await.map_err(status::of)?;
         self.send(ToAgent::ReportStored(ReportStored { sequence: report.sequence, refused })).await
     }
-}
-
-fn assignment(view: &View, task: &Object) -> Assignment {
-    let name = task.as_task().and_then(|t| t.spec.as_ref()).map_or("", |s| &s.task_definition);
-    let definition = view.get(&Key::new(Kind::TaskDefinition, "", name));
-    let definition = definition.and_then(|d| d.as_task_definition()?.spec.clone());
-    Assignment { task: Some(task.clone()), definition }
 }

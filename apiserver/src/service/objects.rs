@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::watch::Watches;
 use super::{selects, status, watch};
-use crate::registry::Registry;
+use crate::registry::{Registry, shown};
 
 /// Most objects of one page.
 const MAX_PAGE: usize = 1000;
@@ -31,7 +31,7 @@ impl Objects for ObjectsService {
         let key = Key::of_ref(&reference);
         let object = view.get(&key).filter(|o| reference.uid.is_empty() || o.meta().uid == reference.uid);
         let object = object.ok_or_else(|| Status::not_found(format!("there is no {key}")))?;
-        Ok(Response::new(GetResponse { object: Some(Object::clone(object)), revision: view.revision().0 }))
+        Ok(Response::new(GetResponse { object: Some(shown(object)), revision: view.revision().0 }))
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
@@ -50,7 +50,7 @@ impl Objects for ObjectsService {
             })?),
         };
         let found = view.of_kind_after(kind, after.as_ref()).filter(|object| selects(&selector, object));
-        let mut items: Vec<Object> = found.take(limit + 1).map(|object| Object::clone(object)).collect();
+        let mut items: Vec<Object> = found.take(limit + 1).map(|object| shown(object)).collect();
         let more = items.len() > limit;
         items.truncate(limit);
         let next = if more { items.last().map(|o| Key::of(o).to_path()).unwrap_or_default() } else { String::new() };
@@ -82,7 +82,7 @@ impl Objects for ObjectsService {
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
         let reference = request.into_inner().r#ref.ok_or_else(|| Status::invalid_argument("ref is missing"))?;
         let (object, revision) = self.registry.delete(&reference).await.map_err(status::of)?;
-        Ok(Response::new(DeleteResponse { object, revision: revision.0 }))
+        Ok(Response::new(DeleteResponse { object: object.as_ref().map(shown), revision: revision.0 }))
     }
 
     async fn commit(&self, request: Request<CommitRequest>) -> Result<Response<CommitResponse>, Status> {

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::registry::shown;
 use futures::stream::{self, Stream};
 use steady_core::v1::watch_response::Phase;
-use steady_core::v1::{Object, Selector, WatchEvent, WatchRequest, WatchResponse};
+use steady_core::v1::{Selector, WatchEvent, WatchRequest, WatchResponse};
 use steady_core::{Key, Kind, KindExt, Revision, View};
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -145,7 +146,7 @@ impl Watcher {
         while let Some(kind) = snapshot.kinds.front().copied() {
             let rest = snapshot.view.of_kind_after(kind, snapshot.after.as_ref());
             let wanted = rest.filter(|object| selects(&self.selector, object)).take(MAX_EVENTS);
-            let events = wanted.map(|o| WatchEvent { object: Some(Object::clone(o)), deleted: false });
+            let events = wanted.map(|o| WatchEvent { object: Some(shown(o)), deleted: false });
             response.events = events.collect();
             snapshot.after = response.events.last().and_then(|event| event.object.as_ref()).map(Key::of);
             if response.events.len() < MAX_EVENTS {
@@ -223,6 +224,6 @@ impl Watcher {
         if !now && !before {
             return None;
         }
-        Some(WatchEvent { object: Some(Object::clone(&change.object)), deleted: !now })
+        Some(WatchEvent { object: Some(shown(&change.object)), deleted: !now })
     }
 }

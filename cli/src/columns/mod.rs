@@ -107,6 +107,7 @@ impl Columns {
                 ],
                 &["EXTERNAL-ID"],
             ),
+            Kind::Secret => (&["NAME", "LAST-CHANGED", "DESCRIPTION", "AGE"], &[]),
             Kind::Alarm => (&["NAME", "STATE", "SINCE", "REASON"], &["DESCRIPTION"]),
             Kind::Event => (&["AGE", "SEVERITY", "ABOUT", "REASON", "MESSAGE"], &["SOURCE"]),
             Kind::Lease if self.controllers => {
@@ -133,6 +134,7 @@ impl Columns {
                 (counts::cluster(object, world), counts::schedulable(object, world, self.wide && !self.live))
             }
             Kind::TaskSet => task_set(object, age),
+            Kind::Secret => secret(object, now, age),
             Kind::Alarm => alarm(object, now),
             Kind::Event => event(object, now),
             Kind::Lease if self.controllers => controller(object, now),
@@ -167,6 +169,12 @@ fn task_set(object: &Object, age: String) -> Row {
         ],
         vec![spec.external_id.into()],
     )
+}
+
+fn secret(object: &Object, now: Timestamp, age: String) -> Row {
+    let secret = object.as_secret().cloned().unwrap_or_default();
+    let changed = span::age(secret.status.and_then(|status| status.last_changed).as_ref(), now);
+    (vec![object.name().into(), changed.into(), secret.spec.unwrap_or_default().description.into(), age.into()], vec![])
 }
 
 fn alarm(object: &Object, now: Timestamp) -> Row {

@@ -29,6 +29,7 @@ pub async fn agent(args: Agent, global: &Global) -> Result<(), Failure> {
             name,
             runtime: args.runtime,
             docker_socket: args.docker_socket.clone(),
+            image_pull_behavior: args.image_pull_behavior,
             address: address.clone(),
             cpu: args.cpu,
             memory: args.memory,

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use steady_apiserver::bundled::BundledEtcd;
+use steady_apiserver::seal::Keys;
 use steady_apiserver::server::Server;
 use steady_apiserver::storage::{Etcd, Grouped, Storage};
 
@@ -67,6 +68,11 @@ pub(super) fn listen_address(text: &str) -> Result<SocketAddr, Failure> {
     found.ok_or_else(|| Failure::usage(format!("--listen {text} is no address; write HOST:PORT, as 127.0.0.1:7443")))
 }
 
+/// Keys of a store that is in a directory: they are beside it, and made with it.
+pub(super) fn own_keys(directory: &Path) -> Result<Keys, Failure> {
+    Keys::load_or_make(&directory.join("secrets.key")).map_err(|e| Failure::failed(e.to_string()))
+}
+
 /// Runs one API server until it is asked to end.
 pub async fn apiserver(args: Apiserver, _: &Global) -> Result<(), Failure> {
     log::to_stderr();
@@ -75,8 +81,13 @@ pub async fn apiserver(args: Apiserver, _: &Global) -> Result<(), Failure> {
     let directory = data_directory(args.data_dir)?;
     let _lock = if args.etcd.etcd.is_empty() { Some(lock(&directory)?) } else { None };
     let mut store = Store::open(&args.etcd, &directory).await?;
-    let mut server =
-        Server::start(listen, Arc::clone(&store.storage)).await.map_err(|e| Failure::failed(e.to_string()))?;
+    let keys = match &args.secrets_key {
+        Some(file) => Some(Keys::load(file).map_err(|e| Failure::usage(format!("--secrets-key {e}")))?),
+        None if args.etcd.etcd.is_empty() => Some(own_keys(&directory)?),
+        None => None,
+    };
+    let started = Server::start(listen, Arc::clone(&store.storage), keys).await;
+    let mut server = started.map_err(|e| Failure::failed(e.to_string()))?;
     note(&format!("steady apiserver: http://{}", server.address));
     let ended = tokio::select! {
         error = server.ended() => Err(Failure::failed(error.to_string())),

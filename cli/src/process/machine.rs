@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
-use steady_agent::runtime::{Docker, Hollow, HollowBehaviour, Process, Runtime, RuntimeError};
+use steady_agent::runtime::{Docker, DockerSettings, Hollow, HollowBehaviour, Process, Runtime, RuntimeError};
 use steady_agent::{AgentError, Identity, Settings};
 use steady_core::SystemClock;
 use steady_core::v1::{Attribute, ContainerInstanceSpec, HostPortRange, InstanceResources};
 use steady_runtime::{Client, holder};
 use tokio::sync::watch;
 
-use super::RuntimeChoice;
+use super::{PullWhen, RuntimeChoice};
 use crate::failure::Failure;
 
 /// What a hollow instance pretends to have: 64 cores and 256 GiB.
@@ -57,6 +57,7 @@ pub(super) struct Wanted {
     pub(super) address: String,
     pub(super) cpu: Option<i32>,
     pub(super) memory: Option<i32>,
+    pub(super) image_pull_behavior: PullWhen,
     pub(super) attributes: Vec<(String, String)>,
     /// Other resources by name.
     pub(super) resources: Vec<(String, i32)>,
@@ -167,9 +168,14 @@ async fn runtime(wanted: &Wanted, identity: &Identity) -> Result<Arc<dyn Runtime
 
 async fn docker(wanted: &Wanted, identity: &Identity) -> Result<Arc<dyn Runtime>, RuntimeError> {
     let socket = wanted.docker_socket.as_ref().map(|socket| socket.display().to_string());
-    let logs = wanted.directory.join("logs");
-    let docker = Docker::connect(socket.as_deref(), &wanted.cluster, &identity.uid, logs).await?;
-    Ok(Arc::new(docker))
+    let settings = DockerSettings {
+        socket,
+        cluster: wanted.cluster.clone(),
+        instance: identity.uid.clone(),
+        logs: wanted.directory.join("logs"),
+        pull_behavior: wanted.image_pull_behavior.into(),
+    };
+    Ok(Arc::new(Docker::connect(settings).await?))
 }
 
 fn process(wanted: &Wanted) -> Result<Arc<dyn Runtime>, Failure> {

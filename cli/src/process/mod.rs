@@ -25,6 +25,7 @@ pub(crate) use machine::{data_directory, lock};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use steady_agent::runtime::PullBehavior;
 use steady_apiserver::storage::{EtcdSettings, EtcdTls};
 
 use crate::failure::Failure;
@@ -41,6 +42,31 @@ pub enum RuntimeChoice {
     Process,
     /// Simulated tasks.
     Hollow,
+}
+
+/// When images are pulled that are here already (`ECS_IMAGE_PULL_BEHAVIOR`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum PullWhen {
+    /// When their tag is `latest`; if that fails, the one that is here does.
+    #[default]
+    Default,
+    /// Always; the task fails if that does.
+    Always,
+    /// When this agent has not asked for them yet.
+    Once,
+    /// Never.
+    PreferCached,
+}
+
+impl From<PullWhen> for PullBehavior {
+    fn from(when: PullWhen) -> Self {
+        match when {
+            PullWhen::Default => PullBehavior::Default,
+            PullWhen::Always => PullBehavior::Always,
+            PullWhen::Once => PullBehavior::Once,
+            PullWhen::PreferCached => PullBehavior::PreferCached,
+        }
+    }
 }
 
 /// Which etcd to use, and how.
@@ -186,6 +212,10 @@ pub struct Apiserver {
     /// Instead of --etcd: a directory for a bundled etcd.
     #[arg(long, value_name = "DIR", conflicts_with = "etcd")]
     pub data_dir: Option<PathBuf>,
+    /// Keys that secrets are sealed with: 64 hexadecimal digits a line; the first seals, all open. Every API server of a
+    /// store needs the same [default: with --data-dir, a key of its own in there; else no secrets are taken].
+    #[arg(long, value_name = "FILE")]
+    pub secrets_key: Option<PathBuf>,
 }
 
 /// Arguments of `steady controller`; the API server is the global `--server`.
@@ -232,6 +262,9 @@ pub struct Agent {
     /// Something else that tasks ask for with resourceRequirements, such as GPU=2; may be given several times.
     #[arg(long = "resource", value_name = "NAME=COUNT", value_parser = resource)]
     pub resources: Vec<(String, i32)>,
+    /// When images are asked for at their registry, though they are here.
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    pub image_pull_behavior: PullWhen,
     /// The capacity provider that this instance belongs to.
     #[arg(long, value_name = "NAME", default_value = "")]
     pub capacity_provider: String,

@@ -13,10 +13,10 @@ use steady_runtime::Client as Api;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::apiserver::{Store, listen_address};
+use super::apiserver::{Store, listen_address, own_keys};
 use super::ending::ending;
 use super::machine::{Connections, Wanted, data_directory, host_name, lock, prepare};
-use super::{RuntimeChoice, Up, log};
+use super::{PullWhen, RuntimeChoice, Up, log};
 use crate::args::Global;
 use crate::client::Client;
 use crate::failure::Failure;
@@ -72,7 +72,8 @@ async fn start(args: &Up, global: &Global, directory: &Path, out: &mut Out) -> R
     let kind = if store.bundled.is_some() { "etcd (bundled)" } else { "etcd" };
     tick(out, "store", kind, began)?;
     let began = Instant::now();
-    let server = match Server::start(listen, store.storage.clone()).await {
+    let keys = own_keys(directory)?;
+    let server = match Server::start(listen, store.storage.clone(), Some(keys)).await {
         Ok(server) => server,
         Err(error) => {
             store.close().await;
@@ -119,6 +120,7 @@ async fn agents(
             name,
             runtime: args.runtime,
             docker_socket: args.docker_socket.clone(),
+            image_pull_behavior: PullWhen::Default,
             address: "127.0.0.1".to_owned(),
             cpu: None,
             memory: None,

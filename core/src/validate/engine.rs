@@ -8,6 +8,7 @@ use steady_proto::v1::network_mode::Value as NetworkMode;
 use steady_proto::v1::{ContainerDefinition, LinuxParameters, LogConfiguration, TaskDefinitionSpec};
 
 use super::common::Faults;
+use super::secret;
 use crate::resources::parse_link;
 
 /// Kernel parameters of a container's own besides `net.*` and `fs.mqueue.*`.
@@ -151,7 +152,9 @@ fn logs(log: &LogConfiguration, path: &str, faults: &mut Faults) {
     } else if driver.is_empty() && !log.options.is_empty() {
         faults.add(&field, format!("is missing; options are a driver's own: expected {expected}"));
     }
-    faults.unsupported(&format!("{path}.secretOptions"), !log.secret_options.is_empty(), "use options");
+    for (i, option) in log.secret_options.iter().enumerate() {
+        secret::reference(option, &format!("{path}.secretOptions[{i}]"), faults);
+    }
 }
 
 fn linux_parameters(

@@ -3,6 +3,7 @@
 mod common;
 mod engine;
 mod instance;
+mod secret;
 mod service;
 mod task;
 mod task_definition;
@@ -63,6 +64,9 @@ pub fn object(object: &Object) -> Vec<Fault> {
             if spec.external_id.len() > 128 {
                 faults.add("spec.externalId", format!("has {} characters; at most 128", spec.external_id.len()));
             }
+        }
+        Some(object::Kind::Secret(secret)) => {
+            secret::check(secret.spec.as_ref().unwrap_or(&<_>::default()), &mut faults);
         }
         Some(object::Kind::Alarm(alarm)) => {
             let description = alarm.spec.as_ref().map_or(0, |spec| spec.alarm_description.len());

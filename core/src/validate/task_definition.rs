@@ -7,7 +7,7 @@ use steady_proto::v1::network_mode::Value as NetworkMode;
 use steady_proto::v1::{ContainerDefinition, PortMapping, TaskDefinitionSpec};
 
 use super::common::{Faults, constraints, name};
-use super::engine;
+use super::{engine, secret};
 use crate::resources::{container_memory, container_ports, implied_dependencies, parse_cpu, parse_memory, protocol};
 
 pub(super) fn check(spec: &TaskDefinitionSpec, faults: &mut Faults) {
@@ -124,12 +124,7 @@ fn check_container(spec: &TaskDefinitionSpec, container: &ContainerDefinition, p
     engine::check(spec, container, path, faults);
     health_check(container, path, faults);
     restart_policy(container, path, faults);
-    unsupported(container, path, faults);
-}
-
-fn unsupported(container: &ContainerDefinition, path: &str, faults: &mut Faults) {
-    faults.unsupported(&format!("{path}.secrets"), !container.secrets.is_empty(), "use environment");
-    faults.unsupported(&format!("{path}.environmentFiles"), !container.environment_files.is_empty(), "use environment");
+    secret::of_container(container, path, faults);
 }
 
 fn port_mapping(spec: &TaskDefinitionSpec, mapping: &PortMapping, path: &str, faults: &mut Faults) {

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use steady_agent::runtime::{
-    ContainerId, ContainerSpec, Exit, Found, LogPiece, LogRequest, Port, Runtime, RuntimeError, State,
+    ContainerId, ContainerSpec, Credentials, Exit, Found, LogPiece, LogRequest, Port, Runtime, RuntimeError, State,
 };
 use steady_core::Clock;
 use tokio::sync::mpsc;
@@ -133,7 +133,7 @@ impl Runtime for MachineLink {
         Ok(lock(&self.machine.containers).iter().map(found).collect())
     }
 
-    async fn pull(&self, image: &str) -> Result<Option<String>, RuntimeError> {
+    async fn pull(&self, image: &str, _: Option<&Credentials>) -> Result<Option<String>, RuntimeError> {
         tokio::time::sleep(self.world.latency()).await;
         if image == "missing" { Err(RuntimeError::Pull("simulated: not found".into())) } else { Ok(None) }
     }

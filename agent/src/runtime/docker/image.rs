@@ -5,56 +5,143 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use backon::{ExponentialBuilder, Retryable as _};
 use bollard::Docker;
+use bollard::auth::DockerCredentials;
 use bollard::query_parameters::CreateImageOptions;
 use bytes::Bytes;
 use futures::StreamExt;
 
 use super::{LOOK, status, text, within};
-use crate::runtime::{RuntimeError, repository};
+use crate::runtime::{Credentials, RuntimeError, repository};
 
 /// The image that is the running steady program: examples need nothing else.
 const SELF: &str = "steady:self";
 /// Label of that image which says of which program it was made.
 const MADE_OF: &str = "steady.made-of";
 /// How long a pull may take.
-const PULL: Duration = Duration::from_secs(10 * 60);
+const PULL: Duration = Duration::from_secs(2 * 3600);
+/// How often a pull is tried again that failed on the way.
+const RETRIES: usize = 3;
 /// Where the program is in its image.
 const PROGRAM: &str = "usr/local/bin/steady";
 
-/// Makes sure that an image is here (ECS' default behaviour: pull it, else what is cached). One that is cached under
-/// a tag other than `latest`, or by digest, is not asked for again.
-pub(super) async fn pull(engine: &Docker, image: &str) -> Result<Option<String>, RuntimeError> {
-    if image == SELF {
-        return make(engine).await.map(|()| None);
+/// When an image is asked for at its registry (`ECS_IMAGE_PULL_BEHAVIOR`). One that is named by its digest is not asked for
+/// when it is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PullBehavior {
+    /// When it is not here, or its tag is `latest`; if that fails, the one that is here does. (ECS asks for every tag.)
+    #[default]
+    Default,
+    /// Always, and the task fails if that does.
+    Always,
+    /// When this agent has not asked for it yet.
+    Once,
+    /// When it is not here.
+    PreferCached,
+}
+
+/// The images of an engine. Clones share what was pulled.
+#[derive(Debug, Clone)]
+pub(super) struct Images {
+    behavior: PullBehavior,
+    pulled: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Images {
+    pub(super) fn new(behavior: PullBehavior) -> Self {
+        Images { behavior, pulled: Arc::default() }
     }
-    let cached = digest(engine, image).await?;
-    let (tag, pinned) = match image.rsplit_once('/').map_or(image, |(_, last)| last).rsplit_once(':') {
-        Some((_, tag)) => (tag, image.contains('@')),
-        None => ("latest", image.contains('@')),
-    };
-    if let Some(known) = &cached
-        && (pinned || tag != "latest")
-    {
-        return Ok(known.clone());
+
+    /// Makes sure that an image is here.
+    pub(super) async fn pull(
+        &self,
+        engine: &Docker,
+        image: &str,
+        credentials: Option<&Credentials>,
+    ) -> Result<Option<String>, RuntimeError> {
+        if image == SELF {
+            return make(engine).await.map(|()| None);
+        }
+        let cached = digest(engine, image).await?;
+        let asked = self.pulled.lock().unwrap_or_else(PoisonError::into_inner).contains(image);
+        let reference = reference(image);
+        if let Some(known) = &cached
+            && !asks(self.behavior, &reference, asked)
+        {
+            return Ok(known.clone());
+        }
+        let limited = tokio::time::timeout(PULL, fetch(engine, &reference, credentials));
+        let fetched = limited.await.unwrap_or_else(|_| Err(format!("not pulled within {PULL:?}")));
+        match fetched {
+            Ok(()) => {
+                self.pulled.lock().unwrap_or_else(PoisonError::into_inner).insert(image.to_owned());
+                Ok(digest(engine, image).await?.flatten())
+            }
+            Err(error) if cached.is_some() && self.behavior != PullBehavior::Always => {
+                tracing::warn!(image, error, "the image could not be pulled; the one that is here does");
+                Ok(cached.flatten())
+            }
+            Err(error) => Err(RuntimeError::Pull(format!("{image}: {error}"))),
+        }
     }
-    let reference =
-        if pinned || image.ends_with(&format!(":{tag}")) { image.to_owned() } else { format!("{image}:{tag}") };
-    let options = CreateImageOptions { from_image: Some(reference), ..CreateImageOptions::default() };
-    let pulled = async {
-        let mut steps = engine.create_image(Some(options), None, None);
+}
+
+/// Whether an image that is here is asked for all the same.
+fn asks(behavior: PullBehavior, reference: &str, asked: bool) -> bool {
+    let pinned = reference.contains('@');
+    match behavior {
+        PullBehavior::Default => reference.ends_with(":latest"),
+        PullBehavior::Always => !pinned,
+        PullBehavior::Once => !pinned && !asked,
+        PullBehavior::PreferCached => false,
+    }
+}
+
+/// An image with its tag, or by its digest.
+fn reference(image: &str) -> String {
+    let (_, last) = image.rsplit_once('/').unwrap_or(("", image));
+    if last.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") }
+}
+
+/// Pulls it. What may be otherwise a moment later is tried again (ECS' agent does, too); what the registry refuses is not.
+async fn fetch(engine: &Docker, reference: &str, credentials: Option<&Credentials>) -> Result<(), String> {
+    let once = || async {
+        let options = CreateImageOptions { from_image: Some(reference.to_owned()), ..CreateImageOptions::default() };
+        let login = credentials.map(|given| DockerCredentials {
+            username: Some(given.username.clone()),
+            password: Some(given.password.clone()),
+            ..DockerCredentials::default()
+        });
+        let mut steps = engine.create_image(Some(options), None, login);
         while let Some(step) = steps.next().await {
-            step?;
+            step.map_err(|e| text(&e))?;
         }
         Ok(())
     };
-    match within("pull", PULL, pulled).await? {
-        Ok(()) => Ok(digest(engine, image).await?.flatten()),
-        Err(_) if cached.is_some() => Ok(cached.flatten()),
-        Err(error) => Err(RuntimeError::Pull(format!("{image}: {}", text(&error)))),
-    }
+    let retries =
+        ExponentialBuilder::default().with_min_delay(Duration::from_secs(1)).with_max_times(RETRIES).with_jitter();
+    once.retry(retries).sleep(tokio::time::sleep).when(|error: &String| !is_final(error)).await
+}
+
+/// Whether a registry has spoken: asking again is of no use.
+fn is_final(error: &str) -> bool {
+    let error = error.to_ascii_lowercase();
+    [
+        "not found",
+        "manifest unknown",
+        "denied",
+        "unauthorized",
+        "authentication required",
+        "basic auth",
+        "no such image",
+    ]
+    .iter()
+    .any(|said| error.contains(said))
+        || error.contains("invalid reference")
 }
 
 /// The digest of an image that is here; `None` when it is not here, `Some(None)` when it has no digest.
@@ -161,6 +248,28 @@ fn add_bytes(tar: &mut tar::Builder<Vec<u8>>, bytes: &[u8], to: &str, mode: u32)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_that_is_here_is_asked_for_as_the_behavior_says() {
+        use PullBehavior::{Always, Default, Once, PreferCached};
+        let asked = |behavior| {
+            let images = ["web", "web:1", "host:5000/web", "web@sha256:0"];
+            images.map(|image| asks(behavior, &reference(image), false))
+        };
+        assert_eq!(asked(Default), [true, false, true, false]);
+        assert_eq!(asked(Always), [true, true, true, false]);
+        assert_eq!(asked(Once), [true, true, true, false]);
+        assert_eq!(asked(PreferCached), [false; 4]);
+        assert!(!asks(Once, "web:1", true));
+    }
+
+    #[test]
+    fn what_a_registry_refuses_is_not_asked_for_again() {
+        assert!(is_final("manifest for web:9 not found: manifest unknown"));
+        assert!(is_final("Head \"https://r/v2/\": unauthorized: authentication required"));
+        assert!(!is_final("Get \"http://r/v2/\": dial tcp: connection refused"));
+        assert!(!is_final("unexpected EOF"));
+    }
 
     #[test]
     fn the_archive_has_the_program_and_its_loader() {

@@ -1,6 +1,6 @@
 //! A container definition in the engine's words.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bollard::models::{
     ContainerCreateBody, DeviceMapping, HostConfig, HostConfigLogConfig, PortBinding, ResourcesUlimits,
@@ -81,7 +81,9 @@ fn environment(spec: &ContainerSpec) -> Vec<String> {
     let given = &spec.definition.environment;
     let own = own.into_iter().chain(port).filter(|(name, _)| !given.iter().any(|pair| pair.name == *name));
     let own = own.map(|(name, value)| format!("{name}={value}"));
-    own.chain(given.iter().map(|pair| format!("{}={}", pair.name, pair.value))).collect()
+    let given = given.iter().map(|pair| format!("{}={}", pair.name, pair.value));
+    let hidden = spec.sensitive.variables.iter().map(|(name, value)| format!("{name}={value}"));
+    own.chain(given).chain(hidden).collect()
 }
 
 fn host(spec: &ContainerSpec, bridged: bool) -> HostConfig {
@@ -136,16 +138,16 @@ fn host(spec: &ContainerSpec, bridged: bool) -> HostConfig {
         sysctls: Some(controls.collect()).filter(|controls: &HashMap<_, _>| !controls.is_empty()),
         security_opt: some(definition.docker_security_options.clone()),
         dns_search: some(definition.dns_search_domains.clone()),
-        log_config: Some(logs(definition.log_configuration.as_ref())),
+        log_config: Some(logs(definition.log_configuration.as_ref(), &spec.sensitive.log_options)),
         ..linux(definition.linux_parameters.as_ref(), spec.memory_limit)
     }
 }
 
 /// Where the output goes. A file of the engine's is rotated, unless its options say otherwise.
-fn logs(given: Option<&LogConfiguration>) -> HostConfigLogConfig {
+fn logs(given: Option<&LogConfiguration>, secret: &BTreeMap<String, String>) -> HostConfigLogConfig {
     let driver = given.map(|log| log.log_driver.as_str()).filter(|driver| !driver.is_empty()).unwrap_or("json-file");
     let mut config: HashMap<String, String> =
-        given.map(|log| log.options.clone()).unwrap_or_default().into_iter().collect();
+        given.map(|log| log.options.clone()).unwrap_or_default().into_iter().chain(secret.clone()).collect();
     if driver == "json-file" {
         for (option, value) in [("max-size", "10m"), ("max-file", "2")] {
             config.entry(option.to_owned()).or_insert_with(|| value.to_owned());
@@ -192,12 +194,13 @@ mod tests {
     use super::*;
     use steady_core::v1::{ContainerDefinition, Device, MountPoint, Volume};
 
+    fn id() -> ContainerId {
+        ContainerId { task: "t".into(), name: "web".into() }
+    }
+
     #[test]
     fn a_definition_becomes_what_the_engine_is_asked_for() {
         let spec = ContainerSpec {
-            id: ContainerId { task: "t".into(), name: "web".into() },
-            cluster: "default".into(),
-            instance: "i".into(),
             definition: ContainerDefinition {
                 image: "web:1".into(),
                 mount_points: vec![MountPoint {
@@ -208,10 +211,10 @@ mod tests {
                 ..Default::default()
             },
             volumes: vec![Volume { name: "data".into(), host: None }],
-            network_mode: NetworkMode::Bridge,
             ports: vec![Port { container: 80, host: 20_000, udp: false }],
             cpu_limit: Some(512),
             memory_limit: Some(64),
+            ..ContainerSpec::new(id(), "default", "i", NetworkMode::Bridge)
         };
         let body = container(&spec);
         let host = body.host_config.expect("a host configuration");
@@ -247,15 +250,9 @@ mod tests {
             ..ContainerDefinition::default()
         };
         let spec = ContainerSpec {
-            id: ContainerId { task: "t".into(), name: "web".into() },
-            cluster: "default".into(),
-            instance: "i".into(),
             definition,
-            volumes: vec![],
-            network_mode: NetworkMode::Bridge,
-            ports: vec![],
-            cpu_limit: None,
             memory_limit: Some(64),
+            ..ContainerSpec::new(id(), "default", "i", NetworkMode::Bridge)
         };
         let host = container(&spec).host_config.expect("a host configuration");
         assert_eq!(host.links, Some(vec!["steady-t-db:db".to_owned(), "steady-t-cache:c".to_owned()]));

@@ -24,7 +24,11 @@ use steady_core::resources::capability;
 use steady_core::{Clock, SystemClock, Timestamp};
 use tokio::sync::mpsc;
 
-use super::{ContainerId, ContainerSpec, Exit, Found, LogPiece, LogRequest, Port, Runtime, RuntimeError, State};
+use super::{
+    ContainerId, ContainerSpec, Credentials, Exit, Found, LogPiece, LogRequest, Port, Runtime, RuntimeError, State,
+};
+use image::Images;
+pub use image::PullBehavior;
 use mapping::{labels, name, volume_name};
 
 /// Deadlines of the engine's calls (ECS' agent has the same for create and start).
@@ -45,18 +49,28 @@ pub struct Docker {
     logs: PathBuf,
     /// Log drivers that it has.
     drivers: Vec<String>,
+    images: Images,
+}
+
+/// Which engine, and whose containers.
+#[derive(Debug, Clone, Default)]
+pub struct DockerSettings {
+    /// Its socket; `None`: `/var/run/docker.sock`.
+    pub socket: Option<String>,
+    /// Only containers of this cluster and instance are this runtime's.
+    pub cluster: String,
+    /// The instance's uid.
+    pub instance: String,
+    /// Output of containers that were removed is kept below it.
+    pub logs: PathBuf,
+    /// When images are pulled.
+    pub pull_behavior: PullBehavior,
 }
 
 impl Docker {
-    /// Connects to the engine of a socket (`/var/run/docker.sock` where none is named). Only containers of this
-    /// cluster and instance are this runtime's; output of removed ones is kept below `logs`.
-    pub async fn connect(
-        socket: Option<&str>,
-        cluster: &str,
-        instance: &str,
-        logs: PathBuf,
-    ) -> Result<Self, RuntimeError> {
-        let socket = socket.unwrap_or("/var/run/docker.sock");
+    /// Connects to an engine.
+    pub async fn connect(settings: DockerSettings) -> Result<Self, RuntimeError> {
+        let socket = settings.socket.as_deref().unwrap_or("/var/run/docker.sock");
         let refused = |e: Error| RuntimeError::Other(format!("Docker at {socket}: {e}"));
         // The timeout of a single call is ours; the client's own only has to be longer.
         let engine = bollard::Docker::connect_with_unix(socket, 3600, bollard::API_DEFAULT_VERSION).map_err(refused)?;
@@ -70,7 +84,8 @@ impl Docker {
             Ok(Err(error)) => unknown_drivers(&text(&error)),
             Err(error) => unknown_drivers(&error.to_string()),
         };
-        Ok(Docker { engine, cluster: cluster.to_owned(), instance: instance.to_owned(), logs, drivers })
+        let DockerSettings { cluster, instance, logs, pull_behavior, .. } = settings;
+        Ok(Docker { engine, cluster, instance, logs, drivers, images: Images::new(pull_behavior) })
     }
 
     fn filters(&self) -> HashMap<String, Vec<String>> {
@@ -244,8 +259,8 @@ impl Runtime for Docker {
         Ok(found)
     }
 
-    async fn pull(&self, image: &str) -> Result<Option<String>, RuntimeError> {
-        image::pull(&self.engine, image).await
+    async fn pull(&self, image: &str, credentials: Option<&Credentials>) -> Result<Option<String>, RuntimeError> {
+        self.images.pull(&self.engine, image, credentials).await
     }
 
     async fn create(&self, spec: &ContainerSpec) -> Result<String, RuntimeError> {

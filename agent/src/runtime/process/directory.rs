@@ -206,8 +206,14 @@ mod tests {
     fn made() -> (tempfile::TempDir, Directory) {
         let base = tempfile::tempdir().expect("a directory");
         let directory = Directory::new(base.path().join("t.web"));
-        let launch =
-            Launch { argv: vec!["x".into()], env: BTreeMap::new(), cwd: "/".into(), ports: vec![], cgroups: vec![] };
+        let launch = Launch {
+            argv: vec!["x".into()],
+            env: BTreeMap::new(),
+            cwd: "/".into(),
+            ports: vec![],
+            cgroups: vec![],
+            sensitive: None,
+        };
         directory.create(&launch).expect("made");
         (base, directory)
     }

@@ -1,6 +1,7 @@
 //! What is to be run, as it is written down before it is.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,7 @@ use steady_core::resources;
 use steady_core::v1::ContainerDefinition;
 use steady_core::v1::network_mode::Value as NetworkMode;
 
+use super::sensitive;
 use crate::runtime::{ContainerSpec, Port, RuntimeError};
 
 /// Where commands are looked for, after the steady program's own directory.
@@ -22,6 +24,9 @@ pub(super) struct Launch {
     pub(super) ports: Vec<Port>,
     /// Directories of the cgroups that it belongs to.
     pub(super) cgroups: Vec<PathBuf>,
+    /// Where the variables are that are not written down here.
+    #[serde(default)]
+    pub(super) sensitive: Option<PathBuf>,
 }
 
 impl Launch {
@@ -39,7 +44,14 @@ impl Launch {
             path => PathBuf::from(path),
         };
         let env = environment(spec, definition, program);
-        Ok(Launch { argv, env, cwd, ports: spec.ports.clone(), cgroups: Vec::new() })
+        Ok(Launch { argv, env, cwd, ports: spec.ports.clone(), cgroups: Vec::new(), sensitive: None })
+    }
+
+    /// All variables of its environment.
+    pub(super) fn environment(&self) -> io::Result<BTreeMap<String, String>> {
+        let mut env: BTreeMap<String, String> = sensitive::read(self.sensitive.as_deref())?.into_iter().collect();
+        env.extend(self.env.clone());
+        Ok(env)
     }
 
     /// The file that a command's name means.
@@ -106,24 +118,19 @@ mod tests {
     use steady_core::v1::KeyValuePair;
 
     fn spec() -> ContainerSpec {
+        let id = ContainerId { task: "t".into(), name: "web".into() };
         ContainerSpec {
-            id: ContainerId { task: "t".into(), name: "web".into() },
-            cluster: "default".into(),
-            instance: "i".into(),
             definition: ContainerDefinition {
                 command: vec!["serve".into(), "--fast".into()],
                 entry_point: vec!["/bin/app".into()],
                 environment: vec![KeyValuePair { name: "PORT".into(), value: "1".into() }],
                 ..Default::default()
             },
-            volumes: vec![],
-            network_mode: NetworkMode::Bridge,
             ports: vec![
                 Port { container: 8080, host: 20_001, udp: false },
                 Port { container: 9, host: 20_002, udp: true },
             ],
-            cpu_limit: None,
-            memory_limit: None,
+            ..ContainerSpec::new(id, "default", "i", NetworkMode::Bridge)
         }
     }
 

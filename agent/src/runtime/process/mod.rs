@@ -11,6 +11,7 @@ mod cgroup;
 mod directory;
 mod launch;
 mod output;
+mod sensitive;
 mod shim;
 
 use std::collections::BTreeMap;
@@ -26,7 +27,7 @@ use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{ContainerId, ContainerSpec, Exit, Found, LogPiece, LogRequest, Runtime, RuntimeError, State};
+use super::{ContainerId, ContainerSpec, Credentials, Exit, Found, LogPiece, LogRequest, Runtime, RuntimeError, State};
 use directory::Directory;
 use launch::Launch;
 
@@ -125,7 +126,7 @@ impl Runtime for Process {
         Ok(found)
     }
 
-    async fn pull(&self, _: &str) -> Result<Option<String>, RuntimeError> {
+    async fn pull(&self, _: &str, _: Option<&Credentials>) -> Result<Option<String>, RuntimeError> {
         Ok(None)
     }
 
@@ -135,6 +136,8 @@ impl Runtime for Process {
             return Ok(spec.id.to_string());
         }
         let mut launch = Launch::of(spec, &self.program, directory.work())?;
+        launch.sensitive = sensitive::keep(&spec.sensitive.variables)
+            .map_err(|e| RuntimeError::Create(format!("its secrets cannot be kept in memory: {e}")))?;
         launch.cgroups = cgroup::create(&spec.id, spec.cpu_limit, spec.memory_limit);
         directory.create(&launch).map_err(|e| RuntimeError::Create(e.to_string()))?;
         Ok(spec.id.to_string())
@@ -202,6 +205,7 @@ impl Runtime for Process {
             }
             output::keep(&self.base, id, &directory);
             cgroup::remove(&launch.cgroups);
+            sensitive::forget(launch.sensitive.as_deref());
         }
         directory.remove().map_err(|e| RuntimeError::Other(format!("{}: {e}", directory.path().display())))
     }
@@ -223,7 +227,8 @@ impl Runtime for Process {
         };
         let program = launch.resolve(program).ok_or_else(|| RuntimeError::Other(format!("there is no {program}")))?;
         let mut check = Command::new(program);
-        check.args(args).env_clear().envs(launch.env).current_dir(launch.cwd).kill_on_drop(true);
+        let env = launch.environment().map_err(|e| RuntimeError::Other(e.to_string()))?;
+        check.args(args).env_clear().envs(env).current_dir(launch.cwd).kill_on_drop(true);
         check.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         match tokio::time::timeout(timeout, check.status()).await {
             Ok(Ok(status)) => Ok(status.code().unwrap_or(-1)),

@@ -48,7 +48,7 @@ fn start_and_wait(directory: &Directory) -> io::Result<Exit> {
     let open = |stderr| File::options().create(true).append(true).open(directory.log(stderr));
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("__exec").arg(directory.path()).arg(program);
-    command.env_clear().envs(&launch.env).current_dir(&launch.cwd).process_group(0);
+    command.env_clear().envs(launch.environment()?).current_dir(&launch.cwd).process_group(0);
     command.stdin(Stdio::null()).stdout(open(false)?).stderr(open(true)?);
     let mut child = command.spawn()?;
     let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
