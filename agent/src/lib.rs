@@ -4,6 +4,7 @@
 //! purely; a [`runtime`] obeys. Nothing that runs depends on the control plane being there: without a session
 //! everything stays as it is, and what happened meanwhile is told afterwards.
 
+mod commands;
 mod engine;
 mod identity;
 mod ports;

@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
+use crate::commands::Commands;
 use crate::engine::{Input, Outgoing};
 use crate::identity::Identity;
 use crate::runtime::{ContainerId, LogRequest, Runtime};
@@ -112,8 +113,14 @@ impl Session {
         mut incoming: Streaming<SessionResponse>,
         sender: &mpsc::Sender<SessionRequest>,
     ) -> Result<std::convert::Infallible, Ended> {
-        let mut open =
-            Open { sender: sender.clone(), sequence: 0, in_flight: None, verifying: false, logs: BTreeMap::new() };
+        let mut open = Open {
+            sender: sender.clone(),
+            sequence: 0,
+            in_flight: None,
+            verifying: false,
+            logs: BTreeMap::new(),
+            commands: Commands::default(),
+        };
         let mut beat = tokio::time::interval(HEARTBEAT);
         let mut verify = tokio::time::interval(VERIFY);
         let mut registered = false;
@@ -203,6 +210,10 @@ impl Session {
                 }
                 return Ok(());
             }
+            Down::ExecMessage(message) => {
+                open.commands.obey(message, &self.runtime, &open.sender);
+                return Ok(());
+            }
             Down::HeartbeatSeen(_) | Down::Registered(_) => return Ok(()),
         };
         self.to_engine.send(input).map_err(|_| Ended::Finally(AgentError::Local("the task engine ended".into())))
@@ -217,6 +228,7 @@ struct Open {
     in_flight: Option<(i64, BTreeMap<String, u64>)>,
     verifying: bool,
     logs: BTreeMap<i64, JoinHandle<()>>,
+    commands: Commands,
 }
 
 impl Drop for Open {

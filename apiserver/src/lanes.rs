@@ -85,7 +85,10 @@ impl Lanes {
         match path {
             "/steady.v1.Objects/Commit" => Some(&self.controllers),
             // Streams are short calls that last long: what they cost is limited elsewhere.
-            "/steady.v1.Objects/Watch" | "/steady.v1.Agent/Session" | "/steady.v1.Tasks/Logs" => None,
+            "/steady.v1.Objects/Watch"
+            | "/steady.v1.Agent/Session"
+            | "/steady.v1.Tasks/Logs"
+            | "/steady.v1.Tasks/Exec" => None,
             path if path.starts_with("/steady.v1.Objects/") || path.starts_with("/steady.v1.Tasks/") => {
                 Some(&self.people)
             }

@@ -67,8 +67,10 @@ impl Keys {
         let failed = |error: io::Error| KeysError { path: path.display().to_string(), message: error.to_string() };
         match fs::OpenOptions::new().write(true).create_new(true).mode(0o400).open(path) {
             Ok(mut file) => {
-                let digits: String = Key::generate().iter().map(|byte| format!("{byte:02x}")).collect();
-                file.write_all(format!("{digits}\n").as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+                let mut line =
+                    Key::generate().iter().fold(String::new(), |digits, byte| digits + &format!("{byte:02x}"));
+                line.push('\n');
+                file.write_all(line.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(failed(error)),

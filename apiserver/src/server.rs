@@ -22,7 +22,7 @@ use crate::lanes::Lanes;
 use crate::registry::{NewUid, Registry, RegistryError};
 use crate::seal::Keys;
 use crate::service::{
-    AdminService, AgentService, LeasesService, LogRouter, ObjectsService, ServicesService, TasksService, Watches,
+    AdminService, AgentService, LeasesService, ObjectsService, Relay, ServicesService, TasksService, Watches,
 };
 use crate::storage::Storage;
 use crate::upkeep;
@@ -129,16 +129,16 @@ pub async fn open(
 
 /// Steady's own services, as they are reached by a call.
 pub fn routes(registry: Registry) -> Routes {
-    let logs = LogRouter::default();
+    let relay = Relay::default();
     let watches = Watches::default();
     let admin =
-        AdminServer::new(AdminService { registry: registry.clone(), watches: watches.clone(), logs: logs.clone() })
+        AdminServer::new(AdminService { registry: registry.clone(), watches: watches.clone(), relay: relay.clone() })
             .max_encoding_message_size(MAX_RESPONSE);
     let objects = ObjectsServer::new(ObjectsService { registry: registry.clone(), watches })
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_RESPONSE);
-    let tasks = TasksServer::new(TasksService { registry: registry.clone(), logs: logs.clone() });
-    let agent = AgentServer::new(AgentService::new(registry.clone(), logs))
+    let tasks = TasksServer::new(TasksService { registry: registry.clone(), relay: relay.clone() });
+    let agent = AgentServer::new(AgentService::new(registry.clone(), relay))
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_RESPONSE);
     Routes::new(objects)

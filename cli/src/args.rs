@@ -11,8 +11,8 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::out::Color;
 use crate::{
-    admin, alarm, apply, completion, context, delete, describe, drain, events, explain, get, hello, logs, process,
-    protect, rollout, run, scale, secret, span, stop, store, wait,
+    admin, alarm, apply, completion, context, delete, describe, drain, events, exec, explain, get, hello, logs,
+    process, protect, rollout, run, scale, secret, span, stop, store, wait,
 };
 
 /// Longest that a request takes, unless --timeout says otherwise.
@@ -138,6 +138,8 @@ pub enum Command {
     Drain(drain::Drain),
     /// Print the output of a task, or of every task of a service.
     Logs(logs::Logs),
+    /// Run a command in a container.
+    Exec(exec::Exec),
     /// Show what happened, oldest first.
     Events(events::Events),
     /// See how the control plane itself is, and make room in a full store.

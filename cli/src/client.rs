@@ -12,11 +12,13 @@ use steady_proto::v1::services_client::ServicesClient;
 use steady_proto::v1::tasks_client::TasksClient;
 use steady_proto::v1::{
     ApplyRequest, ApplyResponse, BackupRequest, BackupResponse, Change, CheckRequest, CheckResponse, CommitRequest,
-    ContinueServiceDeploymentRequest, DeleteRequest, Expect, GetRequest, ListRequest, LogsRequest, LogsResponse,
-    MakeRoomRequest, MakeRoomResponse, Object, PutSpec, RunTaskRequest, Selector, ServiceSpec, SetAlarmStateRequest,
-    StatusRequest, StatusResponse, StopTaskRequest, UpdateTaskProtectionRequest, WatchRequest, WatchResponse, change,
-    object,
+    ContinueServiceDeploymentRequest, DeleteRequest, ExecRequest, ExecResponse, Expect, GetRequest, ListRequest,
+    LogsRequest, LogsResponse, MakeRoomRequest, MakeRoomResponse, Object, PutSpec, RunTaskRequest, Selector,
+    ServiceSpec, SetAlarmStateRequest, StatusRequest, StatusResponse, StopTaskRequest, UpdateTaskProtectionRequest,
+    WatchRequest, WatchResponse, change, object,
 };
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status, Streaming};
 
@@ -219,6 +221,16 @@ impl Client {
     /// Opens the stream of a task's output.
     pub async fn logs(&self, request: LogsRequest) -> Result<Streaming<LogsResponse>, Failure> {
         self.ask(self.tasks().logs(request)).await
+    }
+
+    /// Runs a command in a container, and talks to it.
+    pub async fn exec(&self, asked: mpsc::Receiver<ExecRequest>) -> Result<Streaming<ExecResponse>, Failure> {
+        self.ask(self.tasks().exec(ReceiverStream::new(asked))).await
+    }
+
+    /// What a command says next.
+    pub async fn next_answer(&self, stream: &mut Streaming<ExecResponse>) -> Result<Option<ExecResponse>, Failure> {
+        stream.message().await.map_err(|status| self.fail(&status))
     }
 
     /// The next piece of a task's output; `None` at its end.

@@ -16,6 +16,7 @@ pub mod delete;
 pub mod describe;
 pub mod drain;
 pub mod events;
+pub mod exec;
 pub mod explain;
 pub mod failure;
 pub mod get;
@@ -94,6 +95,7 @@ async fn verb_of(verb: Command, global: &Global) -> Result<(), Failure> {
         Command::Protect(args) => protect::run(args, global, out).await,
         Command::Explain(args) => explain::run(args, global, out).await,
         Command::Drain(args) => drain::run(args, global, out).await,
+        Command::Exec(args) => exec::run(args, global, out).await,
         Command::Logs(args) => logs::run(args, global, out).await,
         Command::Events(args) => events::run(args, global, out).await,
         Command::Admin(args) => admin::run(args, global, out).await,

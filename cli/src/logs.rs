@@ -181,8 +181,13 @@ async fn forward(client: Client, request: LogsRequest, to: mpsc::Sender<(String,
 
 fn show(task: &str, chunk: &LogsResponse, out: &mut Out) -> Result<(), Failure> {
     let prefix = format!("{}/{} | ", task.get(..8).unwrap_or(task), chunk.container);
-    let prefix = out.styled(Style::Faint, &prefix);
+    let prefix = out.styled(Style::Told(color(task)), &prefix);
     out.bytes(&prefixed(&prefix, &chunk.data))
+}
+
+/// A task's lines are told from the others' by their colour, the same one each time.
+fn color(task: &str) -> u8 {
+    task.bytes().fold(0_u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte))
 }
 
 /// Each line of `data` after `prefix`; the last one ends its line too.

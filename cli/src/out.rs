@@ -35,6 +35,8 @@ pub enum Style {
     Faint,
     /// A heading.
     Bold,
+    /// One of several that are told apart by their colours.
+    Told(u8),
 }
 
 impl Style {
@@ -47,6 +49,7 @@ impl Style {
             Style::Bad => "31",
             Style::Faint => "2",
             Style::Bold => "1",
+            Style::Told(number) => ["36", "35", "34", "33", "32", "96", "95", "94"][usize::from(number % 8)],
         };
         format!("\x1b[{code}m{text}\x1b[0m")
     }

@@ -19,6 +19,9 @@ pub mod v1 {
     tonic::include_proto!("steady.v1");
     include!(concat!(env!("OUT_DIR"), "/steady.v1.serde.rs"));
 
+    /// Pieces of a command's input, or of its output, that may be under way without having been acknowledged.
+    pub const EXEC_WINDOW: usize = 64;
+
     /// Serialized `FileDescriptorSet` of the package, for reflection.
     pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/steady.bin"));
 }

@@ -1,5 +1,6 @@
 //! A private Docker Engine: its own data, socket and containers.
 
+use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -45,7 +46,7 @@ impl Engine {
     /// Makes an image of Debian's `busybox-static`, with a shell that finds its commands.
     pub fn busybox(&self, image: &str) {
         let made = "set -e; d=$(mktemp -d); mkdir -p $d/bin $d/tmp; cp $(command -v busybox) $d/bin/busybox; \
-                    for c in sh sleep date touch test cat true echo; do ln -s busybox $d/bin/$c; done; \
+                    for c in sh sleep date touch test cat true echo grep stty; do ln -s busybox $d/bin/$c; done; \
                     tar -C $d -c .; rm -rf $d";
         let archive = Command::new("sh").args(["-c", made]).output().unwrap();
         assert!(archive.status.success(), "is busybox-static installed? {archive:?}");
@@ -86,7 +87,7 @@ pub fn registry(place: &Place, users: Option<&str>) -> (Running, String) {
     if let Some(users) = users {
         let file = place.path("htpasswd");
         std::fs::write(&file, users).unwrap();
-        text += &format!("auth: {{htpasswd: {{realm: steady, path: \"{}\"}}}}\n", file.display());
+        let _ = writeln!(text, "auth: {{htpasswd: {{realm: steady, path: \"{}\"}}}}", file.display());
     }
     std::fs::write(&config, text).unwrap();
     let mut command = Command::new("docker-registry");

@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use steady_agent::runtime::{ContainerId, ContainerSpec, Exit, LogRequest, Runtime, RuntimeError, State};
+use steady_agent::runtime::{
+    Command, CommandInput, CommandOutput, ContainerId, ContainerSpec, Execution, Exit, LogRequest, Runtime,
+    RuntimeError, State, Terminal,
+};
 use steady_core::v1::{ContainerDefinition, network_mode};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::timeout;
@@ -40,6 +43,22 @@ impl Exits {
         };
         timeout(PATIENCE, next).await.unwrap_or_else(|_| panic!("the end of {id} is told"))
     }
+}
+
+/// All that a command writes, and how it ends.
+async fn read(running: &mut Execution) -> (String, String, i32) {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let read = async {
+        loop {
+            match running.output.next().await.expect("goes on").expect("is not lost") {
+                CommandOutput::Piece(piece) if piece.stderr => err.extend_from_slice(&piece.data),
+                CommandOutput::Piece(piece) => out.extend_from_slice(&piece.data),
+                CommandOutput::Exit(code) => return code,
+            }
+        }
+    };
+    let code = timeout(PATIENCE, read).await.expect("ends");
+    (String::from_utf8_lossy(&out).into_owned(), String::from_utf8_lossy(&err).into_owned(), code)
 }
 
 fn id(task: &str) -> ContainerId {
@@ -166,13 +185,44 @@ impl Subject<'_> {
         let run = |words: &[&str], limit: Duration| {
             let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
             let (runtime, id) = (Arc::clone(&runtime), spec.id.clone());
-            async move { runtime.exec(&id, &words, limit).await }
+            async move { runtime.execute(&id, Command { words, ..Command::default() }).await?.wait(limit).await }
         };
-        assert_eq!(run(&["CMD-SHELL", "exit 4"], PATIENCE).await.expect("ran"), 4);
-        assert_eq!(run(&["CMD", "true"], PATIENCE).await.expect("ran"), 0);
-        assert!(run(&["CMD-SHELL", "sleep 60"], Duration::from_millis(500)).await.is_err());
+        assert_eq!(run(&["sh", "-c", "exit 4"], PATIENCE).await.expect("ran"), 4);
+        assert_eq!(run(&["true"], PATIENCE).await.expect("ran"), 0);
+        let mark = "sleep 61.25";
+        assert!(run(&["sh", "-c", mark], Duration::from_millis(500)).await.is_err());
+        let gone = async {
+            while run(&["sh", "-c", "cat /proc/[0-9]*/cmdline | grep -q 61.2[5]"], PATIENCE).await.expect("ran") == 0 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(PATIENCE, gone).await.expect("a command that took too long is killed");
+        self.a_command_is_talked_to(&*runtime, &spec.id).await;
         runtime.remove(&spec.id).await.expect("removed while it runs");
-        assert!(run(&["CMD", "true"], PATIENCE).await.is_err());
+        assert!(run(&["true"], PATIENCE).await.is_err());
+    }
+
+    async fn a_command_is_talked_to(&self, runtime: &dyn Runtime, id: &ContainerId) {
+        let sh = |script: &str| ["sh", "-c", script].map(str::to_owned).to_vec();
+        // Its input, both outputs and its exit code.
+        let words = sh("read line; echo got $line; echo oops >&2; cat; exit 5");
+        let command = Command { words, interactive: true, terminal: None };
+        let mut running = runtime.execute(id, command).await.expect("runs");
+        for input in [CommandInput::Data("one\n".into()), CommandInput::Data("two".into()), CommandInput::End] {
+            running.input.send(input).await.expect("taken");
+        }
+        assert_eq!(read(&mut running).await, ("got one\ntwo".into(), "oops\n".into(), 5));
+        // A terminal: its size, also when it changes, and what is typed is shown.
+        let words = sh("test -t 0 && test -t 1 && sleep 0.3 && stty size; read line; stty size; exit 6");
+        let terminal = Some(Terminal { rows: 33, columns: 77 });
+        let mut running = runtime.execute(id, Command { words, interactive: true, terminal }).await.expect("runs");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let size = CommandInput::Resize(Terminal { rows: 44, columns: 88 });
+        for input in [size, CommandInput::Data("typed\n".into())] {
+            running.input.send(input).await.expect("taken");
+        }
+        let (out, _, code) = read(&mut running).await;
+        assert_eq!((out.as_str(), code), ("33 77\r\ntyped\r\n44 88\r\n", 6));
     }
 
     async fn its_output_is_read_also_when_it_is_gone(&self) {

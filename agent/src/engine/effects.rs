@@ -11,7 +11,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::environment::{self, Secrets};
 use super::model::{ContainerState, Now, Phase, Probes, TaskState};
 use super::{Input, Place};
-use crate::runtime::{ContainerId, ContainerSpec, Exit, Port, Runtime, RuntimeError, Sensitive};
+use crate::runtime::{Command, ContainerId, ContainerSpec, Exit, Port, Runtime, RuntimeError, Sensitive};
 
 /// A container that was started.
 #[derive(Debug)]
@@ -149,7 +149,15 @@ pub(super) fn stop(
 pub(super) fn probe(runtime: Arc<dyn Runtime>, inputs: UnboundedSender<Input>, id: ContainerId, check: HealthCheck) {
     tokio::spawn(async move {
         let timeout = seconds(check.timeout.unwrap_or(5));
-        let passed = matches!(runtime.exec(&id, &check.command, timeout).await, Ok(0));
+        let words = match check.command.split_first() {
+            Some((kind, words)) if kind == "CMD" => words.to_vec(),
+            Some((kind, words)) if kind == "CMD-SHELL" => {
+                ["/bin/sh", "-c"].into_iter().map(str::to_owned).chain(words.iter().cloned()).collect()
+            }
+            _ => check.command,
+        };
+        let ended = async { runtime.execute(&id, Command { words, ..Command::default() }).await?.wait(timeout).await };
+        let passed = matches!(ended.await, Ok(0));
         let _ = inputs.send(Input::Probed(id, passed));
     });
 }

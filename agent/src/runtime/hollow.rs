@@ -15,7 +15,8 @@ use steady_core::{Clock, SystemClock};
 use tokio::sync::mpsc;
 
 use super::{
-    ContainerId, ContainerSpec, Credentials, Exit, Found, LogPiece, LogRequest, Port, Runtime, RuntimeError, State,
+    Command, ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Port, Runtime,
+    RuntimeError, State,
 };
 
 /// How simulated containers behave.
@@ -170,9 +171,9 @@ impl Runtime for Hollow {
         Ok(())
     }
 
-    async fn exec(&self, id: &ContainerId, _: &[String], _: Duration) -> Result<i32, RuntimeError> {
+    async fn execute(&self, id: &ContainerId, _: Command) -> Result<Execution, RuntimeError> {
         let running = self.lock().containers.get(id).is_some_and(|c| c.state == State::Running);
-        if running { Ok(0) } else { Err(RuntimeError::NotFound(id.clone())) }
+        if running { Ok(Execution::ended(0)) } else { Err(RuntimeError::NotFound(id.clone())) }
     }
 
     async fn logs(

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use steady_core::Timestamp;
@@ -22,7 +23,7 @@ use tokio::sync::mpsc;
 
 pub use docker::{Docker, DockerSettings, PullBehavior};
 pub use hollow::{Hollow, HollowBehaviour};
-pub use process::{Process, run_exec, run_shim};
+pub use process::{Process, run_exec, run_inside, run_shim};
 
 /// An image's repository: without tag and digest.
 pub(crate) fn repository(image: &str) -> &str {
@@ -203,6 +204,76 @@ pub struct LogRequest {
     pub tail: usize,
 }
 
+/// A command to run in a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Command {
+    /// The program and its arguments.
+    pub words: Vec<String>,
+    /// It has a standard input.
+    pub interactive: bool,
+    /// It has a terminal.
+    pub terminal: Option<Terminal>,
+}
+
+/// Size of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terminal {
+    /// Height.
+    pub rows: u16,
+    /// Width.
+    pub columns: u16,
+}
+
+/// What a command that runs is given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CommandInput {
+    /// For its standard input.
+    Data(Bytes),
+    /// Its standard input ends.
+    End,
+    /// Its terminal has another size.
+    Resize(Terminal),
+}
+
+/// What comes of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CommandOutput {
+    /// Output.
+    Piece(LogPiece),
+    /// It ended with this exit code; the last one.
+    Exit(i32),
+}
+
+/// A command that runs in a container. It is killed when its output is dropped.
+pub struct Execution {
+    /// Its input. When it is dropped, standard input ends.
+    pub input: mpsc::Sender<CommandInput>,
+    /// Its output.
+    pub output: BoxStream<'static, Result<CommandOutput, RuntimeError>>,
+}
+
+impl Execution {
+    /// One that has ended already.
+    pub fn ended(code: i32) -> Self {
+        let output = futures::stream::iter([Ok(CommandOutput::Exit(code))]).boxed();
+        Execution { input: mpsc::channel(1).0, output }
+    }
+
+    /// Waits until it ends: its exit code. After the time limit it is killed.
+    pub async fn wait(mut self, limit: Duration) -> Result<i32, RuntimeError> {
+        let ended = async {
+            while let Some(output) = self.output.next().await {
+                if let CommandOutput::Exit(code) = output? {
+                    return Ok(code);
+                }
+            }
+            Err(RuntimeError::Other("the command was lost".into()))
+        };
+        let late = |_| RuntimeError::Timeout(format!("the command took longer than {limit:?}"));
+        tokio::time::timeout(limit, ended).await.map_err(late)?
+    }
+}
+
 /// Why a runtime could not do what it was told. The texts begin with ECS's error names.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RuntimeError {
@@ -258,8 +329,8 @@ pub trait Runtime: Send + Sync {
     /// Removes it and all that goes with it, but for output that was kept. One that is not there is no error.
     async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError>;
 
-    /// Runs a command in it (a health check) and returns its exit code.
-    async fn exec(&self, id: &ContainerId, command: &[String], timeout: Duration) -> Result<i32, RuntimeError>;
+    /// Runs a command in it.
+    async fn execute(&self, id: &ContainerId, command: Command) -> Result<Execution, RuntimeError>;
 
     /// Its output, also after it was removed, for as long as that is kept.
     async fn logs(

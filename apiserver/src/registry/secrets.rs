@@ -42,7 +42,7 @@ pub(super) fn declared(writes: &mut Writes, keys: Option<&Keys>, wanted: &Object
     let changed = !value.is_empty() && known.is_none_or(|known| known.as_deref() != Ok(&value));
     if changed {
         let sealed = keys.seal(&path, &value).map_err(|e| vec![fault("spec.secretString", e.to_string())])?;
-        secret.status = Some(SecretStatus { sealed: sealed.into(), last_changed: Some(writes.now().into()) });
+        secret.status = Some(SecretStatus { sealed, last_changed: Some(writes.now().into()) });
     } else if old.is_some() {
         secret.status = old;
     } else {

@@ -11,7 +11,7 @@ use steady_core::v1::{
 use tonic::{Request, Response, Status};
 
 use super::watch::Watches;
-use super::{LogRouter, status};
+use super::{Relay, status};
 use crate::backup;
 use crate::registry::Registry;
 use crate::storage::{Alarm, Health, MemberHealth};
@@ -20,7 +20,7 @@ use crate::storage::{Alarm, Health, MemberHealth};
 pub(crate) struct AdminService {
     pub(crate) registry: Registry,
     pub(crate) watches: Watches,
-    pub(crate) logs: LogRouter,
+    pub(crate) relay: Relay,
 }
 
 #[tonic::async_trait]
@@ -36,7 +36,7 @@ impl Admin for AdminService {
             epoch: self.registry.epoch(),
             objects: signed(cache.view().len() as u64),
             watchers: signed(self.watches.count() as u64),
-            sessions: signed(self.logs.sessions() as u64),
+            sessions: signed(self.relay.sessions() as u64),
             alarms: health.alarms.iter().map(|alarm| word(*alarm).to_owned()).collect(),
             members: health.members.into_iter().map(member).collect(),
             quarantine: cache.quarantine(),

@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::dispatch::Dispatch;
-use super::{LogRouter, status};
+use super::{Relay, status};
 use crate::cache::Changed;
 use crate::registry::{Registration, Registry, RegistryError};
 use crate::storage::LeaseId;
@@ -39,14 +39,14 @@ const FIRST: Duration = Duration::from_secs(10);
 /// Serves agents.
 pub(crate) struct AgentService {
     registry: Registry,
-    logs: LogRouter,
+    relay: Relay,
     dispatch: Arc<Dispatch>,
 }
 
 impl AgentService {
-    pub(crate) fn new(registry: Registry, logs: LogRouter) -> Self {
+    pub(crate) fn new(registry: Registry, relay: Relay) -> Self {
         let dispatch = Arc::new(Dispatch::of(registry.cache().clone()));
-        AgentService { registry, logs, dispatch }
+        AgentService { registry, relay, dispatch }
     }
 }
 
@@ -59,10 +59,10 @@ impl Agent for AgentService {
         request: Request<Streaming<SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let (sender, receiver) = mpsc::channel(PENDING);
-        let (registry, logs, dispatch) = (self.registry.clone(), self.logs.clone(), Arc::clone(&self.dispatch));
+        let (registry, relay, dispatch) = (self.registry.clone(), self.relay.clone(), Arc::clone(&self.dispatch));
         let mut incoming = request.into_inner();
         tokio::spawn(async move {
-            if let Err(status) = open(registry, logs, &dispatch, &mut incoming, &sender).await {
+            if let Err(status) = open(registry, relay, &dispatch, &mut incoming, &sender).await {
                 let _ = sender.send(Err(status)).await;
             }
         });
@@ -74,7 +74,7 @@ type Sender = mpsc::Sender<Result<SessionResponse, Status>>;
 
 async fn open(
     registry: Registry,
-    logs: LogRouter,
+    relay: Relay,
     dispatch: &Dispatch,
     incoming: &mut Streaming<SessionRequest>,
     sender: &Sender,
@@ -85,17 +85,17 @@ async fn open(
         return Err(Status::invalid_argument("the first message of a session is the registration"));
     };
     let Registration { instance, uid, .. } = registry.register(&register).await.map_err(status::of)?;
-    let mut session = Session { registry, logs, sender: sender.clone(), instance, uid, at: Revision(0), lease: None };
+    let mut session = Session { registry, relay, sender: sender.clone(), instance, uid, at: Revision(0), lease: None };
     session.stay_alive().await?;
-    let number = session.logs.opened(&session.instance, sender.clone());
+    let number = session.relay.opened(&session.instance, sender.clone());
     let ended = session.run(incoming, dispatch).await;
-    session.logs.closed(&session.instance, number);
+    session.relay.closed(&session.instance, number);
     ended
 }
 
 struct Session {
     registry: Registry,
-    logs: LogRouter,
+    relay: Relay,
     sender: Sender,
     instance: Key,
     uid: String,
@@ -201,7 +201,11 @@ impl Session {
                 self.send(ToAgent::Absent(Absent { tasks })).await
             }
             Some(FromAgent::LogChunk(chunk)) => {
-                self.logs.chunk(&self.instance, chunk);
+                self.relay.chunk(&self.instance, chunk);
+                Ok(())
+            }
+            Some(FromAgent::ExecChunk(chunk)) => {
+                self.relay.of_command(&self.instance, chunk);
                 Ok(())
             }
             Some(FromAgent::Register(_)) => Err(Status::invalid_argument("a session registers once")),

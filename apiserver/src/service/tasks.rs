@@ -2,22 +2,24 @@
 
 use std::pin::Pin;
 
+use steady_core::v1::exec_request::Message as Asked;
+use steady_core::v1::task_last_status::Value as LastStatus;
 use steady_core::v1::tasks_server::Tasks;
 use steady_core::v1::{
-    LogsRequest, LogsResponse, RunTaskRequest, RunTaskResponse, StopTaskRequest, StopTaskResponse,
-    UpdateTaskProtectionRequest, UpdateTaskProtectionResponse,
+    ExecRequest, ExecResponse, LogsRequest, LogsResponse, RunTaskRequest, RunTaskResponse, StopTaskRequest,
+    StopTaskResponse, UpdateTaskProtectionRequest, UpdateTaskProtectionResponse,
 };
 use steady_core::{Key, Kind, task};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
-use super::{LogRouter, status};
+use super::{Relay, status};
 use crate::registry::{Registry, cluster};
 
 /// Serves tasks.
 pub(crate) struct TasksService {
     pub(crate) registry: Registry,
-    pub(crate) logs: LogRouter,
+    pub(crate) relay: Relay,
 }
 
 #[tonic::async_trait]
@@ -40,6 +42,46 @@ impl Tasks for TasksService {
         Ok(Response::new(UpdateTaskProtectionResponse { protected_tasks }))
     }
 
+    type ExecStream = Pin<Box<dyn futures::Stream<Item = Result<ExecResponse, Status>> + Send>>;
+
+    async fn exec(&self, request: Request<Streaming<ExecRequest>>) -> Result<Response<Self::ExecStream>, Status> {
+        let mut asked = request.into_inner();
+        let Some(Asked::Start(mut start)) = asked.message().await?.and_then(|first| first.message) else {
+            return Err(Status::invalid_argument("the first message says what to start"));
+        };
+        if start.command.first().is_none_or(String::is_empty) {
+            return Err(Status::invalid_argument("command: is missing; expected a program and its arguments"));
+        }
+        let view = self.registry.fresh_view().await.map_err(status::of)?;
+        let key = Key::new(Kind::Task, cluster(&start.cluster), &start.task);
+        let found = view.get(&key).and_then(|object| task::of(object));
+        let found = found.ok_or_else(|| Status::not_found(format!("there is no {key}")))?;
+        let definition = view.get(&Key::new(Kind::TaskDefinition, "", &found.spec.task_definition));
+        let definition = definition.and_then(|d| d.as_task_definition()?.spec.as_ref());
+        if start.container.is_empty() {
+            let essential = definition.and_then(|d| {
+                d.container_definitions.iter().find(|c| c.essential.unwrap_or(true)).map(|c| c.name.clone())
+            });
+            start.container = essential.unwrap_or_default();
+        }
+        match found.status.containers.iter().find(|container| container.name == start.container) {
+            Some(container) if container.last_status() == LastStatus::Running => {}
+            Some(container) => {
+                let status = container.last_status().as_str_name();
+                let message = format!("container {} of {key} does not run: it is {status}", container.name);
+                return Err(Status::failed_precondition(message));
+            }
+            None => {
+                let known: Vec<&str> = found.status.containers.iter().map(|c| c.name.as_str()).collect();
+                let known = if known.is_empty() { "none yet".to_owned() } else { known.join(", ") };
+                let message = format!("{key} has no container `{}`; containers: {known}", start.container);
+                return Err(Status::failed_precondition(message));
+            }
+        }
+        let instance = Key::new(Kind::ContainerInstance, &key.cluster, &found.spec.container_instance);
+        Ok(Response::new(Box::pin(self.relay.execute(&instance, start, asked).await?)))
+    }
+
     type LogsStream = Pin<Box<dyn futures::Stream<Item = Result<LogsResponse, Status>> + Send>>;
 
     async fn logs(&self, request: Request<LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
@@ -60,7 +102,7 @@ impl Tasks for TasksService {
         }
         let containers = if request.container.is_empty() { known } else { vec![request.container.clone()] };
         let instance = Key::new(Kind::ContainerInstance, cluster, &found.spec.container_instance);
-        let output = self.logs.read(&instance, request, containers).await?;
+        let output = self.relay.read(&instance, request, containers).await?;
         Ok(Response::new(Box::pin(ReceiverStream::new(output))))
     }
 }

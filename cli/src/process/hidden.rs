@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
-use steady_agent::runtime::{run_exec, run_shim};
+use steady_agent::runtime::{run_exec, run_inside, run_shim};
 
 /// Runs a hidden subcommand, if the arguments are of one.
 pub fn hidden(args: &[OsString]) -> Option<ExitCode> {
@@ -14,6 +14,10 @@ pub fn hidden(args: &[OsString]) -> Option<ExitCode> {
     match words.as_slice() {
         ["__shim", directory] => Some(code(run_shim(Path::new(directory)))),
         ["__exec", directory, program] => Some(code(run_exec(Path::new(directory), Path::new(program)))),
+        ["__inside", directory, terminal, program, args @ ..] => {
+            let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
+            Some(code(run_inside(Path::new(directory), terminal, Path::new(program), &args)))
+        }
         ["__guard", parent, program, ..] => Some(guard(parent, program, args.get(4..).unwrap_or_default())),
         _ => None,
     }

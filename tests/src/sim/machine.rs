@@ -9,7 +9,8 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use steady_agent::runtime::{
-    ContainerId, ContainerSpec, Credentials, Exit, Found, LogPiece, LogRequest, Port, Runtime, RuntimeError, State,
+    Command, ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Port, Runtime,
+    RuntimeError, State,
 };
 use steady_core::Clock;
 use tokio::sync::mpsc;
@@ -196,15 +197,15 @@ impl Runtime for MachineLink {
         Ok(())
     }
 
-    async fn exec(&self, id: &ContainerId, _: &[String], _: Duration) -> Result<i32, RuntimeError> {
+    async fn execute(&self, id: &ContainerId, _: Command) -> Result<Execution, RuntimeError> {
         self.life.awake().await;
         let running = lock(&self.machine.containers).get(id).is_some_and(|c| c.state == State::Running);
         if running {
             let image = lock(&self.machine.containers).get(id).map(|c| c.image.clone()).unwrap_or_default();
             if image == "flaps" {
-                return Ok(i32::from(self.world.clock.now().0 / FLAP % 2 == 1));
+                return Ok(Execution::ended(i32::from(self.world.clock.now().0 / FLAP % 2 == 1)));
             }
-            Ok(i32::from(!self.world.is_calm() && self.world.chance(0.1)))
+            Ok(Execution::ended(i32::from(!self.world.is_calm() && self.world.chance(0.1))))
         } else {
             Err(RuntimeError::NotFound(id.clone()))
         }

@@ -3,6 +3,7 @@
 //! Every call has a deadline: an engine that hangs must not hang the agent. Containers carry the instance and the
 //! task in their labels, so an agent that was killed finds its own again, and only its own.
 
+mod execution;
 mod image;
 mod mapping;
 mod output;
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bollard::errors::Error;
-use bollard::models::{ContainerStateStatusEnum, ExecConfig};
+use bollard::models::ContainerStateStatusEnum;
 use bollard::query_parameters::{
     CreateContainerOptions, EventsOptions, ListContainersOptions, RemoveContainerOptions, RemoveVolumeOptions,
     StopContainerOptions,
@@ -25,7 +26,8 @@ use steady_core::{Clock, SystemClock, Timestamp};
 use tokio::sync::mpsc;
 
 use super::{
-    ContainerId, ContainerSpec, Credentials, Exit, Found, LogPiece, LogRequest, Port, Runtime, RuntimeError, State,
+    Command, ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Port, Runtime,
+    RuntimeError, State,
 };
 use image::Images;
 pub use image::PullBehavior;
@@ -321,32 +323,8 @@ impl Runtime for Docker {
         Ok(())
     }
 
-    async fn exec(&self, id: &ContainerId, command: &[String], timeout: Duration) -> Result<i32, RuntimeError> {
-        let cmd: Vec<String> = match command.split_first() {
-            Some((kind, words)) if kind == "CMD" => words.to_vec(),
-            Some((kind, words)) if kind == "CMD-SHELL" => {
-                ["/bin/sh", "-c"].into_iter().map(str::to_owned).chain(words.iter().cloned()).collect()
-            }
-            _ => command.to_vec(),
-        };
-        let other = |e: Error| RuntimeError::Other(text(&e));
-        let config = ExecConfig {
-            cmd: Some(cmd),
-            attach_stdout: Some(true),
-            attach_stderr: Some(true),
-            ..ExecConfig::default()
-        };
-        let made = within("exec", LOOK, self.engine.create_exec(&name(id), config)).await?.map_err(other)?;
-        let run = async {
-            if let bollard::exec::StartExecResults::Attached { mut output, .. } =
-                self.engine.start_exec(&made.id, None).await?
-            {
-                while output.next().await.is_some() {}
-            }
-            self.engine.inspect_exec(&made.id).await
-        };
-        let done = within("a check", timeout, run).await?.map_err(other)?;
-        Ok(done.exit_code.and_then(|code| i32::try_from(code).ok()).unwrap_or(-1))
+    async fn execute(&self, id: &ContainerId, command: Command) -> Result<Execution, RuntimeError> {
+        execution::start(&self.engine, id, command).await
     }
 
     async fn logs(

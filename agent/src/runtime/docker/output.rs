@@ -29,7 +29,7 @@ fn options(request: LogRequest) -> LogsOptions {
     }
 }
 
-fn piece(output: LogOutput) -> LogPiece {
+pub(super) fn piece(output: LogOutput) -> LogPiece {
     match output {
         LogOutput::StdErr { message } => LogPiece { data: message, stderr: true },
         LogOutput::StdOut { message } | LogOutput::StdIn { message } | LogOutput::Console { message } => {

@@ -9,6 +9,7 @@
 
 mod cgroup;
 mod directory;
+mod execution;
 mod launch;
 mod output;
 mod sensitive;
@@ -27,10 +28,13 @@ use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{ContainerId, ContainerSpec, Credentials, Exit, Found, LogPiece, LogRequest, Runtime, RuntimeError, State};
+use super::{
+    ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Runtime, RuntimeError, State,
+};
 use directory::Directory;
 use launch::Launch;
 
+pub use execution::run_inside;
 pub use shim::{run_exec, run_shim};
 
 /// How often a container is looked at while something is waited for.
@@ -210,31 +214,12 @@ impl Runtime for Process {
         directory.remove().map_err(|e| RuntimeError::Other(format!("{}: {e}", directory.path().display())))
     }
 
-    async fn exec(&self, id: &ContainerId, command: &[String], timeout: Duration) -> Result<i32, RuntimeError> {
+    async fn execute(&self, id: &ContainerId, command: super::Command) -> Result<Execution, RuntimeError> {
         let (directory, launch) = self.load(id)?;
         if directory.state() != State::Running {
             return Err(RuntimeError::NotFound(id.clone()));
         }
-        let words: Vec<&str> = match command.split_first() {
-            Some((kind, words)) if kind == "CMD" => words.iter().map(String::as_str).collect(),
-            Some((kind, words)) if kind == "CMD-SHELL" => {
-                ["/bin/sh", "-c"].into_iter().chain(words.iter().map(String::as_str)).collect()
-            }
-            _ => command.iter().map(String::as_str).collect(),
-        };
-        let Some((program, args)) = words.split_first() else {
-            return Err(RuntimeError::Other("the command is empty".into()));
-        };
-        let program = launch.resolve(program).ok_or_else(|| RuntimeError::Other(format!("there is no {program}")))?;
-        let mut check = Command::new(program);
-        let env = launch.environment().map_err(|e| RuntimeError::Other(e.to_string()))?;
-        check.args(args).env_clear().envs(env).current_dir(launch.cwd).kill_on_drop(true);
-        check.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        match tokio::time::timeout(timeout, check.status()).await {
-            Ok(Ok(status)) => Ok(status.code().unwrap_or(-1)),
-            Ok(Err(error)) => Err(RuntimeError::Other(error.to_string())),
-            Err(_) => Err(RuntimeError::Timeout(format!("the check took longer than {timeout:?}"))),
-        }
+        execution::start(&self.program, &directory, &launch, &command)
     }
 
     async fn logs(

@@ -12,6 +12,7 @@ use steady_core::{Clock, SystemClock};
 
 use super::cgroup;
 use super::directory::{Directory, Started};
+use super::launch::Launch;
 use super::output;
 use crate::runtime::Exit;
 
@@ -71,27 +72,31 @@ fn ended(status: ExitStatus, out_of_memory: bool) -> Exit {
     Exit { code, out_of_memory, at: SystemClock.now() }
 }
 
+/// Ties this process to its parent and puts it into a container's cgroups.
+pub(super) fn enter(path: &Path) -> Result<Launch, String> {
+    let parent = getppid();
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
+    // The parent may have ended before it could be tied to: then somebody else is the parent by now.
+    if getppid() != parent {
+        return Err("its parent has ended".to_owned());
+    }
+    let launch = Directory::new(path.to_owned()).launch().map_err(|e| format!("{}: {e}", path.display()))?;
+    for cgroup in &launch.cgroups {
+        let entered = fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string());
+        entered.map_err(|e| format!("{}: {e}", cgroup.display()))?;
+    }
+    Ok(launch)
+}
+
 /// Becomes the command: tied to the shim, and in its cgroups. Only returns when that fails.
 pub fn run_exec(path: &Path, program: &Path) -> i32 {
-    let shim = getppid();
-    let _ = set_parent_process_death_signal(Some(Signal::KILL));
-    // The shim may have ended before it could be tied to: then somebody else is the parent by now.
-    if getppid() != shim {
-        return 126;
-    }
-    let launch = match Directory::new(path.to_owned()).launch() {
+    let launch = match enter(path) {
         Ok(launch) => launch,
-        Err(error) => {
-            eprintln!("steady: {}: {error}", path.display());
+        Err(message) => {
+            eprintln!("steady: {message}");
             return 126;
         }
     };
-    for cgroup in &launch.cgroups {
-        if let Err(error) = fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()) {
-            eprintln!("steady: {}: {error}", cgroup.display());
-            return 126;
-        }
-    }
     let error = Command::new(program).args(launch.argv.iter().skip(1)).exec();
     eprintln!("steady: {}: {error}", program.display());
     126

@@ -1,4 +1,4 @@
-//! Leads output of containers from the agent's session to whoever asked for it.
+//! Leads output of containers, and what commands in them say, from the agent's session to whoever asked for it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use steady_core::Key;
 use steady_core::v1::session_response::Message;
-use steady_core::v1::{LogChunk, LogClose, LogOpen, LogsRequest, LogsResponse, SessionResponse};
+use steady_core::v1::{ExecChunk, LogChunk, LogClose, LogOpen, LogsRequest, LogsResponse, SessionResponse};
 use tokio::sync::mpsc;
 use tonic::Status;
+
+use super::exec::Talk;
 
 /// Where messages to an agent go.
 pub(super) type ToAgent = mpsc::Sender<Result<SessionResponse, Status>>;
@@ -21,16 +23,17 @@ const PENDING: usize = 256;
 struct Routes {
     agents: HashMap<Key, (i64, ToAgent)>,
     readers: HashMap<i64, (Key, Reader)>,
+    talks: HashMap<i64, Talk>,
 }
 
 /// Sessions and readers. Clones share them.
 #[derive(Clone, Default)]
-pub(crate) struct LogRouter {
+pub(crate) struct Relay {
     routes: Arc<Mutex<Routes>>,
     last: Arc<AtomicI64>,
 }
 
-impl LogRouter {
+impl Relay {
     fn lock(&self) -> MutexGuard<'_, Routes> {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -62,6 +65,44 @@ impl LogRouter {
                 }
                 of != instance
             });
+            routes.talks.retain(|_, talk| {
+                if talk.instance == *instance {
+                    talk.lost();
+                }
+                talk.instance != *instance
+            });
+        }
+    }
+
+    /// Where messages to an instance go.
+    pub(super) fn agent(&self, instance: &Key) -> Result<ToAgent, Status> {
+        let agent = self.lock().agents.get(instance).map(|(_, agent)| agent.clone());
+        agent.ok_or_else(|| {
+            let message =
+                format!("the agent of {instance} is not connected to this API server; try again, or another one");
+            Status::unavailable(message)
+        })
+    }
+
+    /// A command begins; its number.
+    pub(super) fn add_talk(&self, talk: Talk) -> i64 {
+        let id = self.next();
+        self.lock().talks.insert(id, talk);
+        id
+    }
+
+    /// Nobody is interested in a command any more; whether it has not ended.
+    pub(super) fn forget_talk(&self, id: i64) -> bool {
+        self.lock().talks.remove(&id).is_some()
+    }
+
+    /// Something of a command from an agent.
+    pub(super) fn of_command(&self, instance: &Key, chunk: ExecChunk) {
+        let mut routes = self.lock();
+        let id = chunk.id;
+        let over = routes.talks.get(&id).is_some_and(|talk| talk.instance == *instance && talk.take(chunk));
+        if over {
+            routes.talks.remove(&id);
         }
     }
 
@@ -72,12 +113,7 @@ impl LogRouter {
         request: LogsRequest,
         containers: Vec<String>,
     ) -> Result<mpsc::Receiver<Result<LogsResponse, Status>>, Status> {
-        let agent = self.lock().agents.get(instance).map(|(_, agent)| agent.clone());
-        let Some(agent) = agent else {
-            let message =
-                format!("the agent of {instance} is not connected to this API server; try again, or another one");
-            return Err(Status::unavailable(message));
-        };
+        let agent = self.agent(instance)?;
         let (reader, output) = mpsc::channel(PENDING);
         let id = self.next();
         self.lock().readers.insert(id, (instance.clone(), reader));

@@ -1,0 +1,177 @@
+//! Commands in a container: beside its own command, with its environment, directory and cgroups. They end with the agent.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command as Program, Stdio};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::{self, BoxStream};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, Signal, kill_process_group, setsid};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+use tokio::fs::File;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::process::Child;
+use tokio::sync::mpsc;
+
+use super::directory::Directory;
+use super::launch::Launch;
+use super::shim;
+use crate::runtime::{Command, CommandInput, CommandOutput, Execution, LogPiece, RuntimeError, Terminal};
+
+/// Pieces of input that may wait for the command.
+const PENDING: usize = 64;
+/// Most bytes of one piece.
+const PIECE: usize = 16 * 1024;
+
+type Reader = Box<dyn AsyncRead + Send + Unpin>;
+type Writer = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// Kills the command and all that it started.
+struct Kill(Option<Pid>);
+
+impl Drop for Kill {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+pub(super) fn start(
+    program: &Path,
+    directory: &Directory,
+    launch: &Launch,
+    command: &Command,
+) -> Result<Execution, RuntimeError> {
+    open(program, directory, launch, command).map_err(|e| RuntimeError::Other(e.to_string()))
+}
+
+fn open(program: &Path, directory: &Directory, launch: &Launch, command: &Command) -> io::Result<Execution> {
+    let name = command.words.first().cloned().unwrap_or_default();
+    let missing = || io::Error::other(format!("there is no executable `{name}` on this machine"));
+    let resolved = launch.resolve(&name).ok_or_else(missing)?;
+    let terminal = command.terminal.map(Pty::open).transpose()?;
+    let mut child = Program::new(program);
+    child.arg("__inside").arg(directory.path()).arg(terminal.as_ref().map_or(Path::new("-"), |pty| &pty.name));
+    child.arg(resolved).args(command.words.iter().skip(1));
+    child.env_clear().envs(launch.environment()?).current_dir(&launch.cwd);
+    let piped = |wanted: bool| if wanted { Stdio::piped() } else { Stdio::null() };
+    let without = terminal.is_none();
+    child.stdin(piped(without && command.interactive)).stdout(piped(without)).stderr(piped(without));
+    // With a terminal it begins a session of its own, which is a group too.
+    if without {
+        child.process_group(0);
+    }
+    let mut child = tokio::process::Command::from(child).spawn()?;
+    let kill = Kill(child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)));
+    let (input, inputs) = mpsc::channel(PENDING);
+    let (reader, errors): (Option<Reader>, Option<Reader>) = if let Some(pty) = terminal {
+        let writer: Writer = Box::new(pty.file()?);
+        let reader: Reader = Box::new(pty.file()?);
+        tokio::spawn(feed(Some(writer), Some(pty.controller), inputs));
+        (Some(reader), None)
+    } else {
+        let writer = child.stdin.take().map(|stdin| Box::new(stdin) as Writer);
+        tokio::spawn(feed(writer, None, inputs));
+        (child.stdout.take().map(|out| Box::new(out) as Reader), child.stderr.take().map(|err| Box::new(err) as Reader))
+    };
+    let read = stream::select(pieces(reader, false), pieces(errors, true));
+    let exit = stream::once(wait(child, kill));
+    Ok(Execution { input, output: read.map(Ok).chain(exit).boxed() })
+}
+
+async fn wait(mut child: Child, mut kill: Kill) -> Result<CommandOutput, RuntimeError> {
+    let status = child.wait().await.map_err(|e| RuntimeError::Other(e.to_string()))?;
+    // Its number may be another's from now on.
+    kill.0 = None;
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    Ok(CommandOutput::Exit(code.unwrap_or(-1)))
+}
+
+fn pieces(from: Option<Reader>, stderr: bool) -> BoxStream<'static, CommandOutput> {
+    stream::unfold(from, move |from| async move {
+        let mut from = from?;
+        let mut piece = vec![0; PIECE];
+        // A terminal that nobody has open any more answers with an error.
+        let count = from.read(&mut piece).await.ok().filter(|count| *count > 0)?;
+        piece.truncate(count);
+        Some((CommandOutput::Piece(LogPiece { data: Bytes::from(piece), stderr }), Some(from)))
+    })
+    .boxed()
+}
+
+async fn feed(mut to: Option<Writer>, terminal: Option<OwnedFd>, mut inputs: mpsc::Receiver<CommandInput>) {
+    while let Some(input) = inputs.recv().await {
+        match input {
+            CommandInput::Data(data) => {
+                let Some(writer) = &mut to else { continue };
+                if writer.write_all(&data).await.and(writer.flush().await).is_err() {
+                    to = None;
+                }
+            }
+            // A terminal's end is a character (Ctrl-D) that people type.
+            CommandInput::End if terminal.is_some() => {}
+            CommandInput::End => to = None,
+            CommandInput::Resize(size) => {
+                if let Some(terminal) = &terminal {
+                    let _ = tcsetwinsize(terminal, winsize(size));
+                }
+            }
+        }
+    }
+}
+
+fn winsize(size: Terminal) -> Winsize {
+    Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 }
+}
+
+/// A new terminal: this side of it, and the name of the command's.
+struct Pty {
+    controller: OwnedFd,
+    name: PathBuf,
+}
+
+impl Pty {
+    fn open(size: Terminal) -> io::Result<Self> {
+        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        grantpt(&controller)?;
+        unlockpt(&controller)?;
+        let name = ptsname(&controller, Vec::new())?;
+        tcsetwinsize(&controller, winsize(size))?;
+        Ok(Pty { controller, name: Path::new(std::ffi::OsStr::from_bytes(name.as_bytes())).to_owned() })
+    }
+
+    fn file(&self) -> io::Result<File> {
+        Ok(File::from_std(std::fs::File::from(self.controller.try_clone()?)))
+    }
+}
+
+/// Becomes a command in a container: tied to the agent, in its cgroups, and on its terminal. Only returns when that fails.
+pub fn run_inside(path: &Path, terminal: &str, program: &Path, args: &[String]) -> i32 {
+    if let Err(message) = shim::enter(path).and_then(|_| take_terminal(terminal).map_err(|e| e.to_string())) {
+        eprintln!("steady: {message}");
+        return 126;
+    }
+    let error = Program::new(program).args(args).exec();
+    eprintln!("steady: {}: {error}", program.display());
+    126
+}
+
+fn take_terminal(name: &str) -> io::Result<()> {
+    if name == "-" {
+        return Ok(());
+    }
+    setsid()?;
+    // The first terminal that a session's leader opens is its own.
+    let terminal = rustix::fs::open(name, OFlags::RDWR, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&terminal)?;
+    rustix::stdio::dup2_stdout(&terminal)?;
+    rustix::stdio::dup2_stderr(&terminal)?;
+    Ok(())
+}
