@@ -37,6 +37,10 @@ pub fn parse_memory(text: &str) -> Option<i32> {
 
 /// Host ports that a definition asks for by number.
 pub fn host_ports(spec: &TaskDefinitionSpec) -> Vec<HostPort> {
+    // A task with an address of its own takes no port of the instance.
+    if spec.network_mode() == NetworkMode::Awsvpc {
+        return Vec::new();
+    }
     let host = matches!(spec.network_mode(), NetworkMode::Host);
     let mappings = spec.container_definitions.iter().flat_map(|c| &c.port_mappings);
     mappings
@@ -95,7 +99,11 @@ pub fn requires_attributes(spec: &TaskDefinitionSpec) -> Vec<Attribute> {
     if containers.iter().any(|container| container.privileged) {
         capability(capability::PRIVILEGED.to_owned());
     }
-    if containers.iter().any(|container| engine_only(container).is_some()) {
+    if spec.network_mode() == NetworkMode::Awsvpc {
+        capability(capability::TASK_ENI.to_owned());
+    }
+    let shares = !spec.pid_mode.is_empty() || !spec.ipc_mode.is_empty();
+    if shares || containers.iter().any(|container| engine_only(container).is_some()) {
         capability(capability::ENGINE.to_owned());
     }
     for driver in containers.iter().filter_map(log_driver).collect::<BTreeSet<_>>() {
@@ -156,6 +164,8 @@ pub fn implied_dependencies(container: &ContainerDefinition) -> impl Iterator<It
 pub mod capability {
     /// Privileged containers.
     pub const PRIVILEGED: &str = "com.amazonaws.ecs.capability.privileged-container";
+    /// Addresses of tasks (networkMode awsvpc).
+    pub const TASK_ENI: &str = "ecs.capability.task-eni";
     /// A Docker Engine: the settings that are its own.
     pub const ENGINE: &str = "com.amazonaws.ecs.capability.docker-remote-api.1.24";
     /// A log driver, by its name.

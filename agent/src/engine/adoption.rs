@@ -23,7 +23,7 @@ impl Engine {
                 Some(found) => {
                     container.runtime_id.clone_from(&found.runtime_id);
                     container.ports.clone_from(&found.ports);
-                    found.ports.iter().for_each(|port| self.ports.take(port.host, port.udp));
+                    container.address.clone_from(&found.address);
                     match &found.state {
                         // It was about to be started again.
                         State::Created if wanted && container.restarts.answered.is_some() => {
@@ -61,6 +61,7 @@ impl Engine {
         if state.containers.iter().all(|c| c.started_at.is_some()) {
             state.started_at = Some(now.at);
         }
+        state.host_ports().for_each(|port| self.ports.take(port.host, port.udp));
         let name = state.name().to_owned();
         tracing::info!(task = name, containers = found.len(), "adopted");
         self.insert(state, record);

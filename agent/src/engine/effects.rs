@@ -5,19 +5,22 @@ use std::time::Duration;
 
 use steady_core::v1::HealthCheck;
 use steady_core::v1::health_status::Value as Health;
+use steady_core::v1::network_mode::Value as NetworkMode;
 use steady_core::{Clock, resources};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::environment::{self, Secrets};
 use super::model::{ContainerState, Now, Phase, Probes, TaskState};
 use super::{Input, Place};
-use crate::runtime::{Command, ContainerId, ContainerSpec, Exit, Port, Runtime, RuntimeError, Sensitive};
+use crate::runtime::{Command, ContainerId, ContainerSpec, Exit, Modes, PAUSE, Port, Runtime, RuntimeError, Sensitive};
 
 /// A container that was started.
 #[derive(Debug)]
 pub(crate) struct Launched {
     pub(crate) runtime_id: String,
     pub(crate) digest: Option<String>,
+    /// Of a pause container: the task's.
+    pub(crate) address: Option<String>,
 }
 
 /// All that a runtime needs to know of a container.
@@ -35,6 +38,7 @@ pub(super) fn spec(place: &Place, task: &TaskState, container: &ContainerState, 
         instance: place.uid.clone(),
         volumes: task.definition.volumes.clone(),
         network_mode: task.definition.network_mode(),
+        modes: Modes { pid: task.definition.pid_mode.clone(), ipc: task.definition.ipc_mode.clone() },
         definition,
         ports,
         cpu_limit,
@@ -109,7 +113,9 @@ pub(super) fn launch(
             let digest = pulled?;
             runtime.create(&spec).await?;
             let runtime_id = runtime.start(&spec.id).await?;
-            Ok(Launched { runtime_id, digest })
+            let attaches = spec.id.name == PAUSE && spec.network_mode == NetworkMode::Awsvpc;
+            let address = if attaches { Some(runtime.attach_network(&spec.id).await?) } else { None };
+            Ok(Launched { runtime_id, digest, address })
         }
         .await;
         let _ = inputs.send(Input::Launched { id, result });

@@ -18,7 +18,9 @@ impl Engine {
             let error = RuntimeError::Create(format!("the agent cannot remember it: {error}"));
             return self.launched(&id(name, container), Err(error));
         }
-        let host = entry.state.definition.network_mode() == network_mode::Value::Host;
+        let mode = entry.state.definition.network_mode();
+        let own = mode == network_mode::Value::Awsvpc;
+        let host = own || mode == network_mode::Value::Host;
         let Some(state) = entry.state.container_mut(container) else { return };
         state.phase = Phase::Starting;
         let mut ports = Vec::new();
@@ -30,7 +32,10 @@ impl Engine {
             let chosen = if fixed == 0 {
                 self.ports.find(name, count, udp, |port, udp| self.runtime.is_port_free(port, udp))
             } else {
-                (fixed..fixed.saturating_add(count)).for_each(|port| self.ports.take(port, udp));
+                // Ports of a task's own address are nobody else's.
+                if !own {
+                    (fixed..fixed.saturating_add(count)).for_each(|port| self.ports.take(port, udp));
+                }
                 Some(fixed)
             };
             let Some(first) = chosen else {

@@ -11,6 +11,7 @@ mod environment;
 mod launch;
 mod model;
 mod over;
+mod pause;
 mod restart;
 mod step;
 
@@ -346,6 +347,7 @@ impl Engine {
             Ok(launched) => {
                 container.runtime_id = launched.runtime_id;
                 container.digest = launched.digest.unwrap_or_default();
+                container.address = launched.address;
                 if container.phase == Phase::Starting {
                     effects::runs(container, now);
                     // It may have ended before its start was known here.
@@ -387,9 +389,7 @@ impl Engine {
 
     fn removed(&mut self, name: &str) {
         let Some(entry) = self.tasks.remove(name) else { return };
-        for port in entry.state.containers.iter().flat_map(|c| &c.ports) {
-            self.ports.release(port.host, port.udp);
-        }
+        entry.state.host_ports().for_each(|port| self.ports.release(port.host, port.udp));
         let now = self.clock.now();
         self.save(&Record { over: Some(now), ..Record::new(entry.record.task, TaskDefinitionSpec::default()) });
         for forgotten in self.over.add(name, now) {

@@ -7,16 +7,19 @@ use steady_core::resources::implied_dependencies;
 use steady_core::v1::container_condition::Value as Condition;
 use steady_core::v1::desired_status::Value as Desired;
 use steady_core::v1::health_status::Value as Health;
+use steady_core::v1::network_mode::Value as NetworkMode;
 use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::v1::task_last_status::Value as Status;
 use steady_core::v1::{
-    Container, ContainerDefinition, ContainerDependency, NetworkBinding, Object, TaskDefinitionSpec, TaskStatus,
+    Container, ContainerDefinition, ContainerDependency, NetworkBinding, NetworkInterface, Object, TaskDefinitionSpec,
+    TaskStatus,
 };
 use steady_core::{Timestamp, task};
 use tokio::time::Instant;
 
 use super::environment::Secrets;
-use crate::runtime::{Exit, Port, repository};
+use super::pause;
+use crate::runtime::{Exit, PAUSE, Port, repository};
 
 /// What a container does. Moves down this list, but for a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,6 +62,8 @@ pub(crate) struct ContainerState {
     pub(crate) runtime_id: String,
     pub(crate) digest: String,
     pub(crate) ports: Vec<Port>,
+    /// Of a pause container: the task's address.
+    pub(crate) address: Option<String>,
     /// When it was first started.
     pub(crate) started_at: Option<Timestamp>,
     /// When it was last started.
@@ -104,6 +109,7 @@ impl ContainerState {
             runtime_id: String::new(),
             digest: String::new(),
             ports: Vec::new(),
+            address: None,
             started_at: None,
             running_since: None,
             restarts: Restarts::default(),
@@ -138,7 +144,8 @@ impl ContainerState {
         self.probes.due = None;
     }
 
-    fn as_message(&self, address: &str) -> Container {
+    /// As it is told, of an instance with this address, in a task with perhaps one of its own.
+    fn as_message(&self, address: &str, own: Option<&str>) -> Container {
         let status = match self.phase {
             Phase::New | Phase::Starting => Status::Pending,
             Phase::Running | Phase::Restarting | Phase::Stopping => Status::Running,
@@ -161,6 +168,11 @@ impl ContainerState {
             network_bindings: bindings.collect(),
             health_status: self.probes.health.into(),
             restart_count: self.restarts.count,
+            network_interfaces: own
+                .filter(|_| self.phase >= Phase::Running)
+                .map(|own| NetworkInterface { private_ipv4_address: own.to_owned() })
+                .into_iter()
+                .collect(),
         }
     }
 }
@@ -202,6 +214,7 @@ impl TaskState {
     pub(crate) fn new(object: Object, definition: TaskDefinitionSpec, now: Timestamp) -> Self {
         let spec = task::of(&object).map(|t| t.spec.clone()).unwrap_or_default();
         let overrides = spec.overrides.unwrap_or_default();
+        let (pauses, network) = (pause::is_needed(&definition), definition.network_mode());
         let containers = definition.container_definitions.iter().map(|original| {
             let mut definition = original.clone();
             for change in overrides.container_overrides.iter().filter(|o| o.name == definition.name) {
@@ -220,10 +233,14 @@ impl TaskState {
             if let Some(digest) = spec.image_digests.get(&definition.name) {
                 definition.image = pinned(&definition.image, digest);
             }
+            if pauses {
+                pause::depend(&mut definition, network);
+            }
             ContainerState::new(definition)
         });
+        let pause = pauses.then(|| ContainerState::new(pause::of(&definition)));
         TaskState {
-            containers: containers.collect(),
+            containers: pause.into_iter().chain(containers).collect(),
             object,
             definition,
             confirmed: false,
@@ -244,6 +261,12 @@ impl TaskState {
     pub(crate) fn wants_to_run(&self) -> bool {
         self.stop.is_none()
             && task::of(&self.object).is_some_and(|t| t.status.desired_status() != Desired::Stopped && t.is_live())
+    }
+
+    /// Ports of the instance that it has.
+    pub(crate) fn host_ports(&self) -> impl Iterator<Item = &Port> {
+        let own = self.definition.network_mode() == NetworkMode::Awsvpc;
+        self.containers.iter().filter(move |_| !own).flat_map(|c| &c.ports)
     }
 
     pub(crate) fn container(&self, name: &str) -> Option<&ContainerState> {
@@ -270,6 +293,8 @@ impl TaskState {
 
     /// What is told to the control plane.
     pub(crate) fn status(&self, address: &str, now: Timestamp) -> TaskStatus {
+        let own = self.container(PAUSE).and_then(|pause| pause.address.as_deref());
+        let told = self.containers.iter().filter(|c| c.definition.name != PAUSE);
         let long = |since: Timestamp| now.since(since).as_millis() >= 1000;
         let last = if self.is_stopped() {
             Status::Stopped
@@ -284,7 +309,7 @@ impl TaskState {
         };
         TaskStatus {
             last_status: last.into(),
-            containers: self.containers.iter().map(|c| c.as_message(address)).collect(),
+            containers: told.map(|c| c.as_message(own.unwrap_or(address), own)).collect(),
             health_status: self.health().into(),
             stopped_reason: self.stop.as_ref().map(|s| s.reason.clone()).unwrap_or_default(),
             stop_code: self.stop.as_ref().map_or(0, |s| s.code.into()),

@@ -3,6 +3,7 @@
 //! Chance comes from a seed: the same seed and the same calls behave the same.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -104,7 +105,9 @@ impl Runtime for Hollow {
     }
 
     fn attributes(&self) -> BTreeMap<String, String> {
-        [capability::PRIVILEGED, capability::ENGINE].map(|name| (name.to_owned(), String::new())).into()
+        [capability::PRIVILEGED, capability::ENGINE, capability::TASK_ENI]
+            .map(|name| (name.to_owned(), String::new()))
+            .into()
     }
 
     async fn list(&self) -> Result<Vec<Found>, RuntimeError> {
@@ -149,6 +152,12 @@ impl Runtime for Hollow {
             });
         }
         Ok(id.to_string())
+    }
+
+    async fn attach_network(&self, id: &ContainerId) -> Result<String, RuntimeError> {
+        let digits = id.task.bytes().fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+        let [_, b, c, d] = digits.to_be_bytes();
+        Ok(Ipv4Addr::new(10, b, c, d).to_string())
     }
 
     async fn restart(&self, id: &ContainerId) -> Result<String, RuntimeError> {

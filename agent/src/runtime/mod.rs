@@ -3,6 +3,7 @@
 //! A runtime obeys; it decides nothing. Every container is named by its task and its name in the task, so
 //! doing a thing twice does it once, and whatever an agent that died left behind is found by [`Runtime::list`].
 
+pub(crate) mod cni;
 mod docker;
 mod hollow;
 mod process;
@@ -82,6 +83,8 @@ pub struct ContainerSpec {
     pub volumes: Vec<Volume>,
     /// The task's network mode.
     pub network_mode: network_mode::Value,
+    /// The task's `pidMode` and `ipcMode`.
+    pub modes: Modes,
     /// Host ports for the definition's port mappings, in the same order.
     pub ports: Vec<Port>,
     /// Hard limit of CPU units (1024 a core); `None`: none.
@@ -91,6 +94,18 @@ pub struct ContainerSpec {
     /// What must not be printed or written down.
     pub sensitive: Sensitive,
 }
+
+/// What containers of a task share, or have of the machine: ECS' words, empty for the engine's default.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Modes {
+    /// `host` or `task`.
+    pub pid: String,
+    /// `host`, `task` or `none`.
+    pub ipc: String,
+}
+
+/// Name of the container that holds what a task's containers share. No container of a definition can have it.
+pub const PAUSE: &str = ".pause";
 
 /// What a container gets that nobody is to see.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -128,6 +143,7 @@ impl ContainerSpec {
             definition: ContainerDefinition::default(),
             volumes: Vec::new(),
             network_mode,
+            modes: Modes::default(),
             ports: Vec::new(),
             cpu_limit: None,
             memory_limit: None,
@@ -171,6 +187,8 @@ pub struct Found {
     pub ports: Vec<Port>,
     /// How long it runs, or ran, since its last start.
     pub ran: Duration,
+    /// Of a pause container: the task's address.
+    pub address: Option<String>,
 }
 
 impl Found {
@@ -182,6 +200,7 @@ impl Found {
             state: state.clone(),
             ports: ports.to_vec(),
             ran: Duration::ZERO,
+            address: None,
         }
     }
 }
@@ -317,6 +336,11 @@ pub trait Runtime: Send + Sync {
 
     /// Starts it. One that runs already is left alone. Returns the runtime's id.
     async fn start(&self, id: &ContainerId) -> Result<String, RuntimeError>;
+
+    /// Gives the task of a pause container that runs an address of its own, or says which one it has.
+    async fn attach_network(&self, id: &ContainerId) -> Result<String, RuntimeError> {
+        Err(RuntimeError::Resource(format!("{id}: networkMode awsvpc needs a container engine and CNI plug-ins")))
+    }
 
     /// Starts one that has ended once more, as it was made. One that runs already is left alone. Returns the runtime's
     /// id.

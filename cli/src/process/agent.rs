@@ -30,6 +30,7 @@ pub async fn agent(args: Agent, global: &Global) -> Result<(), Failure> {
             runtime: args.runtime,
             docker_socket: args.docker_socket.clone(),
             image_pull_behavior: args.image_pull_behavior,
+            task_subnet: args.task_subnet.clone(),
             address: address.clone(),
             cpu: args.cpu,
             memory: args.memory,

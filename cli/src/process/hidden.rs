@@ -4,8 +4,9 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
-use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use rustix::process::{Signal, WaitOptions, getppid, set_parent_process_death_signal};
 use steady_agent::runtime::{run_exec, run_inside, run_shim};
 
 /// Runs a hidden subcommand, if the arguments are of one.
@@ -18,6 +19,7 @@ pub fn hidden(args: &[OsString]) -> Option<ExitCode> {
             let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
             Some(code(run_inside(Path::new(directory), terminal, Path::new(program), &args)))
         }
+        ["__pause"] => pause(),
         ["__guard", parent, program, ..] => Some(guard(parent, program, args.get(4..).unwrap_or_default())),
         _ => None,
     }
@@ -25,6 +27,15 @@ pub fn hidden(args: &[OsString]) -> Option<ExitCode> {
 
 fn code(code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(1))
+}
+
+/// Holds a task's namespaces: does nothing until it is killed, but for taking note of processes that nobody else waits for.
+fn pause() -> ! {
+    loop {
+        if rustix::process::wait(WaitOptions::empty()).is_err() {
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
 }
 
 /// How [`guard`] is called: to be followed by a program and its arguments.

@@ -58,6 +58,7 @@ pub(super) struct Wanted {
     pub(super) cpu: Option<i32>,
     pub(super) memory: Option<i32>,
     pub(super) image_pull_behavior: PullWhen,
+    pub(super) task_subnet: Option<String>,
     pub(super) attributes: Vec<(String, String)>,
     /// Other resources by name.
     pub(super) resources: Vec<(String, i32)>,
@@ -174,6 +175,7 @@ async fn docker(wanted: &Wanted, identity: &Identity) -> Result<Arc<dyn Runtime>
         instance: identity.uid.clone(),
         logs: wanted.directory.join("logs"),
         pull_behavior: wanted.image_pull_behavior.into(),
+        task_subnet: wanted.task_subnet.clone(),
     };
     Ok(Arc::new(Docker::connect(settings).await?))
 }

@@ -121,6 +121,7 @@ async fn agents(
             runtime: args.runtime,
             docker_socket: args.docker_socket.clone(),
             image_pull_behavior: PullWhen::Default,
+            task_subnet: None,
             address: "127.0.0.1".to_owned(),
             cpu: None,
             memory: None,

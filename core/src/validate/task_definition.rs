@@ -20,13 +20,16 @@ pub(super) fn check(spec: &TaskDefinitionSpec, faults: &mut Faults) {
     if !containers.is_empty() && !containers.iter().any(|c| c.essential.unwrap_or(true)) {
         faults.add("spec.containerDefinitions", "no container is essential; at least one has to be".into());
     }
-    if spec.network_mode() == NetworkMode::Awsvpc {
-        faults.unsupported("spec.networkMode", true, "use bridge, host or none");
-    }
     faults.unsupported("spec.taskRoleArn", !spec.task_role_arn.is_empty(), "leave it out");
     faults.unsupported("spec.executionRoleArn", !spec.execution_role_arn.is_empty(), "leave it out");
-    faults.unsupported("spec.pidMode", !spec.pid_mode.is_empty(), "leave it out");
-    faults.unsupported("spec.ipcMode", !spec.ipc_mode.is_empty(), "leave it out");
+    for (field, mode, known) in [
+        ("spec.pidMode", &spec.pid_mode, &["host", "task"][..]),
+        ("spec.ipcMode", &spec.ipc_mode, &["host", "task", "none"]),
+    ] {
+        if !mode.is_empty() && !known.contains(&mode.as_str()) {
+            faults.add(field, format!("`{mode}` is not known; expected {}", known.join(" or ")));
+        }
+    }
     constraints(faults, "spec.placementConstraints", &spec.placement_constraints, true);
     volumes(spec, faults);
     let mut names = BTreeSet::new();
@@ -120,6 +123,15 @@ fn check_container(spec: &TaskDefinitionSpec, container: &ContainerDefinition, p
             faults.add(&format!("{path}.environment[{i}].name"), format!("`{}` is no variable's name", pair.name));
         }
     }
+    if spec.network_mode() == NetworkMode::Awsvpc {
+        for (field, given) in
+            [("hostname", !container.hostname.is_empty()), ("extraHosts", !container.extra_hosts.is_empty())]
+        {
+            if given {
+                faults.add(&at(field), "is the task's in networkMode awsvpc, not a container's; leave it out".into());
+            }
+        }
+    }
     resource_requirements(container, path, faults);
     engine::check(spec, container, path, faults);
     health_check(container, path, faults);
@@ -136,10 +148,14 @@ fn port_mapping(spec: &TaskDefinitionSpec, mapping: &PortMapping, path: &str, fa
     faults.range(&format!("{path}.hostPort"), mapping.host_port.into(), 0, 65_535, "");
     match spec.network_mode() {
         NetworkMode::None => faults.add(path, "networkMode none has no ports; use bridge".into()),
-        NetworkMode::Host if mapping.host_port != 0 && mapping.host_port != mapping.container_port => {
+        mode @ (NetworkMode::Host | NetworkMode::Awsvpc)
+            if mapping.host_port != 0 && mapping.host_port != mapping.container_port =>
+        {
             let message = format!(
-                "{} differs from containerPort {}; in networkMode host they are one: leave hostPort out",
-                mapping.host_port, mapping.container_port
+                "{} differs from containerPort {}; in networkMode {} they are one: leave hostPort out",
+                mapping.host_port,
+                mapping.container_port,
+                mode.as_str_name()
             );
             faults.add(&format!("{path}.hostPort"), message);
         }
@@ -218,6 +234,9 @@ fn host_ports(spec: &TaskDefinitionSpec, faults: &mut Faults) {
     let mut seen = BTreeSet::new();
     for (c, container) in spec.container_definitions.iter().enumerate() {
         for (m, mapping) in container.port_mappings.iter().enumerate() {
+            if spec.network_mode() == NetworkMode::Awsvpc {
+                continue;
+            }
             let host = spec.network_mode() == NetworkMode::Host;
             let range = container_ports(mapping).filter(|(from, to)| host && *from >= 1 && from <= to && *to <= 65_535);
             let (from, to) = range.unwrap_or((mapping.host_port, mapping.host_port));

@@ -9,7 +9,7 @@ use steady_core::resources::parse_link;
 use steady_core::v1::network_mode::Value as NetworkMode;
 use steady_core::v1::{Capabilities, LinuxParameters, LogConfiguration, VolumeFrom};
 
-use crate::runtime::{ContainerId, ContainerSpec, Port};
+use crate::runtime::{ContainerId, ContainerSpec, PAUSE, Port};
 
 /// Labels that say whose a container is.
 pub(super) mod labels {
@@ -107,10 +107,14 @@ fn host(spec: &ContainerSpec, bridged: bool) -> HostConfig {
         soft: Some(limit.soft_limit),
         hard: Some(limit.hard_limit),
     });
+    let pause = spec.id.name == PAUSE;
     let mode = match spec.network_mode {
-        NetworkMode::Host => "host",
-        NetworkMode::None => "none",
-        _ => "bridge",
+        NetworkMode::Awsvpc if pause => "none".to_owned(),
+        NetworkMode::Awsvpc => held(spec),
+        _ if pause => "none".to_owned(),
+        NetworkMode::Host => "host".to_owned(),
+        NetworkMode::None => "none".to_owned(),
+        _ => "bridge".to_owned(),
     };
     let sibling = |name: &str| self::name(&ContainerId { task: spec.id.task.clone(), name: name.to_owned() });
     let links = definition.links.iter().filter_map(|link| parse_link(link));
@@ -126,7 +130,9 @@ fn host(spec: &ContainerSpec, bridged: bool) -> HostConfig {
         memory: spec.memory_limit.map(|mib| i64::from(mib) * MIB),
         memory_reservation: (reservation > 0).then(|| i64::from(reservation) * MIB),
         binds: some(binds.collect()),
-        network_mode: Some(mode.to_owned()),
+        network_mode: Some(mode),
+        pid_mode: shared(spec, &spec.modes.pid),
+        ipc_mode: shared(spec, &spec.modes.ipc),
         port_bindings: bridged.then_some(bindings),
         privileged: Some(definition.privileged),
         readonly_rootfs: Some(definition.readonly_root_filesystem),
@@ -140,6 +146,22 @@ fn host(spec: &ContainerSpec, bridged: bool) -> HostConfig {
         dns_search: some(definition.dns_search_domains.clone()),
         log_config: Some(logs(definition.log_configuration.as_ref(), &spec.sensitive.log_options)),
         ..linux(definition.linux_parameters.as_ref(), spec.memory_limit)
+    }
+}
+
+/// That of the task's pause container.
+fn held(spec: &ContainerSpec) -> String {
+    format!("container:{}", name(&ContainerId { task: spec.id.task.clone(), name: PAUSE.to_owned() }))
+}
+
+fn shared(spec: &ContainerSpec, mode: &str) -> Option<String> {
+    let pause = spec.id.name == PAUSE;
+    match mode {
+        "task" if !pause => Some(held(spec)),
+        // What is not said to be shared cannot be joined.
+        "task" if *mode == *spec.modes.ipc => Some("shareable".to_owned()),
+        "host" | "none" if !pause => Some(mode.to_owned()),
+        _ => None,
     }
 }
 

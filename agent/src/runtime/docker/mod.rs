@@ -21,10 +21,13 @@ use bollard::query_parameters::{
 };
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use rustix::process::geteuid;
 use steady_core::resources::capability;
 use steady_core::{Clock, SystemClock, Timestamp};
 use tokio::sync::mpsc;
 
+use super::PAUSE;
+use super::cni::{Cni, DEFAULT_SUBNET};
 use super::{
     Command, ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Port, Runtime,
     RuntimeError, State,
@@ -52,6 +55,8 @@ pub struct Docker {
     /// Log drivers that it has.
     drivers: Vec<String>,
     images: Images,
+    /// Makes networks of tasks.
+    cni: Option<Cni>,
 }
 
 /// Which engine, and whose containers.
@@ -67,6 +72,8 @@ pub struct DockerSettings {
     pub logs: PathBuf,
     /// When images are pulled.
     pub pull_behavior: PullBehavior,
+    /// Subnet of tasks' own addresses; `None`: 10.88.0.0/16.
+    pub task_subnet: Option<String>,
 }
 
 impl Docker {
@@ -86,8 +93,11 @@ impl Docker {
             Ok(Err(error)) => unknown_drivers(&text(&error)),
             Err(error) => unknown_drivers(&error.to_string()),
         };
-        let DockerSettings { cluster, instance, logs, pull_behavior, .. } = settings;
-        Ok(Docker { engine, cluster, instance, logs, drivers, images: Images::new(pull_behavior) })
+        let DockerSettings { cluster, instance, logs, pull_behavior, task_subnet, .. } = settings;
+        let subnet = task_subnet.as_deref().unwrap_or(DEFAULT_SUBNET);
+        // Only root makes networks.
+        let cni = Cni::find(subnet, logs.with_file_name("networks")).filter(|_| geteuid().is_root());
+        Ok(Docker { engine, cluster, instance, logs, drivers, images: Images::new(pull_behavior), cni })
     }
 
     fn filters(&self) -> HashMap<String, Vec<String>> {
@@ -120,6 +130,17 @@ impl Docker {
         };
         let ran = moment(state.started_at.as_deref()).map_or(Duration::ZERO, |started| until.since(started));
         Ok(Some((found.id.unwrap_or_default(), known, ran)))
+    }
+
+    /// The network namespace of a container that runs.
+    async fn namespace(&self, id: &ContainerId) -> Result<Option<PathBuf>, RuntimeError> {
+        let found = match within("inspect", LOOK, self.engine.inspect_container(&name(id), None)).await? {
+            Ok(found) => found,
+            Err(error) if status(&error) == Some(404) => return Ok(None),
+            Err(error) => return Err(RuntimeError::Other(text(&error))),
+        };
+        let pid = found.state.and_then(|state| state.pid).filter(|pid| *pid > 0);
+        Ok(pid.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/net"))))
     }
 
     async fn start_if(&self, id: &ContainerId, is_due: impl Fn(&State) -> bool) -> Result<String, RuntimeError> {
@@ -237,8 +258,9 @@ impl Runtime for Docker {
         let drivers = self.drivers.iter().map(|driver| format!("{}{driver}", capability::LOGGING_DRIVER));
         // The engine does not list the one that drops everything.
         let none = format!("{}none", capability::LOGGING_DRIVER);
-        let all =
-            [capability::PRIVILEGED, capability::ENGINE].map(str::to_owned).into_iter().chain(drivers).chain([none]);
+        let eni = self.cni.iter().map(|_| capability::TASK_ENI.to_owned());
+        let own = [capability::PRIVILEGED, capability::ENGINE].map(str::to_owned);
+        let all = own.into_iter().chain(drivers).chain([none]).chain(eni);
         all.map(|name| (name, String::new())).collect()
     }
 
@@ -255,7 +277,8 @@ impl Runtime for Docker {
             let ports: Vec<Port> =
                 labels.get(labels::PORTS).and_then(|ports| serde_json::from_str(ports).ok()).unwrap_or_default();
             if let Some((runtime_id, state, ran)) = self.inspect(&id).await? {
-                found.push(Found { id, runtime_id, state, ports, ran });
+                let address = self.cni.as_ref().filter(|_| id.name == PAUSE).and_then(|cni| cni.address(&id.task));
+                found.push(Found { id, runtime_id, state, ports, ran, address });
             }
         }
         Ok(found)
@@ -289,6 +312,15 @@ impl Runtime for Docker {
         self.start_if(id, |state| *state == State::Created).await
     }
 
+    async fn attach_network(&self, id: &ContainerId) -> Result<String, RuntimeError> {
+        let Some(cni) = &self.cni else {
+            let message = "networkMode awsvpc needs root and CNI's plug-ins (containernetworking-plugins)";
+            return Err(RuntimeError::Resource(message.into()));
+        };
+        let namespace = self.namespace(id).await?.ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
+        cni.add(&id.task, &namespace).await.map_err(RuntimeError::Resource)
+    }
+
     async fn restart(&self, id: &ContainerId) -> Result<String, RuntimeError> {
         self.start_if(id, |state| *state != State::Running).await
     }
@@ -304,7 +336,14 @@ impl Runtime for Docker {
     }
 
     async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError> {
-        output::keep(&self.engine, &self.logs, id).await;
+        if id.name == PAUSE {
+            if let Some(cni) = &self.cni {
+                let namespace = self.namespace(id).await?;
+                cni.del(&id.task, namespace.as_deref()).await.map_err(RuntimeError::Other)?;
+            }
+        } else {
+            output::keep(&self.engine, &self.logs, id).await;
+        }
         let volumes = match within("inspect", LOOK, self.engine.inspect_container(&name(id), None)).await? {
             Ok(found) => found.mounts.unwrap_or_default().into_iter().filter_map(|m| m.name).collect(),
             Err(_) => Vec::new(),

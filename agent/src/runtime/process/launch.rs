@@ -10,7 +10,7 @@ use steady_core::v1::ContainerDefinition;
 use steady_core::v1::network_mode::Value as NetworkMode;
 
 use super::sensitive;
-use crate::runtime::{ContainerSpec, Port, RuntimeError};
+use crate::runtime::{ContainerSpec, Modes, Port, RuntimeError};
 
 /// Where commands are looked for, after the steady program's own directory.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -98,8 +98,11 @@ fn refuse(spec: &ContainerSpec) -> Result<(), String> {
     if let Some(driver) = resources::log_driver(definition) {
         return needs(&format!("log driver {driver}"));
     }
-    if spec.network_mode == NetworkMode::None {
-        return needs("networkMode none");
+    if matches!(spec.network_mode, NetworkMode::None | NetworkMode::Awsvpc) {
+        return needs(&format!("networkMode {}", spec.network_mode.as_str_name()));
+    }
+    if spec.modes != Modes::default() {
+        return needs("pidMode or ipcMode");
     }
     for mount in &definition.mount_points {
         let volume = spec.volumes.iter().find(|v| v.name == mount.source_volume);

@@ -125,7 +125,7 @@ impl Runtime for Process {
             }
             let runtime_id = directory.pid().map(|pid| pid.pid.to_string()).unwrap_or_default();
             let ran = directory.ran(&state);
-            found.push(Found { id, runtime_id, state, ports: launch.ports, ran });
+            found.push(Found { id, runtime_id, state, ports: launch.ports, ran, address: None });
         }
         Ok(found)
     }

@@ -1,0 +1,152 @@
+//! Addresses of tasks, by CNI plug-ins: a bridge of the machine, and addresses of its subnet (networkMode awsvpc).
+//!
+//! The machine's leases are the plug-ins' own (`/var/lib/cni/networks/steady`), so several agents of one machine share its
+//! subnet. What a task was given is kept beside the agent's state, so that the next agent knows it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+/// Where plug-ins are: as containerd and Kubernetes have them, and as Debian does.
+const PLUGINS: [&str; 2] = ["/opt/cni/bin", "/usr/lib/cni"];
+/// Name of the network and of its bridge.
+const NETWORK: &str = "steady";
+const BRIDGE: &str = "steady0";
+/// The task's interface.
+const INTERFACE: &str = "eth0";
+/// How long a plug-in may take.
+const LIMIT: Duration = Duration::from_secs(30);
+/// Only this version is spoken by all plug-ins of the last years.
+const VERSION: &str = "0.4.0";
+
+/// The subnet of tasks' addresses where none is named.
+pub(crate) const DEFAULT_SUBNET: &str = "10.88.0.0/16";
+
+/// Makes and removes networks of tasks.
+#[derive(Debug, Clone)]
+pub(crate) struct Cni {
+    plugins: PathBuf,
+    subnet: String,
+    /// What tasks were given.
+    results: PathBuf,
+}
+
+impl Cni {
+    /// With the machine's plug-ins; `None` where it has none.
+    pub(crate) fn find(subnet: &str, results: PathBuf) -> Option<Self> {
+        let has =
+            |directory: &&&str| ["bridge", "host-local"].iter().all(|name| Path::new(directory).join(name).exists());
+        let plugins = PathBuf::from(PLUGINS.iter().find(has)?);
+        Some(Cni { plugins, subnet: subnet.to_owned(), results })
+    }
+
+    fn result(&self, task: &str) -> PathBuf {
+        self.results.join(format!("{task}.json"))
+    }
+
+    fn bridge(&self) -> Value {
+        json!({
+            "cniVersion": VERSION, "name": NETWORK, "type": "bridge", "bridge": BRIDGE,
+            "isGateway": true, "ipMasq": true, "hairpinMode": true,
+            "ipam": {
+                "type": "host-local",
+                "ranges": [[{ "subnet": self.subnet }]],
+                "routes": [{ "dst": "0.0.0.0/0" }],
+            },
+        })
+    }
+
+    /// Other engines drop what is forwarded unless it is let through.
+    fn firewall(&self, result: &Value) -> Option<Value> {
+        let there = self.plugins.join("firewall").exists();
+        there.then(|| json!({ "cniVersion": VERSION, "name": NETWORK, "type": "firewall", "prevResult": result }))
+    }
+
+    /// The address that a task was given.
+    pub(crate) fn address(&self, task: &str) -> Option<String> {
+        address(&serde_json::from_slice(&fs::read(self.result(task)).ok()?).ok()?)
+    }
+
+    /// Gives a network namespace an address; the one that the task has already, if it does.
+    pub(crate) async fn add(&self, task: &str, namespace: &Path) -> Result<String, String> {
+        if let Some(known) = self.address(task) {
+            return Ok(known);
+        }
+        // Half of a former attempt may be there.
+        self.del(task, None).await?;
+        let result = self.call("ADD", task, Some(namespace), &self.bridge()).await?;
+        if let Some(firewall) = self.firewall(&result) {
+            self.call("ADD", task, Some(namespace), &firewall).await?;
+        }
+        let address = address(&result).ok_or_else(|| format!("the bridge plug-in gave no address: {result}"))?;
+        self.keep(task, &result).map_err(|e| format!("{}: {e}", self.results.display()))?;
+        Ok(address)
+    }
+
+    fn keep(&self, task: &str, result: &Value) -> io::Result<()> {
+        fs::create_dir_all(&self.results)?;
+        let part = self.result(task).with_extension("part");
+        fs::write(&part, result.to_string())?;
+        fs::rename(part, self.result(task))
+    }
+
+    /// Takes a task's address back. One that has none is no error.
+    pub(crate) async fn del(&self, task: &str, namespace: Option<&Path>) -> Result<(), String> {
+        let kept = fs::read(self.result(task)).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        if let Some(firewall) = kept.and_then(|result| self.firewall(&result)) {
+            self.call("DEL", task, namespace, &firewall).await?;
+        }
+        self.call("DEL", task, namespace, &self.bridge()).await?;
+        match fs::remove_file(self.result(task)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.to_string()),
+            _ => Ok(()),
+        }
+    }
+
+    async fn call(&self, verb: &str, task: &str, namespace: Option<&Path>, config: &Value) -> Result<Value, String> {
+        let kind = config["type"].as_str().unwrap_or_default();
+        let failed = |what: String| format!("CNI {kind} {verb}: {what}");
+        let path = std::env::var("PATH").unwrap_or_default();
+        let mut command = Command::new(self.plugins.join(kind));
+        // The firewall's tools may be where a user's own path does not lead.
+        command.env_clear().envs(BTreeMap::from([
+            ("PATH", format!("{path}:/usr/sbin:/sbin")),
+            ("CNI_COMMAND", verb.to_owned()),
+            ("CNI_CONTAINERID", task.to_owned()),
+            ("CNI_NETNS", namespace.map(|path| path.display().to_string()).unwrap_or_default()),
+            ("CNI_IFNAME", INTERFACE.to_owned()),
+            ("CNI_PATH", self.plugins.display().to_string()),
+        ]));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let run = async {
+            let mut child = command.spawn()?;
+            if let Some(mut stdin) = child.stdin.take() {
+                stdin.write_all(config.to_string().as_bytes()).await?;
+            }
+            child.wait_with_output().await
+        };
+        let output =
+            tokio::time::timeout(LIMIT, run).await.map_err(|_| failed(format!("no answer within {LIMIT:?}")))?;
+        let output = output.map_err(|e| failed(e.to_string()))?;
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        if output.status.success() {
+            return Ok(answer);
+        }
+        let said =
+            answer["msg"].as_str().map_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned(), str::to_owned);
+        Err(failed(format!("{said} {}", answer["details"].as_str().unwrap_or_default()).trim().to_owned()))
+    }
+}
+
+/// The address of a result, without the length of its prefix.
+fn address(result: &Value) -> Option<String> {
+    let text = result["ips"].get(0)?["address"].as_str()?;
+    Some(text.split('/').next()?.to_owned())
+}
