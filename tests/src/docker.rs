@@ -2,10 +2,11 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{Place, Running, eventually, free_port};
 
@@ -18,19 +19,56 @@ pub struct Engine {
 
 impl Engine {
     pub fn start(place: &Place) -> Self {
+        Self::with(place, &[])
+    }
+
+    /// One with further arguments.
+    pub fn with(place: &Place, args: &[&str]) -> Self {
         let socket = place.path("docker.sock").display().to_string();
         // Short: containerd's own sockets below it may have 108 characters.
         let exec_root = format!("/tmp/steady-docker-{}", std::process::id());
-        let mut command = Command::new("dockerd");
-        command.arg("--data-root").arg(place.path("docker"));
-        command.args(["--exec-root", &exec_root, "-H", &format!("unix://{socket}")]);
-        command.arg("--pidfile").arg(place.path("docker.pid"));
-        let daemon = Running::start(command, &place.path("docker.log"));
+        let daemon = Self::daemon(place, args, &exec_root, &socket);
         let engine = Engine { daemon, socket, exec_root };
-        eventually("Docker answers (are docker.io, containerd and runc installed?)", Duration::from_secs(60), || {
-            engine.try_docker(&["version"])
-        });
+        engine.answers();
         engine
+    }
+
+    fn daemon(place: &Place, args: &[&str], exec_root: &str, socket: &str) -> Running {
+        let mut command = Command::new("dockerd");
+        command.arg("--data-root").arg(place.path("docker")).args(args);
+        command.args(["--exec-root", exec_root, "-H", &format!("unix://{socket}")]);
+        command.arg("--pidfile").arg(place.path("docker.pid"));
+        Running::start(command, &place.path("docker.log"))
+    }
+
+    /// kill -9 of the daemon and of its containerd; what runs in containers is neither's child.
+    pub fn kill(&mut self) {
+        self.daemon.kill();
+        let file = format!("{}/containerd/containerd.pid", self.exec_root);
+        let pid = std::fs::read_to_string(file).ok().and_then(|text| Pid::from_raw(text.trim().parse().ok()?));
+        if let Some(pid) = pid {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+
+    /// The daemon again, after it was killed.
+    pub fn again(&mut self, place: &Place, args: &[&str]) {
+        // A number that nobody took note of yet looks like a process that runs.
+        for file in [place.path("docker.pid"), Path::new(&self.exec_root).join("containerd/containerd.pid")] {
+            let _ = std::fs::remove_file(file);
+        }
+        self.daemon = Self::daemon(place, args, &self.exec_root, &self.socket);
+        self.answers();
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        self.daemon.signal(signal);
+    }
+
+    fn answers(&self) {
+        eventually("Docker answers (are docker.io, containerd and runc installed?)", Duration::from_secs(60), || {
+            self.try_docker(&["version"])
+        });
     }
 
     pub fn try_docker(&self, args: &[&str]) -> Option<String> {

@@ -97,6 +97,7 @@ impl Subject<'_> {
             self.what_cannot_be_started_says_why().await;
         }
         if self.limits {
+            self.containers_of_a_task_share_its_cpu().await;
             self.one_that_takes_too_much_memory_is_killed_and_says_so().await;
         }
     }
@@ -262,6 +263,42 @@ impl Subject<'_> {
         let error = started.expect_err("is not there").to_string();
         assert!(error.starts_with("Cannot") && error.contains("no-such-program"), "{error}");
         runtime.remove(&spec.id).await.expect("removed");
+    }
+
+    async fn containers_of_a_task_share_its_cpu(&self) {
+        let runtime = (self.open)();
+        let specs = ["a", "b"].map(|name| {
+            let mut spec = self.spec("cpu", "trap 'times; exit' TERM; while :; do :; done");
+            name.clone_into(&mut spec.id.name);
+            spec.cpu_limit = Some(256);
+            spec
+        });
+        for spec in &specs {
+            self.start(&*runtime, spec).await;
+        }
+        let began = tokio::time::Instant::now();
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let mut used = 0.0;
+        for spec in &specs {
+            runtime.stop(&spec.id, Duration::from_secs(10)).await.expect("stopped");
+        }
+        let ran = began.elapsed().as_secs_f64();
+        for spec in &specs {
+            let mut pieces = runtime.logs(&spec.id, LogRequest { follow: false, tail: 0 }).await.expect("output");
+            let mut text = String::new();
+            while let Some(Ok(piece)) = pieces.next().await {
+                text.push_str(&String::from_utf8_lossy(&piece.data));
+            }
+            // `0m1.230s 0m0.010s`: of the shell itself.
+            let first = text.lines().next().unwrap_or_default();
+            used += first
+                .split_whitespace()
+                .filter_map(|t| t.split_once('m')?.1.trim_end_matches('s').parse::<f64>().ok())
+                .sum::<f64>();
+            runtime.remove(&spec.id).await.expect("removed");
+        }
+        // A quarter of a core together; without the cap both cores were theirs.
+        assert!(used > 0.1 && used < 0.25 * ran * 1.3 + 0.1, "{used} s of cpu in {ran} s");
     }
 
     async fn one_that_takes_too_much_memory_is_killed_and_says_so(&self) {

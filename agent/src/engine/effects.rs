@@ -70,7 +70,7 @@ pub(super) fn ended(container: &mut ContainerState, exit: Exit) {
 
 /// A health check answered (ECS: `retries` failures one after the other are unhealthy, one success is healthy;
 /// failures in the start period are not counted).
-pub(super) fn probed(container: &mut ContainerState, passed: bool, now: Now) {
+pub(super) fn probed(container: &mut ContainerState, passed: Option<bool>, now: Now) {
     let Some(check) = container.definition.health_check.clone() else { return };
     let probes = &mut container.probes;
     probes.busy = false;
@@ -81,6 +81,7 @@ pub(super) fn probed(container: &mut ContainerState, passed: bool, now: Now) {
     let grace = container
         .running_since
         .is_some_and(|since| now.instant.duration_since(since) < seconds(check.start_period.unwrap_or(0)));
+    let Some(passed) = passed else { return };
     if passed {
         probes.health = Health::Healthy;
         probes.failures = 0;
@@ -162,8 +163,12 @@ pub(super) fn probe(runtime: Arc<dyn Runtime>, inputs: UnboundedSender<Input>, i
             }
             _ => check.command,
         };
-        let ended = async { runtime.execute(&id, Command { words, ..Command::default() }).await?.wait(timeout).await };
-        let passed = matches!(ended.await, Ok(0));
+        let passed = match runtime.execute(&id, Command { words, ..Command::default() }).await {
+            Ok(running) => Some(matches!(running.wait(timeout).await, Ok(0))),
+            // That the engine does not answer says nothing of the container.
+            Err(RuntimeError::Timeout(_)) => None,
+            Err(_) => Some(false),
+        };
         let _ = inputs.send(Input::Probed(id, passed));
     });
 }

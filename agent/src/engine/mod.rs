@@ -71,8 +71,8 @@ pub(crate) enum Input {
     Exited(ContainerId, Exit),
     /// It could not be stopped.
     NotStopped(ContainerId, RuntimeError),
-    /// A health check answered.
-    Probed(ContainerId, bool),
+    /// A health check answered; `None`: it could not be run.
+    Probed(ContainerId, Option<bool>),
     /// A task's containers are removed.
     Removed(String),
     /// The agent ends, and its tasks with it.

@@ -3,6 +3,7 @@
 //! A runtime obeys; it decides nothing. Every container is named by its task and its name in the task, so
 //! doing a thing twice does it once, and whatever an agent that died left behind is found by [`Runtime::list`].
 
+mod cgroup;
 pub(crate) mod cni;
 mod docker;
 mod hollow;
@@ -87,7 +88,7 @@ pub struct ContainerSpec {
     pub modes: Modes,
     /// Host ports for the definition's port mappings, in the same order.
     pub ports: Vec<Port>,
-    /// Hard limit of CPU units (1024 a core); `None`: none.
+    /// Hard limit of CPU units (1024 a core) of all of the task's containers together; `None`: none.
     pub cpu_limit: Option<i32>,
     /// Hard limit of memory, MiB; `None`: none.
     pub memory_limit: Option<i32>,

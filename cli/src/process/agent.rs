@@ -31,6 +31,7 @@ pub async fn agent(args: Agent, global: &Global) -> Result<(), Failure> {
             docker_socket: args.docker_socket.clone(),
             image_pull_behavior: args.image_pull_behavior,
             task_subnet: args.task_subnet.clone(),
+            live_restore: !args.without_live_restore,
             address: address.clone(),
             cpu: args.cpu,
             memory: args.memory,

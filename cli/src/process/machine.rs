@@ -59,6 +59,8 @@ pub(super) struct Wanted {
     pub(super) memory: Option<i32>,
     pub(super) image_pull_behavior: PullWhen,
     pub(super) task_subnet: Option<String>,
+    /// Docker has to keep containers running while it is restarted.
+    pub(super) live_restore: bool,
     pub(super) attributes: Vec<(String, String)>,
     /// Other resources by name.
     pub(super) resources: Vec<(String, i32)>,
@@ -155,19 +157,22 @@ async fn runtime(wanted: &Wanted, identity: &Identity) -> Result<Arc<dyn Runtime
             Ok(Arc::new(Hollow::new(seed, HollowBehaviour::default())))
         }
         RuntimeChoice::Process => process(wanted),
-        RuntimeChoice::Docker => docker(wanted, identity).await.map_err(|error| {
-            Failure::failed(format!("{error}; is Docker running? Or pass --docker-socket, or --runtime process"))
-        }),
+        RuntimeChoice::Docker => {
+            let docker = docker(wanted, identity).await.map_err(|error| {
+                Failure::failed(format!("{error}; is Docker running? Or pass --docker-socket, or --runtime process"))
+            })?;
+            restorable(wanted, docker)
+        }
         // A choice that was made stays made: tasks of the other runtime would be lost.
         RuntimeChoice::Auto if wanted.directory.join("process").exists() => process(wanted),
         RuntimeChoice::Auto => match docker(wanted, identity).await {
-            Ok(docker) => Ok(docker),
+            Ok(docker) => restorable(wanted, docker),
             Err(_) => process(wanted),
         },
     }
 }
 
-async fn docker(wanted: &Wanted, identity: &Identity) -> Result<Arc<dyn Runtime>, RuntimeError> {
+async fn docker(wanted: &Wanted, identity: &Identity) -> Result<Arc<Docker>, RuntimeError> {
     let socket = wanted.docker_socket.as_ref().map(|socket| socket.display().to_string());
     let settings = DockerSettings {
         socket,
@@ -178,6 +183,18 @@ async fn docker(wanted: &Wanted, identity: &Identity) -> Result<Arc<dyn Runtime>
         task_subnet: wanted.task_subnet.clone(),
     };
     Ok(Arc::new(Docker::connect(settings).await?))
+}
+
+/// An engine whose restart ends every task is no instance for a cluster, unless somebody says that it is.
+fn restorable(wanted: &Wanted, docker: Arc<Docker>) -> Result<Arc<dyn Runtime>, Failure> {
+    if wanted.live_restore && docker.live_restore() == Some(false) {
+        return Err(Failure::failed(
+            "this Docker ends every container when it is restarted or upgraded, and every task here with them. Put \
+             {\"live-restore\": true} into /etc/docker/daemon.json and reload it (systemctl reload docker), or pass \
+             --without-live-restore",
+        ));
+    }
+    Ok(docker)
 }
 
 fn process(wanted: &Wanted) -> Result<Arc<dyn Runtime>, Failure> {

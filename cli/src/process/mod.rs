@@ -262,6 +262,9 @@ pub struct Agent {
     /// Something else that tasks ask for with resourceRequirements, such as GPU=2; may be given several times.
     #[arg(long = "resource", value_name = "NAME=COUNT", value_parser = resource)]
     pub resources: Vec<(String, i32)>,
+    /// Register although Docker ends every container when it is restarted (its live-restore is off).
+    #[arg(long)]
+    pub without_live_restore: bool,
     /// Where addresses of tasks come from (networkMode awsvpc) [default: 10.88.0.0/16].
     #[arg(long, value_name = "CIDR")]
     pub task_subnet: Option<String>,

@@ -122,6 +122,8 @@ async fn agents(
             docker_socket: args.docker_socket.clone(),
             image_pull_behavior: PullWhen::Default,
             task_subnet: None,
+            // To try things, a restart of Docker may end them.
+            live_restore: false,
             address: "127.0.0.1".to_owned(),
             cpu: None,
             memory: None,

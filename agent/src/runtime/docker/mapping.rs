@@ -45,7 +45,8 @@ fn set(text: &str) -> Option<String> {
 }
 
 /// What the engine is asked to make.
-pub(super) fn container(spec: &ContainerSpec) -> ContainerCreateBody {
+/// In a cgroup of the task's, if it has one.
+pub(super) fn container(spec: &ContainerSpec, cgroup_parent: Option<String>) -> ContainerCreateBody {
     let definition = &spec.definition;
     let mut labels: HashMap<String, String> = definition.docker_labels.clone().into_iter().collect();
     labels.extend([
@@ -69,7 +70,7 @@ pub(super) fn container(spec: &ContainerSpec) -> ContainerCreateBody {
         tty: Some(definition.pseudo_terminal),
         open_stdin: Some(definition.interactive),
         exposed_ports: if bridged { some(exposed) } else { None },
-        host_config: Some(host(spec, bridged)),
+        host_config: Some(host(spec, bridged, cgroup_parent)),
         ..ContainerCreateBody::default()
     }
 }
@@ -86,7 +87,7 @@ fn environment(spec: &ContainerSpec) -> Vec<String> {
     own.chain(given).chain(hidden).collect()
 }
 
-fn host(spec: &ContainerSpec, bridged: bool) -> HostConfig {
+fn host(spec: &ContainerSpec, bridged: bool, cgroup_parent: Option<String>) -> HostConfig {
     let definition = &spec.definition;
     // One port of a container may have several of the host.
     let mut bindings: HashMap<String, Option<Vec<PortBinding>>> = HashMap::new();
@@ -131,6 +132,7 @@ fn host(spec: &ContainerSpec, bridged: bool) -> HostConfig {
         memory_reservation: (reservation > 0).then(|| i64::from(reservation) * MIB),
         binds: some(binds.collect()),
         network_mode: Some(mode),
+        cgroup_parent,
         pid_mode: shared(spec, &spec.modes.pid),
         ipc_mode: shared(spec, &spec.modes.ipc),
         port_bindings: bridged.then_some(bindings),
@@ -238,7 +240,7 @@ mod tests {
             memory_limit: Some(64),
             ..ContainerSpec::new(id(), "default", "i", NetworkMode::Bridge)
         };
-        let body = container(&spec);
+        let body = container(&spec, None);
         let host = body.host_config.expect("a host configuration");
         assert_eq!(host.binds, Some(vec!["steady-t-data:/data:ro".to_owned()]));
         assert_eq!((host.nano_cpus, host.memory, host.cpu_shares), (Some(500_000_000), Some(64 * MIB), Some(2)));
@@ -276,7 +278,7 @@ mod tests {
             memory_limit: Some(64),
             ..ContainerSpec::new(id(), "default", "i", NetworkMode::Bridge)
         };
-        let host = container(&spec).host_config.expect("a host configuration");
+        let host = container(&spec, None).host_config.expect("a host configuration");
         assert_eq!(host.links, Some(vec!["steady-t-db:db".to_owned(), "steady-t-cache:c".to_owned()]));
         assert_eq!(host.volumes_from, Some(vec!["steady-t-db:ro".to_owned()]));
         assert_eq!((host.memory_swap, host.memory_swappiness), (Some(72 * MIB), Some(10)));

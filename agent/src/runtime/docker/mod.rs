@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bollard::errors::Error;
-use bollard::models::ContainerStateStatusEnum;
+use bollard::models::{ContainerStateStatusEnum, SystemInfoCgroupDriverEnum};
 use bollard::query_parameters::{
     CreateContainerOptions, EventsOptions, ListContainersOptions, RemoveContainerOptions, RemoveVolumeOptions,
     StopContainerOptions,
@@ -27,6 +27,7 @@ use steady_core::{Clock, SystemClock, Timestamp};
 use tokio::sync::mpsc;
 
 use super::PAUSE;
+use super::cgroup;
 use super::cni::{Cni, DEFAULT_SUBNET};
 use super::{
     Command, ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Port, Runtime,
@@ -52,8 +53,7 @@ pub struct Docker {
     cluster: String,
     instance: String,
     logs: PathBuf,
-    /// Log drivers that it has.
-    drivers: Vec<String>,
+    facts: Facts,
     images: Images,
     /// Makes networks of tasks.
     cni: Option<Cni>,
@@ -88,16 +88,25 @@ impl Docker {
             .map_err(|_| RuntimeError::Timeout(format!("Docker at {socket} did not answer within {CONNECT:?}")))?
             .map_err(refused)?;
         // A socket may let through only what containers need.
-        let drivers = match within("info", CONNECT, engine.info()).await {
-            Ok(Ok(info)) => info.plugins.and_then(|plugins| plugins.log).unwrap_or_default(),
-            Ok(Err(error)) => unknown_drivers(&text(&error)),
-            Err(error) => unknown_drivers(&error.to_string()),
+        let facts = match within("info", CONNECT, engine.info()).await {
+            Ok(Ok(info)) => Facts {
+                drivers: info.plugins.and_then(|plugins| plugins.log).unwrap_or_default(),
+                live_restore: info.live_restore_enabled,
+                cgroupfs: info.cgroup_driver == Some(SystemInfoCgroupDriverEnum::CGROUPFS),
+            },
+            Ok(Err(error)) => Facts::unknown(&text(&error)),
+            Err(error) => Facts::unknown(&error.to_string()),
         };
         let DockerSettings { cluster, instance, logs, pull_behavior, task_subnet, .. } = settings;
         let subnet = task_subnet.as_deref().unwrap_or(DEFAULT_SUBNET);
         // Only root makes networks.
         let cni = Cni::find(subnet, logs.with_file_name("networks")).filter(|_| geteuid().is_root());
-        Ok(Docker { engine, cluster, instance, logs, drivers, images: Images::new(pull_behavior), cni })
+        Ok(Docker { engine, cluster, instance, logs, facts, images: Images::new(pull_behavior), cni })
+    }
+
+    /// Whether containers run on while the engine is restarted; `None`: it does not say.
+    pub fn live_restore(&self) -> Option<bool> {
+        self.facts.live_restore
     }
 
     fn filters(&self) -> HashMap<String, Vec<String>> {
@@ -210,10 +219,21 @@ impl Docker {
     }
 }
 
-/// No log drivers are known: only tasks that name none, or `json-file`, are placed here.
-fn unknown_drivers(why: &str) -> Vec<String> {
-    tracing::warn!(why, "Docker does not say which log drivers it has");
-    Vec::new()
+/// What an engine says of itself.
+#[derive(Debug, Clone, Default)]
+struct Facts {
+    /// Log drivers that it has. Without any only tasks that name none, or `json-file`, are placed here.
+    drivers: Vec<String>,
+    live_restore: Option<bool>,
+    /// It makes cgroups where it is told to.
+    cgroupfs: bool,
+}
+
+impl Facts {
+    fn unknown(why: &str) -> Self {
+        tracing::warn!(why, "Docker does not say what it can do");
+        Facts::default()
+    }
 }
 
 /// A call of the engine's with its deadline.
@@ -255,7 +275,7 @@ impl Runtime for Docker {
     }
 
     fn attributes(&self) -> BTreeMap<String, String> {
-        let drivers = self.drivers.iter().map(|driver| format!("{}{driver}", capability::LOGGING_DRIVER));
+        let drivers = self.facts.drivers.iter().map(|driver| format!("{}{driver}", capability::LOGGING_DRIVER));
         // The engine does not list the one that drops everything.
         let none = format!("{}none", capability::LOGGING_DRIVER);
         let eni = self.cni.iter().map(|_| capability::TASK_ENI.to_owned());
@@ -290,7 +310,10 @@ impl Runtime for Docker {
 
     async fn create(&self, spec: &ContainerSpec) -> Result<String, RuntimeError> {
         let options = CreateContainerOptions { name: Some(name(&spec.id)), platform: String::new() };
-        let body = mapping::container(spec);
+        // Without a cgroup of the task's, each container is capped by itself.
+        let cap = spec.cpu_limit.filter(|units| *units > 0 && self.facts.cgroupfs);
+        let parent = cap.filter(|units| cgroup::cap(&spec.id.task, *units));
+        let body = mapping::container(spec, parent.map(|_| format!("/{}", cgroup::of_task(&spec.id.task))));
         match within("create", CREATE, self.engine.create_container(Some(options), body)).await? {
             Ok(made) => {
                 for warning in made.warnings {
@@ -354,6 +377,7 @@ impl Runtime for Docker {
             Err(error) if matches!(status(&error), Some(404 | 409)) => {}
             Err(error) => return Err(RuntimeError::Other(text(&error))),
         }
+        cgroup::uncap(&id.task);
         // A task's volume goes with the last container that has it; until then the engine keeps it.
         for volume in volumes.iter().filter(|v| v.starts_with(&volume_name(&id.task, ""))) {
             let _ =

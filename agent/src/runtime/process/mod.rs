@@ -7,7 +7,6 @@
 //! steady program itself. Having no network of its own, a command listens on the host port: it is told which by
 //! `PORT` (the first mapping) and `PORT_<containerPort>`.
 
-mod cgroup;
 mod directory;
 mod execution;
 mod launch;
@@ -28,6 +27,7 @@ use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::cgroup;
 use super::{
     ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Runtime, RuntimeError, State,
 };
@@ -209,6 +209,7 @@ impl Runtime for Process {
             }
             output::keep(&self.base, id, &directory);
             cgroup::remove(&launch.cgroups);
+            cgroup::uncap(&id.task);
             sensitive::forget(launch.sensitive.as_deref());
         }
         directory.remove().map_err(|e| RuntimeError::Other(format!("{}: {e}", directory.path().display())))

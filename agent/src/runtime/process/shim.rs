@@ -10,11 +10,10 @@ use std::time::Duration;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal, setsid};
 use steady_core::{Clock, SystemClock};
 
-use super::cgroup;
 use super::directory::{Directory, Started};
 use super::launch::Launch;
 use super::output;
-use crate::runtime::Exit;
+use crate::runtime::{Exit, cgroup};
 
 /// How often the size of the output is looked at.
 const ROTATION: Duration = Duration::from_secs(5);
