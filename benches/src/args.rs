@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 
 use crate::workspace::Workspace;
-use crate::{bind, commits, converge, failover, flat, herd, idle, one, pack, place, rollout, startup, watchers};
+use crate::{
+    bind, commits, converge, failover, flat, herd, idle, launch, one, pack, place, rollout, startup, watchers,
+};
 
 /// A row of the scorecard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -34,6 +36,8 @@ pub(crate) enum Benchmark {
     Flat,
     /// P11: from kill -9 of the controllers that lead until others act
     Failover,
+    /// One container, and eight at a time, beside docker run (needs root and docker.io)
+    Launch,
     /// A service of 100 tasks rolled to its next version, beside Docker Swarm (needs root and docker.io)
     Rollout,
     /// All agents at once lose their API server, and are restarted
@@ -52,7 +56,7 @@ pub(crate) struct Args {
     /// One JSON object a line instead of a table.
     #[arg(long)]
     json: bool,
-    /// Repetitions, in alternation with the yardstick [default: converge, commits and watchers 3, one, flat and herd 1, rollout 3, failover 20, idle 1, startup 5].
+    /// Repetitions, in alternation with the yardstick [default: converge, commits and watchers 3, one, flat and herd 1, rollout 3, failover 20, launch 10, idle 1, startup 5].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
     /// Tasks: of the service (converge and idle, 1000), calls of RunTask per round (one, 100), or a tenth of all (bind, 5000).
@@ -111,6 +115,7 @@ impl Args {
             Benchmark::Watchers => watchers::run(&workspace, scale(3, 0)).await,
             Benchmark::Flat => flat::run(&workspace, scale(1, 0)).await,
             Benchmark::Failover => failover::run(&workspace, scale(20, 0)).await,
+            Benchmark::Launch => launch::run(&workspace, scale(10, 1)).await,
             Benchmark::Rollout => rollout::run(&workspace, scale(3, 100)).await,
             Benchmark::Herd => herd::run(&workspace, scale(1, 0)).await,
             Benchmark::Startup | Benchmark::List | Benchmark::Place | Benchmark::Pack => {

@@ -2,8 +2,6 @@
 //! is complete; beside Docker Swarm, which does the same with containers on a private Docker Engine of this machine. Steady
 //! does it with hollow tasks, and with containers on the same engine.
 
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -13,9 +11,9 @@ use steady_core::v1::{
 };
 use steady_core::{DEFAULT_CLUSTER, Key, Kind};
 use steady_runtime::Client;
-use tokio::process::{Child, Command};
 
 use crate::args::Scale;
+use crate::engine::{Engine, IMAGE};
 use crate::machine::Others;
 use crate::report::Report;
 use crate::sample::Sample;
@@ -23,7 +21,6 @@ use crate::store::Store;
 use crate::subject::Subject;
 use crate::workspace::Workspace;
 
-const IMAGE: &str = "rollout:1";
 const NAME: &str = "rollout";
 /// Longest wait for a rollout.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -39,7 +36,7 @@ pub(crate) async fn run(workspace: &Workspace, scale: Scale) -> anyhow::Result<R
     let (mut swarm, mut hollow, mut docker) = (Sample::default(), Sample::default(), Sample::default());
     for round in 1..=scale.rounds {
         let engine = Engine::start(workspace, round).await?;
-        swarm.push(engine.swarm(scale.tasks).await?.as_secs_f64());
+        swarm.push(self::swarm(&engine, scale.tasks).await?.as_secs_f64());
         docker.push(steady(workspace, Some(&engine), &format!("docker-{round}"), scale.tasks).await?.as_secs_f64());
         engine.stop().await?;
         hollow.push(steady(workspace, None, &format!("hollow-{round}"), scale.tasks).await?.as_secs_f64());
@@ -134,107 +131,26 @@ async fn until_steady(client: &Client, version: u32) -> anyhow::Result<()> {
     }
 }
 
-/// A private Docker Engine.
-struct Engine {
-    daemon: Child,
-    socket: String,
-    exec_root: PathBuf,
-}
-
-impl Engine {
-    async fn start(workspace: &Workspace, round: u32) -> anyhow::Result<Self> {
-        let directory = workspace.directory(&format!("engine-{round}"))?;
-        // Short: containerd's own sockets below it may have 108 characters.
-        let exec_root = std::env::temp_dir().join(format!("steady-rollout-{}", std::process::id()));
-        let socket = exec_root.with_extension("sock").display().to_string();
-        let output = std::fs::File::create(directory.join("output"))?;
-        let mut command = Command::new("dockerd");
-        command.arg("--data-root").arg(directory.join("data")).arg("--exec-root").arg(&exec_root);
-        command.arg("--pidfile").arg(directory.join("pid")).args(["-H", &format!("unix://{socket}")]);
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).kill_on_drop(true);
-        let daemon =
-            command.spawn().context("dockerd does not start; are docker.io, containerd and runc installed?")?;
-        let engine = Engine { daemon, socket, exec_root };
-        let began = Instant::now();
-        while engine.docker(&["version"]).await.is_err() {
-            if began.elapsed() > Duration::from_secs(60) {
-                bail!("dockerd does not answer; see {}", directory.display());
-            }
-            tokio::time::sleep(LOOK * 5).await;
-        }
-        engine.image(&directory).await?;
-        Ok(engine)
+/// How long Docker Swarm takes for the same.
+async fn swarm(engine: &Engine, tasks: u32) -> anyhow::Result<Duration> {
+    engine.docker(&["swarm", "init", "--advertise-addr", "127.0.0.1"]).await?;
+    let count = tasks.to_string();
+    let create = ["service", "create", "--detach=false", "--quiet", "--no-resolve-image", "--name", NAME];
+    let how = ["--replicas", &count, "--update-parallelism", "0", "--update-order", "start-first"];
+    let what = ["--stop-grace-period", "1s", "--env", "VERSION=1", IMAGE, "sleep", "100000"];
+    engine.docker(&[&create[..], &how, &what].concat()).await?;
+    let began = Instant::now();
+    let update =
+        ["service", "update", "--detach=false", "--quiet", "--no-resolve-image", "--env-add", "VERSION=2", NAME];
+    engine.docker(&update).await?;
+    while engine.docker(&["ps", "-q"]).await?.lines().count() != tasks as usize {
+        tokio::time::sleep(LOOK).await;
     }
-
-    async fn docker(&self, args: &[&str]) -> anyhow::Result<String> {
-        let host = format!("unix://{}", self.socket);
-        let output = Command::new("docker").args(["-H", &host]).args(args).output().await?;
-        if !output.status.success() {
-            bail!("docker {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    let took = began.elapsed();
+    engine.docker(&["service", "rm", NAME]).await?;
+    engine.docker(&["swarm", "leave", "--force"]).await?;
+    while !engine.docker(&["ps", "-q"]).await?.is_empty() {
+        tokio::time::sleep(LOOK * 5).await;
     }
-
-    /// An image of Debian's `busybox-static`.
-    async fn image(&self, directory: &Path) -> anyhow::Result<()> {
-        let made = "set -e; mkdir -p image/bin; cp $(command -v busybox) image/bin/busybox; ln -s busybox image/bin/sleep; \
-                    tar -C image -cf image.tar .";
-        let made = Command::new("sh").args(["-c", made]).current_dir(directory).status().await?;
-        if !made.success() {
-            bail!("no image could be made; is busybox-static installed?");
-        }
-        self.docker(&["import", &directory.join("image.tar").display().to_string(), IMAGE]).await?;
-        Ok(())
-    }
-
-    /// Removes whatever containers are left: they would outlive the engine.
-    fn empty(&self) {
-        let all = format!("ids=$(docker -H unix://{0} ps -aq) && docker -H unix://{0} rm -f $ids", self.socket);
-        let mut command = std::process::Command::new("sh");
-        command.args(["-c", &all]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let _ = command.status();
-    }
-
-    /// How long Docker Swarm takes for the same.
-    async fn swarm(&self, tasks: u32) -> anyhow::Result<Duration> {
-        self.docker(&["swarm", "init", "--advertise-addr", "127.0.0.1"]).await?;
-        let count = tasks.to_string();
-        let create = ["service", "create", "--detach=false", "--quiet", "--no-resolve-image", "--name", NAME];
-        let how = ["--replicas", &count, "--update-parallelism", "0", "--update-order", "start-first"];
-        let what = ["--stop-grace-period", "1s", "--env", "VERSION=1", IMAGE, "sleep", "100000"];
-        self.docker(&[&create[..], &how, &what].concat()).await?;
-        let began = Instant::now();
-        let update =
-            ["service", "update", "--detach=false", "--quiet", "--no-resolve-image", "--env-add", "VERSION=2", NAME];
-        self.docker(&update).await?;
-        while self.docker(&["ps", "-q"]).await?.lines().count() != tasks as usize {
-            tokio::time::sleep(LOOK).await;
-        }
-        let took = began.elapsed();
-        self.docker(&["service", "rm", NAME]).await?;
-        self.docker(&["swarm", "leave", "--force"]).await?;
-        while !self.docker(&["ps", "-q"]).await?.is_empty() {
-            tokio::time::sleep(LOOK * 5).await;
-        }
-        Ok(took)
-    }
-
-    async fn stop(mut self) -> anyhow::Result<()> {
-        self.empty();
-        if let Some(pid) = self.daemon.id().and_then(|pid| rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)) {
-            rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
-        }
-        tokio::time::timeout(Duration::from_secs(60), self.daemon.wait()).await.context("dockerd did not end")??;
-        let _ = std::fs::remove_dir_all(&self.exec_root);
-        Ok(())
-    }
-}
-
-impl Drop for Engine {
-    /// Of a run that failed.
-    fn drop(&mut self) {
-        if self.daemon.id().is_some() {
-            self.empty();
-        }
-    }
+    Ok(took)
 }

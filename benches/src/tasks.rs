@@ -17,6 +17,8 @@ use steady_core::{DEFAULT_CLUSTER, Kind};
 use steady_runtime::Client;
 use tonic::Streaming;
 
+use crate::engine::IMAGE;
+
 /// Longest wait for tasks to get where they should.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Family of the task definition that every benchmark uses.
@@ -26,7 +28,8 @@ pub(crate) const FAMILY: &str = "bench";
 pub(crate) async fn define(client: &Client) -> anyhow::Result<()> {
     let container = ContainerDefinition {
         name: "main".into(),
-        image: "bench:1".into(),
+        image: IMAGE.into(),
+        command: vec!["sleep".into(), "100000".into()],
         cpu: 10,
         memory: 16,
         stop_timeout: Some(2),
@@ -191,6 +194,16 @@ impl Tasks {
                 return Ok(course);
             }
         }
+    }
+
+    /// Waits until so many tasks that satisfy the condition run.
+    pub(crate) async fn all_running(&mut self, count: usize, wanted: impl Fn(&Task) -> bool) -> anyhow::Result<()> {
+        let began = Instant::now();
+        let runs = |object: &&Object| object.as_task().is_some_and(|t| status(t) == Status::Running && wanted(t));
+        while self.tasks.values().filter(runs).count() < count {
+            self.step(began).await?;
+        }
+        Ok(())
     }
 
     /// Waits until a task that satisfies the condition runs, if none does yet.
