@@ -83,11 +83,18 @@ async fn run(
         Ok(running) => running,
         Err(error) => return say(&sender, failed(id, &error)).await,
     };
+    // It has begun.
+    if let Ok(permit) = window.acquire().await {
+        permit.forget();
+        say(&sender, ExecChunk { id, chunk: Some(ExecResponse::default()), ..ExecChunk::default() }).await;
+    }
     // A command that does not read must not hold up what it writes.
     let mut feeding = tokio::task::JoinSet::new();
     feeding.spawn(feed(id, inputs, running.input, sender.clone()));
     while let Ok(permit) = window.acquire().await {
-        let Some(output) = running.output.next().await else { return };
+        let Some(output) = running.output.next().await else {
+            return say(&sender, failed(id, &RuntimeError::Other("the command was lost".into()))).await;
+        };
         permit.forget();
         let chunk = match output {
             Ok(CommandOutput::Piece(piece)) => {

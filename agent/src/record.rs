@@ -23,6 +23,9 @@ pub(crate) struct Record {
     /// Containers that their restart policies started again.
     #[serde(default)]
     pub(crate) restarts: BTreeMap<String, Restarts>,
+    /// It is to stop, whoever said so: none of its containers is started again.
+    #[serde(default)]
+    pub(crate) stopping: bool,
     /// When nothing of it was left, and its end was stored.
     #[serde(default)]
     pub(crate) over: Option<Timestamp>,
@@ -31,7 +34,7 @@ pub(crate) struct Record {
 impl Record {
     /// Of a task of which nothing was done yet.
     pub(crate) fn new(task: Object, definition: TaskDefinitionSpec) -> Self {
-        Record { task, definition, launched: BTreeSet::new(), restarts: BTreeMap::new(), over: None }
+        Record { task, definition, launched: BTreeSet::new(), restarts: BTreeMap::new(), stopping: false, over: None }
     }
 }
 

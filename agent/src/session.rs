@@ -6,15 +6,18 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use futures::StreamExt;
+use futures::stream::PollNext;
+use rustix::time::{ClockId, clock_gettime};
 use steady_core::v1::session_request::Message as Up;
 use steady_core::v1::session_response::Message as Down;
 use steady_core::v1::{
-    Heartbeat, LogChunk, LogOpen, LogsResponse, Register, Report, SessionRequest, SessionResponse, VerifyAbsent,
+    ContainerUsage, Heartbeat, LogChunk, LogOpen, LogsResponse, Register, Report, SessionRequest, SessionResponse,
+    UsageAsked, UsageTold, VerifyAbsent,
 };
 use steady_runtime::Client;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tonic::{Code, Status, Streaming};
 
 use crate::commands::Commands;
@@ -33,6 +36,8 @@ const SILENCE: Duration = Duration::from_secs(15);
 const HEARTBEAT: Duration = Duration::from_secs(3);
 /// Between questions about tasks that the control plane did not name.
 const VERIFY: Duration = Duration::from_secs(5);
+/// Containers that are asked at once what they take.
+const USAGES: usize = 8;
 
 /// An agent's side of the session.
 pub(crate) struct Session {
@@ -86,6 +91,7 @@ impl Session {
 
     async fn open(&mut self) -> Ended {
         let (sender, receiver) = mpsc::channel(PENDING);
+        let (control, controls) = mpsc::unbounded_channel();
         let register = Register {
             cluster: self.settings.cluster.clone(),
             name: self.settings.name.clone(),
@@ -94,12 +100,14 @@ impl Session {
             holder: self.settings.holder.clone(),
         };
         let first = SessionRequest { message: Some(Up::Register(register)) };
-        if sender.send(first).await.is_err() {
-            return Status::unavailable("the session could not be opened").into();
-        }
+        let _ = control.send(first);
+        // Signs of life and statuses never wait behind output, and whoever sends them never waits for room: it reads, too, and
+        // two sides that wait for each other's room would do so for ever.
+        let (controls, bulk) = (UnboundedReceiverStream::new(controls), ReceiverStream::new(receiver));
+        let outgoing = futures::stream::select_with_strategy(controls, bulk, |(): &mut ()| PollNext::Left);
         let mut agent = self.client.agent();
-        match tokio::time::timeout(SILENCE, agent.session(ReceiverStream::new(receiver))).await {
-            Ok(Ok(answer)) => match self.talk(answer.into_inner(), &sender).await {
+        match tokio::time::timeout(SILENCE, agent.session(outgoing)).await {
+            Ok(Ok(answer)) => match self.talk(answer.into_inner(), sender, control).await {
                 Ok(never) => match never {},
                 Err(ended) => ended,
             },
@@ -111,10 +119,12 @@ impl Session {
     async fn talk(
         &mut self,
         mut incoming: Streaming<SessionResponse>,
-        sender: &mpsc::Sender<SessionRequest>,
+        sender: mpsc::Sender<SessionRequest>,
+        control: mpsc::UnboundedSender<SessionRequest>,
     ) -> Result<std::convert::Infallible, Ended> {
         let mut open = Open {
-            sender: sender.clone(),
+            sender,
+            control,
             sequence: 0,
             in_flight: None,
             verifying: false,
@@ -148,13 +158,13 @@ impl Session {
                 changed = self.from_engine.changed(), if registered && open.in_flight.is_none() => {
                     changed.map_err(|_| Status::cancelled("the engine ended"))?;
                     let outgoing = self.from_engine.borrow_and_update().clone();
-                    open.report(outgoing).await?;
+                    open.report(outgoing)?;
                 }
-                _ = beat.tick(), if registered => open.send(Up::Heartbeat(Heartbeat {})).await?,
+                _ = beat.tick(), if registered => open.send(Up::Heartbeat(Heartbeat {}))?,
                 _ = verify.tick(), if verifies => {
                     let tasks = self.from_engine.borrow().unverified.clone();
                     open.verifying = true;
-                    open.send(Up::VerifyAbsent(VerifyAbsent { tasks })).await?;
+                    open.send(Up::VerifyAbsent(VerifyAbsent { tasks }))?;
                 }
             }
         }
@@ -210,6 +220,10 @@ impl Session {
                 }
                 return Ok(());
             }
+            Down::UsageAsked(asked) => {
+                tokio::spawn(tell_usage(Arc::clone(&self.runtime), open.sender.clone(), asked));
+                return Ok(());
+            }
             Down::ExecMessage(message) => {
                 open.commands.obey(message, &self.runtime, &open.sender);
                 return Ok(());
@@ -222,7 +236,10 @@ impl Session {
 
 /// What belongs to one open session.
 struct Open {
+    /// For output: it waits until there is room.
     sender: mpsc::Sender<SessionRequest>,
+    /// For everything else.
+    control: mpsc::UnboundedSender<SessionRequest>,
     sequence: i64,
     /// The report that is not answered yet: the versions it told of each task.
     in_flight: Option<(i64, BTreeMap<String, u64>)>,
@@ -238,13 +255,13 @@ impl Drop for Open {
 }
 
 impl Open {
-    async fn send(&self, message: Up) -> Result<(), Ended> {
+    fn send(&self, message: Up) -> Result<(), Ended> {
         let message = SessionRequest { message: Some(message) };
-        self.sender.send(message).await.map_err(|_| Status::unavailable("the session ended").into())
+        self.control.send(message).map_err(|_| Status::unavailable("the session ended").into())
     }
 
     /// Tells what is not stored yet; one report at a time, so that they are stored in order.
-    async fn report(&mut self, outgoing: Outgoing) -> Result<(), Ended> {
+    fn report(&mut self, outgoing: Outgoing) -> Result<(), Ended> {
         if outgoing.reports.is_empty() {
             return Ok(());
         }
@@ -256,8 +273,42 @@ impl Open {
             tasks.push(report);
         }
         self.in_flight = Some((self.sequence, versions));
-        self.send(Up::Report(Report { sequence: self.sequence, tasks })).await
+        self.send(Up::Report(Report { sequence: self.sequence, tasks }))
     }
+}
+
+/// A clock that only goes forward, of the whole machine.
+fn since_boot() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    (now.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(now.tv_nsec as u64)
+}
+
+/// Says what containers take, those of them that run.
+async fn tell_usage(runtime: Arc<dyn Runtime>, sender: mpsc::Sender<SessionRequest>, asked: UsageAsked) {
+    let usages = futures::stream::iter(asked.containers).map(|name| {
+        let runtime = Arc::clone(&runtime);
+        async move {
+            let id = ContainerId { task: name.task, name: name.container };
+            let usage = runtime.usage(&id).await.ok()?;
+            Some(ContainerUsage {
+                task: id.task,
+                container: id.name,
+                container_instance: String::new(),
+                at_nanoseconds: since_boot(),
+                cpu_nanoseconds: usage.cpu_nanoseconds,
+                memory_bytes: usage.memory_bytes,
+                memory_limit_bytes: usage.memory_limit_bytes.unwrap_or(0),
+                received_bytes: usage.received_bytes,
+                sent_bytes: usage.sent_bytes,
+                read_bytes: usage.read_bytes,
+                written_bytes: usage.written_bytes,
+                processes: usage.processes,
+            })
+        }
+    });
+    let containers = usages.buffer_unordered(USAGES).filter_map(|usage| async move { usage }).collect().await;
+    let told = UsageTold { id: asked.id, containers };
+    let _ = sender.send(SessionRequest { message: Some(Up::UsageTold(told)) }).await;
 }
 
 /// Sends the output of a task's containers, one after the other, or all at once when it goes on.

@@ -65,15 +65,8 @@ impl Keys {
     /// The same; where there is no such file it is made, with a key of chance.
     pub fn load_or_make(path: &Path) -> Result<Self, KeysError> {
         let failed = |error: io::Error| KeysError { path: path.display().to_string(), message: error.to_string() };
-        match fs::OpenOptions::new().write(true).create_new(true).mode(0o400).open(path) {
-            Ok(mut file) => {
-                let mut line =
-                    Key::generate().iter().fold(String::new(), |digits, byte| digits + &format!("{byte:02x}"));
-                line.push('\n');
-                file.write_all(line.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(failed(error)),
+        if !path.exists() {
+            make(path).map_err(failed)?;
         }
         Self::load(path)
     }
@@ -92,6 +85,11 @@ impl Keys {
         Ok(sealed)
     }
 
+    /// Whether the key that seals now has sealed it, and not one before.
+    pub fn is_current(&self, path: &str, sealed: &[u8]) -> bool {
+        Keys(self.0.iter().take(1).copied().collect()).open(path, sealed).is_ok()
+    }
+
     /// Opens what was sealed for the object of a path.
     pub fn open(&self, path: &str, sealed: &[u8]) -> Result<String, SealError> {
         let open = |key: &Key, from: &[u8]| {
@@ -105,6 +103,22 @@ impl Keys {
         let own = Key::try_from(own.as_slice()).map_err(|_| SealError::Damaged)?;
         String::from_utf8(open(&own, value).ok_or(SealError::Damaged)?).map_err(|_| SealError::Damaged)
     }
+}
+
+/// Makes a file with a key of chance: whole, and on disk, before anything is sealed with it; and none over another.
+fn make(path: &Path) -> io::Result<()> {
+    let mut line = Key::generate().iter().fold(String::new(), |digits, byte| digits + &format!("{byte:02x}"));
+    line.push('\n');
+    let part = path.with_extension("part");
+    let _ = fs::remove_file(&part);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o400).open(&part)?;
+    file.write_all(line.as_bytes()).and_then(|()| file.sync_all())?;
+    match fs::hard_link(&part, path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => fs::remove_file(&part)?,
+    }
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    fs::File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 fn unhex(digits: &str) -> Option<[u8; 32]> {
@@ -147,6 +161,7 @@ mod tests {
         fs::write(&rotated, both).expect("written");
         let rotated = Keys::load(&rotated).expect("read");
         assert_eq!(rotated.open("/a", &sealed).as_deref(), Ok("CANARY"));
+        assert!(keys.is_current("/a", &sealed) && !rotated.is_current("/a", &sealed));
         assert!(keys.open("/a", &rotated.seal("/a", "x").expect("sealed")).is_err());
         assert_eq!(format!("{keys:?}"), "Keys(1)");
     }

@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::out::Color;
 use crate::{
     admin, alarm, apply, completion, context, delete, describe, drain, events, exec, explain, get, hello, logs,
-    process, protect, rollout, run, scale, secret, span, stop, store, wait,
+    process, protect, rollout, run, scale, secret, span, stop, store, top, wait,
 };
 
 /// Longest that a request takes, unless --timeout says otherwise.
@@ -140,6 +140,8 @@ pub enum Command {
     Logs(logs::Logs),
     /// Run a command in a container.
     Exec(exec::Exec),
+    /// Show what the containers of running tasks take.
+    Top(top::Top),
     /// Show what happened, oldest first.
     Events(events::Events),
     /// See how the control plane itself is, and make room in a full store.

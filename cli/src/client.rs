@@ -14,8 +14,8 @@ use steady_proto::v1::{
     ApplyRequest, ApplyResponse, BackupRequest, BackupResponse, Change, CheckRequest, CheckResponse, CommitRequest,
     ContinueServiceDeploymentRequest, DeleteRequest, ExecRequest, ExecResponse, Expect, GetRequest, ListRequest,
     LogsRequest, LogsResponse, MakeRoomRequest, MakeRoomResponse, Object, PutSpec, RunTaskRequest, Selector,
-    ServiceSpec, SetAlarmStateRequest, StatusRequest, StatusResponse, StopTaskRequest, UpdateTaskProtectionRequest,
-    WatchRequest, WatchResponse, change, object,
+    ServiceSpec, SetAlarmStateRequest, StatsRequest, StatsResponse, StatusRequest, StatusResponse, StopTaskRequest,
+    UpdateTaskProtectionRequest, WatchRequest, WatchResponse, change, object,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -221,6 +221,11 @@ impl Client {
     /// Opens the stream of a task's output.
     pub async fn logs(&self, request: LogsRequest) -> Result<Streaming<LogsResponse>, Failure> {
         self.ask(self.tasks().logs(request)).await
+    }
+
+    /// What containers take.
+    pub async fn stats(&self, request: StatsRequest) -> Result<StatsResponse, Failure> {
+        self.ask(self.tasks().stats(request)).await
     }
 
     /// Runs a command in a container, and talks to it.

@@ -1,6 +1,7 @@
 //! `steady exec`: a command in a running container, with this terminal if it wants one.
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::time::Duration;
 
 use clap::Args;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
@@ -19,6 +20,8 @@ use crate::out::{Out, note};
 use crate::target;
 use crate::world::World;
 
+/// How long a command may take to begin.
+const BEGINS: Duration = Duration::from_secs(45);
 /// Most bytes of one piece of input.
 const PIECE: usize = 16 * 1024;
 
@@ -73,7 +76,14 @@ pub async fn run(args: Exec, global: &Global, _: &mut Out) -> Result<(), Failure
     let (asks, asked) = mpsc::channel(16);
     ask(&asks, Asked::Start(start)).await;
     let mut answers = client.exec(asked).await?;
-    let raw = if tty { Some(Raw::enter()?) } else { None };
+    // The first answer says that it has begun; until then Ctrl-C is this program's.
+    let first = tokio::time::timeout(BEGINS, client.next_answer(&mut answers)).await;
+    let mut next = first.map_err(|_| {
+        let message = format!("the task's agent did not answer within {BEGINS:?}; is it of an older version?");
+        Failure::failed(message)
+    })??;
+    // Keys that nobody reads would be lost, Ctrl-C among them.
+    let raw = if tty && interactive { Some(Raw::enter()?) } else { None };
     if interactive {
         let asks = asks.clone();
         // A read of standard input cannot be given up: a thread of its own, which ends with the process.
@@ -83,18 +93,25 @@ pub async fn run(args: Exec, global: &Global, _: &mut Out) -> Result<(), Failure
         tokio::spawn(follow_size(asks.clone()));
     }
     let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
-    let broken = |e: std::io::Error| Failure::failed(format!("output: {e}"));
+    let failed = |e: std::io::Error| Failure::failed(e.to_string());
+    let mut terminated = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut hung_up = signal(SignalKind::hangup()).map_err(failed)?;
     let code = loop {
-        let answer = client.next_answer(&mut answers).await?;
-        let answer = answer.ok_or_else(|| Failure::failed("the command was lost".to_owned()))?;
+        let answer = next.take().ok_or_else(|| Failure::failed("the command was lost".to_owned()))?;
         if answer.stderr {
-            err.write_all(&answer.data).map_err(broken)?;
+            err.write_all(&answer.data)?;
         } else {
-            out.write_all(&answer.data).and_then(|()| out.flush()).map_err(broken)?;
+            out.write_all(&answer.data).and_then(|()| out.flush())?;
         }
         if let Some(code) = answer.exit_code {
             break code;
         }
+        // The terminal is given back, however this ends.
+        next = tokio::select! {
+            answer = client.next_answer(&mut answers) => answer?,
+            _ = terminated.recv() => break 143,
+            _ = hung_up.recv() => break 129,
+        };
     };
     drop(raw);
     match code {

@@ -36,6 +36,7 @@ pub mod stop;
 pub mod store;
 pub mod table;
 pub mod target;
+pub mod top;
 pub mod wait;
 pub mod watch;
 pub mod world;
@@ -95,6 +96,7 @@ async fn verb_of(verb: Command, global: &Global) -> Result<(), Failure> {
         Command::Protect(args) => protect::run(args, global, out).await,
         Command::Explain(args) => explain::run(args, global, out).await,
         Command::Drain(args) => drain::run(args, global, out).await,
+        Command::Top(args) => top::run(args, global, out).await,
         Command::Exec(args) => exec::run(args, global, out).await,
         Command::Logs(args) => logs::run(args, global, out).await,
         Command::Events(args) => events::run(args, global, out).await,

@@ -45,8 +45,8 @@ pub struct Put {
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// What it is, for people.
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    description: String,
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
 }
 
 /// `steady secret`.
@@ -55,9 +55,13 @@ pub async fn run(args: SecretArgs, global: &Global, out: &mut Out) -> Result<(),
     let name = target::name_of(Kind::Secret, &put.name)?;
     let value = read(put.file.as_ref())?;
     let client = global.connect().await?;
-    let spec = SecretSpec { description: put.description, secret_string: value };
+    let key = Key::new(Kind::Secret, &global.cluster, &name);
+    let description = match put.description {
+        Some(description) => description,
+        None => described(client.find(&key).await?),
+    };
+    let spec = SecretSpec { description, secret_string: value };
     let secret = Object::new(&global.cluster, &name, Secret { spec: Some(spec), status: None });
-    let key = Key::of(&secret);
     let answer = client.apply(vec![secret], false).await?;
     let outcome = answer.results.first().map_or(Outcome::Unspecified, steady_proto::v1::ApplyResult::outcome);
     out.line(&match outcome {
@@ -65,6 +69,11 @@ pub async fn run(args: SecretArgs, global: &Global, out: &mut Out) -> Result<(),
         Outcome::Unchanged => format!("{key} unchanged: it has this value already"),
         _ => format!("{key} changed; tasks that run keep the value they were started with"),
     })
+}
+
+/// What is said of a secret that is there.
+fn described(secret: Option<Object>) -> String {
+    secret.and_then(|secret| Some(secret.as_secret()?.spec.as_ref()?.description.clone())).unwrap_or_default()
 }
 
 fn read(file: Option<&PathBuf>) -> Result<String, Failure> {

@@ -15,7 +15,7 @@ use steady_proto::v1::{Object, Selector, object};
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::manifests::{Documents, refuse};
-use crate::out::Out;
+use crate::out::{Out, note};
 use crate::process::{EtcdArgs, Store as Opened, data_directory, lock};
 use crate::table::Table;
 
@@ -159,6 +159,12 @@ async fn export(global: &Global, out: &mut Out) -> Result<(), Failure> {
     for definition in &definitions {
         objects.push(definition.clone());
         objects.extend(services.iter().filter(|s| uses(s, definition.name())).cloned());
+    }
+    let secrets = client.list(Kind::Secret, Selector::default()).await?;
+    if !secrets.is_empty() {
+        let names: Vec<String> =
+            secrets.iter().map(|secret| format!("{}/{}", secret.cluster(), secret.name())).collect();
+        note(&format!("secrets are not exported; put them anew where this is applied: {}", names.join(", ")));
     }
     for mut object in objects {
         declared(&mut object);

@@ -102,9 +102,15 @@ pub fn requires_attributes(spec: &TaskDefinitionSpec) -> Vec<Attribute> {
     if spec.network_mode() == NetworkMode::Awsvpc {
         capability(capability::TASK_ENI.to_owned());
     }
-    let shares = !spec.pid_mode.is_empty() || !spec.ipc_mode.is_empty();
+    let volumes = || spec.volumes.iter().filter_map(|volume| volume.docker_volume_configuration.as_ref());
+    let shares = !spec.pid_mode.is_empty() || !spec.ipc_mode.is_empty() || volumes().next().is_some();
     if shares || containers.iter().any(|container| engine_only(container).is_some()) {
         capability(capability::ENGINE.to_owned());
+    }
+    for driver in
+        volumes().map(|docker| docker.driver.as_str()).filter(|d| !matches!(*d, "" | "local")).collect::<BTreeSet<_>>()
+    {
+        capability(format!("{}{driver}", capability::DOCKER_PLUGIN));
     }
     for driver in containers.iter().filter_map(log_driver).collect::<BTreeSet<_>>() {
         capability(format!("{}{driver}", capability::LOGGING_DRIVER));
@@ -164,6 +170,8 @@ pub fn implied_dependencies(container: &ContainerDefinition) -> impl Iterator<It
 pub mod capability {
     /// Privileged containers.
     pub const PRIVILEGED: &str = "com.amazonaws.ecs.capability.privileged-container";
+    /// A volume driver, by its name behind this.
+    pub const DOCKER_PLUGIN: &str = "com.amazonaws.ecs.capability.docker-plugin.";
     /// Addresses of tasks (networkMode awsvpc).
     pub const TASK_ENI: &str = "ecs.capability.task-eni";
     /// A Docker Engine: the settings that are its own.

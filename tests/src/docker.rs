@@ -84,7 +84,7 @@ impl Engine {
     /// Makes an image of Debian's `busybox-static`, with a shell that finds its commands.
     pub fn busybox(&self, image: &str) {
         let made = "set -e; d=$(mktemp -d); mkdir -p $d/bin $d/tmp; cp $(command -v busybox) $d/bin/busybox; \
-                    for c in sh sleep date touch test cat true echo grep stty wget ps ls; do ln -s busybox $d/bin/$c; done; \
+                    for c in sh sleep date touch test cat true echo grep stty wget ps ls tr; do ln -s busybox $d/bin/$c; done; \
                     tar -C $d -c .; rm -rf $d";
         let archive = Command::new("sh").args(["-c", made]).output().unwrap();
         assert!(archive.status.success(), "is busybox-static installed? {archive:?}");

@@ -92,6 +92,7 @@ impl Subject<'_> {
         if self.is_real {
             self.how_it_ended_is_told_also_to_the_next_agent().await;
             self.one_that_does_not_heed_its_signal_is_killed().await;
+            self.what_it_takes_is_told_while_it_runs().await;
             self.commands_run_in_it_and_are_given_up_in_time().await;
             self.its_output_is_read_also_when_it_is_gone().await;
             self.what_cannot_be_started_says_why().await;
@@ -179,6 +180,21 @@ impl Subject<'_> {
         runtime.remove(&spec.id).await.expect("removed");
     }
 
+    async fn what_it_takes_is_told_while_it_runs(&self) {
+        let runtime = (self.open)();
+        let spec = self.spec("usage", "while :; do :; done");
+        self.start(&*runtime, &spec).await;
+        let first = runtime.usage(&spec.id).await.expect("told");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let second = runtime.usage(&spec.id).await.expect("told");
+        let spent = second.cpu_nanoseconds - first.cpu_nanoseconds;
+        assert!((100_000_000..3_000_000_000).contains(&spent), "{first:?} {second:?}");
+        assert!(second.processes >= 1 && second.memory_bytes > 10_000, "{second:?}");
+        runtime.stop(&spec.id, Duration::ZERO).await.expect("stopped");
+        assert!(matches!(runtime.usage(&spec.id).await, Err(RuntimeError::NotFound(_))));
+        runtime.remove(&spec.id).await.expect("removed");
+    }
+
     async fn commands_run_in_it_and_are_given_up_in_time(&self) {
         let runtime = (self.open)();
         let spec = self.spec("exec", "sleep 1000");
@@ -217,13 +233,23 @@ impl Subject<'_> {
         let words = sh("test -t 0 && test -t 1 && sleep 0.3 && stty size; read line; stty size; exit 6");
         let terminal = Some(Terminal { rows: 33, columns: 77 });
         let mut running = runtime.execute(id, Command { words, interactive: true, terminal }).await.expect("runs");
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        let mut shown = Vec::new();
+        while !shown.ends_with(b"\n") {
+            let output = timeout(PATIENCE, running.output.next()).await.expect("goes on").expect("goes on");
+            let Ok(CommandOutput::Piece(piece)) = output else { panic!("{output:?} after {shown:?}") };
+            shown.extend_from_slice(&piece.data);
+        }
+        assert_eq!(String::from_utf8_lossy(&shown), "33 77\r\n");
         let size = CommandInput::Resize(Terminal { rows: 44, columns: 88 });
         for input in [size, CommandInput::Data("typed\n".into())] {
             running.input.send(input).await.expect("taken");
         }
         let (out, _, code) = read(&mut running).await;
-        assert_eq!((out.as_str(), code), ("33 77\r\ntyped\r\n44 88\r\n", 6));
+        assert_eq!((out.as_str(), code), ("typed\r\n44 88\r\n", 6));
+        // What a command left behind does not keep it from ending.
+        let words = sh("sleep 1000 & echo done; exit 8");
+        let mut running = runtime.execute(id, Command { words, ..Command::default() }).await.expect("runs");
+        assert_eq!(read(&mut running).await, ("done\n".into(), String::new(), 8));
     }
 
     async fn its_output_is_read_also_when_it_is_gone(&self) {

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use steady_apiserver::seal::Keys;
 use steady_apiserver::server::Server;
 use steady_apiserver::storage::Memory;
 use steady_core::v1::apply_result::Outcome;
@@ -16,7 +17,10 @@ use steady_tests::{Place, text};
 
 async fn server() -> (Server, Client) {
     let listen: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    let server = Server::start(listen, Arc::new(Memory::new(Arc::new(SystemClock))), None).await.unwrap();
+    let keys = tempfile::tempdir().unwrap();
+    let keys = Keys::load_or_make(&keys.path().join("secrets.key")).unwrap();
+    let store = Arc::new(Memory::new(Arc::new(SystemClock)));
+    let server = Server::start(listen, store, Some(keys)).await.unwrap();
     let client = Client::new(&[format!("http://{}", server.address)]).unwrap();
     (server, client)
 }

@@ -125,6 +125,39 @@ fn a_tag_that_moves_changes_no_deployment_until_the_next_one() {
 }
 
 #[test]
+fn volumes_go_with_their_task_or_stay_for_the_next_one() {
+    let place = Place::new();
+    let engine = Engine::start(&place);
+    engine.busybox("box:1");
+    let _up = place.up(&["--runtime", "docker", "--docker-socket", &engine.socket]);
+    let run = |name: &str, kept: &str, script: &str| {
+        let manifest = format!(
+            "apiVersion: steady/v1\nkind: TaskDefinition\nmetadata: {{name: {name}}}\nspec:\n  volumes:\n    - {{name: kept, \
+             dockerVolumeConfiguration: {kept}}}\n    - {{name: own, dockerVolumeConfiguration: {{driverOpts: {{type: tmpfs, \
+             device: tmpfs, o: size=1m}}, labels: {{team: a}}}}}}\n  containerDefinitions: [{{name: main, image: 'box:1', memory: 16, \
+             command: [sh, -c, '{script}'], mountPoints: [{{sourceVolume: kept, containerPath: /kept}}, {{sourceVolume: own, \
+             containerPath: /own}}]}}]\n---\napiVersion: steady/v1\nkind: Task\nmetadata: {{name: {name}}}\nspec: \
+             {{taskDefinition: {name}}}\n"
+        );
+        let path = place.path(&format!("{name}.yaml"));
+        std::fs::write(&path, manifest).unwrap();
+        place.ok(&["apply", "-f", path.to_str().unwrap()]);
+        place.ok(&["wait", &format!("task/{name}"), "--for", "stopped", "--timeout", "60s"]);
+        place.json(&["get", &format!("task/{name}")])["status"]["stoppedReason"].as_str().unwrap().to_owned()
+    };
+    let missing = run("missing", "{scope: shared}", "true");
+    assert!(missing.starts_with("CannotCreateVolumeError: there is no volume `kept`"), "{missing}");
+    let made = "{scope: shared, autoprovision: true}";
+    run("first", made, "echo left > /kept/it; cat /proc/mounts");
+    assert!(place.ok(&["logs", "task/first"]).contains("/own tmpfs"), "{}", place.story());
+    run("second", made, "cat /kept/it");
+    assert_eq!(place.ok(&["logs", "task/second"]), "left\n");
+    eventually("only what is shared is left", Duration::from_secs(20), || {
+        (engine.docker(&["volume", "ls", "-q"]).trim() == "kept").then_some(())
+    });
+}
+
+#[test]
 fn settings_of_a_container_reach_the_engine() {
     let place = Place::new();
     let engine = Engine::start(&place);

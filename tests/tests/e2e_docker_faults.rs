@@ -65,6 +65,7 @@ fn tasks_outlive_an_engine_that_is_killed_and_one_that_hangs() {
     engine.kill();
     std::thread::sleep(Duration::from_secs(12));
     assert_eq!(ids(&place.running()), before, "{}", place.story());
+    assert!(place.running().iter().all(healthy), "an engine that is away says nothing of health");
     engine.again(&place, &live);
     std::thread::sleep(Duration::from_secs(8));
     assert_eq!((ids(&place.running()), pids(&engine)), (before.clone(), processes.clone()), "{}", place.story());

@@ -65,6 +65,11 @@ fn story(place: &Place) {
     assert!(text(&output).contains("terminal me"), "{}", text(&output));
     assert_eq!(output.status.code(), Some(5));
 
+    // And what it all takes.
+    let top = place.ok(&["top", "service/box", "--once"]);
+    let row = top.lines().nth(1).unwrap_or_default();
+    assert!(top.starts_with("TASK") && row.contains("main") && row.contains('%') && row.contains("iB"), "{top}");
+
     // What cannot be run says why.
     for (args, expected) in [
         (&["exec", "service/box", "--container", "mian", "--", "true"][..], "containers: side, main"),
@@ -82,8 +87,11 @@ fn story(place: &Place) {
     let mut runs = [0; 5];
     child.stdout.take().unwrap().read_exact(&mut runs).unwrap();
     let there = || {
-        let look = "cat /proc/[0-9]*/cmdline | grep -q 71.2[5]";
-        place.steady(&["exec", "service/box", "--", "sh", "-c", look]).status.success()
+        let look = "if cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -q 'sleep 71.2[5]'; then echo there; \
+                    else echo gone; fi";
+        let said = place.ok(&["exec", "service/box", "--", "sh", "-c", look]);
+        assert!(said == "there\n" || said == "gone\n", "{said}");
+        said == "there\n"
     };
     assert!(there());
     child.kill().unwrap();

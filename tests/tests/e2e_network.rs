@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::TcpStream;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -93,6 +94,8 @@ fn each_task_has_an_address_of_its_own_and_keeps_it_over_a_restart_of_the_agent(
     place.ok(&["delete", "service/web"]);
     eventually("no container is left", Duration::from_secs(20), || engine.containers().is_empty().then_some(()));
     for address in &addresses {
+        let rules = Command::new("iptables").args(["-t", "nat", "-S"]).output().unwrap();
+        assert!(!text(&rules).contains(&format!("{address}/")), "{}", text(&rules));
         let lease = Path::new("/var/lib/cni/networks/steady").join(address);
         assert!(!lease.exists(), "the address {address} is given back");
         assert!(

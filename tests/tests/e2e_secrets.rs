@@ -145,9 +145,22 @@ fn an_api_server_takes_secrets_once_it_has_a_key() {
     let refused = text(&place.steady(&args));
     assert!(refused.contains("expected a key of 64 hexadecimal digits"), "{refused}");
     std::fs::write(&key, format!("{:0>64}", 7)).unwrap();
-    let _api = Running::start(place.command(&args), &place.path("api.log"));
-    eventually("the API answers", Duration::from_secs(60), || std::net::TcpStream::connect(&place.address).ok());
+    let start = || {
+        let api = Running::start(place.command(&args), &place.path("api.log"));
+        eventually("the API answers", Duration::from_secs(60), || std::net::TcpStream::connect(&place.address).ok());
+        api
+    };
+    let mut api = start();
     assert!(put(&place, "db", CANARY).contains("created"));
+    // The key is changed: the new one first, the values again, the old one away.
+    api.kill();
+    std::fs::write(&key, format!("{:0>64}\n{:0>64}", 8, 7)).unwrap();
+    let mut api = start();
+    assert!(put(&place, "db", CANARY).contains("changed"));
+    api.kill();
+    std::fs::write(&key, format!("{:0>64}", 8)).unwrap();
+    let _api = start();
+    assert!(put(&place, "db", CANARY).contains("unchanged"));
 }
 
 #[test]

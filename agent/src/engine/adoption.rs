@@ -1,19 +1,24 @@
 //! What an agent of a former life left behind.
 
+use std::sync::Arc;
+
 use steady_core::guard::{self, Guard};
+use steady_core::v1::network_mode::Value as NetworkMode;
 use steady_core::v1::{ContainerDefinition, Object, Task};
 
-use super::model::{ContainerState, TaskState};
+use super::model::{ContainerState, Phase, TaskState};
 use super::{Engine, Entry, effects};
 use crate::record::Record;
-use crate::runtime::{Exit, Found, State};
+use crate::runtime::{Exit, Found, PAUSE, State};
 
 impl Engine {
     /// A task of a former life: its containers are as they were found; one that was launched and is not there has ended.
     pub(super) fn remember(&mut self, record: Record, found: &[&Found]) {
         let now = self.now();
         let mut state = TaskState::new(record.task.clone(), record.definition.clone(), now.at);
-        let wanted = state.wants_to_run();
+        let wanted = state.wants_to_run() && !record.stopping;
+        let own = state.definition.network_mode() == NetworkMode::Awsvpc;
+        let mut attaches = None;
         let mut restarts = Vec::new();
         for container in &mut state.containers {
             let name = container.definition.name.clone();
@@ -31,6 +36,11 @@ impl Engine {
                             restarts.push((found.id.clone(), None));
                         }
                         State::Created => {}
+                        // The agent ended before it had an address.
+                        State::Running if own && name == PAUSE && found.address.is_none() => {
+                            container.phase = Phase::Starting;
+                            attaches = Some((found.id.clone(), found.runtime_id.clone()));
+                        }
                         State::Running => {
                             effects::runs(container, now);
                             // The machine runs longer than its containers.
@@ -66,6 +76,9 @@ impl Engine {
         tracing::info!(task = name, containers = found.len(), "adopted");
         self.insert(state, record);
         self.touched.insert(name);
+        if let Some((id, runtime_id)) = attaches {
+            effects::attach(Arc::clone(&self.runtime), self.inputs.clone(), id, runtime_id);
+        }
         for (id, exit) in restarts {
             self.restart(&id, exit);
         }

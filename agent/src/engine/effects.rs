@@ -123,9 +123,29 @@ pub(super) fn launch(
     });
 }
 
+/// Gives a task its address whose pause container an agent before started.
+pub(super) fn attach(runtime: Arc<dyn Runtime>, inputs: UnboundedSender<Input>, id: ContainerId, runtime_id: String) {
+    tokio::spawn(async move {
+        let result = runtime.attach_network(&id).await;
+        let result = result.map(|address| Launched { runtime_id, digest: None, address: Some(address) });
+        let _ = inputs.send(Input::Launched { id, result });
+    });
+}
+
 pub(super) fn restart(runtime: Arc<dyn Runtime>, inputs: UnboundedSender<Input>, id: ContainerId) {
     tokio::spawn(async move {
-        let result = runtime.restart(&id).await;
+        let mut pause = Duration::from_millis(500);
+        let result = loop {
+            match runtime.restart(&id).await {
+                // An engine that does not answer has refused nothing.
+                Err(error @ (RuntimeError::Timeout(_) | RuntimeError::Unreachable(_))) => {
+                    tracing::warn!(container = %id, %error, "not started again yet; trying again");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(10));
+                }
+                result => break result,
+            }
+        };
         let _ = inputs.send(Input::Restarted { id, result });
     });
 }
@@ -164,9 +184,12 @@ pub(super) fn probe(runtime: Arc<dyn Runtime>, inputs: UnboundedSender<Input>, i
             _ => check.command,
         };
         let passed = match runtime.execute(&id, Command { words, ..Command::default() }).await {
-            Ok(running) => Some(matches!(running.wait(timeout).await, Ok(0))),
-            // That the engine does not answer says nothing of the container.
-            Err(RuntimeError::Timeout(_)) => None,
+            Ok(running) => match running.wait(timeout).await {
+                // That the engine does not answer says nothing of the container.
+                Err(RuntimeError::Unreachable(_)) => None,
+                ended => Some(matches!(ended, Ok(0))),
+            },
+            Err(RuntimeError::Timeout(_) | RuntimeError::Unreachable(_)) => None,
             Err(_) => Some(false),
         };
         let _ = inputs.send(Input::Probed(id, passed));

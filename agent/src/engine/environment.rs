@@ -2,14 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
+use std::time::Duration;
 
 use steady_core::secrets::{FILE, credentials};
-use steady_core::v1::{Assignment, ContainerDefinition, KeyValuePair};
+use steady_core::v1::{Assignment, ContainerDefinition};
+use tokio::io::AsyncReadExt as _;
 
 use crate::runtime::{ContainerSpec, Credentials, RuntimeError};
 
 /// Largest file of variables, bytes.
 const MAX_FILE: u64 = 1024 * 1024;
+/// How long it may take to read.
+const READ: Duration = Duration::from_secs(10);
 
 /// A task's secrets by what its definition names them. In memory only, and never printed.
 #[derive(Clone, Default)]
@@ -49,18 +54,14 @@ pub(super) async fn complete(mut spec: ContainerSpec, secrets: &Secrets) -> Resu
         }
     }
     for file in &definition.environment_files {
-        let is_file = file.r#type == FILE;
-        let text = if is_file { read(&file.value).await? } else { secrets.get(&file.value)? };
+        let text = if file.r#type == FILE { read(&file.value).await? } else { secrets.get(&file.value)? };
         let failed = |message| RuntimeError::Resource(format!("environment file {}: {message}", file.value));
         for (name, value) in parse(&text).map_err(failed)? {
             if is_set(&spec, &name) {
                 continue;
             }
-            if is_file {
-                spec.definition.environment.push(KeyValuePair { name, value });
-            } else {
-                spec.sensitive.variables.push((name, value));
-            }
+            // A file may be readable by fewer people than what an agent writes down.
+            spec.sensitive.variables.push((name, value));
         }
     }
     for option in definition.log_configuration.iter().flat_map(|log| &log.secret_options) {
@@ -83,11 +84,21 @@ fn login(definition: &ContainerDefinition, secrets: &Secrets) -> Result<Option<C
 
 async fn read(path: &str) -> Result<String, RuntimeError> {
     let failed = |message: String| RuntimeError::Resource(format!("environment file {path}: {message}"));
-    let size = tokio::fs::metadata(path).await.map_err(|e| failed(e.to_string()))?.len();
-    if size > MAX_FILE {
-        return Err(failed(format!("has {size} bytes; at most {MAX_FILE}")));
+    let read = async {
+        // Devices and pipes have no end, or no beginning.
+        if !tokio::fs::metadata(path).await?.is_file() {
+            return Err(io::Error::other("is no regular file"));
+        }
+        let mut text = String::new();
+        tokio::fs::File::open(path).await?.take(MAX_FILE + 1).read_to_string(&mut text).await?;
+        Ok(text)
+    };
+    let read = tokio::time::timeout(READ, read).await.map_err(|_| failed(format!("cannot be read within {READ:?}")))?;
+    let text = read.map_err(|e| failed(e.to_string()))?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(failed(format!("has more than {MAX_FILE} bytes")));
     }
-    tokio::fs::read_to_string(path).await.map_err(|e| failed(e.to_string()))
+    Ok(text)
 }
 
 /// Variables of a file: `NAME=VALUE` on each line, without any quoting (as Docker and ECS read it). Of a name that is there
@@ -113,7 +124,7 @@ fn parse(text: &str) -> Result<Vec<(String, String)>, String> {
 mod tests {
     use super::*;
     use crate::runtime::ContainerId;
-    use steady_core::v1::{ContainerSecret, EnvironmentFile, network_mode};
+    use steady_core::v1::{ContainerSecret, EnvironmentFile, KeyValuePair, network_mode};
 
     fn pairs(list: &[(&str, &str)]) -> BTreeMap<String, String> {
         list.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
@@ -137,9 +148,9 @@ mod tests {
         let spec = ContainerSpec { definition, ..ContainerSpec::new(id, "c", "i", network_mode::Value::Bridge) };
         let secrets = Secrets { known: pairs(&[("db:c", "CANARY"), ("more", "B=no\nD=CANARY")]), missing: pairs(&[]) };
         let done = complete(spec.clone(), &secrets).await.expect("complete");
-        let plain: Vec<_> = done.definition.environment.iter().map(|p| (p.name.as_str(), p.value.as_str())).collect();
-        assert_eq!(plain, [("A", "given"), ("B", " spaced"), ("URL", "x=y")]);
-        let hidden = [("C", "CANARY"), ("D", "CANARY")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+        assert_eq!(done.definition, spec.definition, "nothing of it is written down with the definition");
+        let hidden = [("C", "CANARY"), ("B", " spaced"), ("URL", "x=y"), ("D", "CANARY")]
+            .map(|(a, b)| (a.to_owned(), b.to_owned()));
         assert_eq!(done.sensitive.variables, hidden);
         assert!(!format!("{done:?} {secrets:?}").contains("CANARY"), "nothing of it is printed");
 

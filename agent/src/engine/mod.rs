@@ -20,7 +20,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use steady_core::guard::{self, Guard};
-use steady_core::v1::desired_status::Value as Desired;
 use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::v1::task_last_status::Value as Status;
 use steady_core::v1::{Assignment, TaskDefinitionSpec, TaskReport, TaskStatus};
@@ -214,7 +213,12 @@ impl Engine {
             Input::Exited(id, exit) => self.exited(&id, exit),
             Input::NotStopped(id, error) => {
                 tracing::error!(container = %id, %error, "a container could not be stopped; trying again");
-                self.with(&id, |container, _| container.phase = Phase::Running);
+                self.with(&id, |container, _| {
+                    // It may have ended meanwhile.
+                    if container.phase == Phase::Stopping {
+                        container.phase = Phase::Running;
+                    }
+                });
             }
             Input::Probed(id, passed) => self.with(&id, |container, now| effects::probed(container, passed, now)),
             Input::Removed(name) => self.removed(&name),
@@ -259,13 +263,7 @@ impl Engine {
             entry.missing = false;
             entry.state.confirmed = true;
             entry.state.secrets = secrets;
-            let stops = told.status.desired_status() == Desired::Stopped;
             entry.state.object = object;
-            if stops && entry.note_stop() {
-                // Should the agent end meanwhile, the next one must not restart what is to stop.
-                let record = entry.record.clone();
-                self.save(&record);
-            }
             return;
         }
         if !told.is_live() || self.stopping {
@@ -301,6 +299,10 @@ impl Engine {
         for (name, entry) in &mut self.tasks {
             let reason = "The agent of its container instance was stopped".to_owned();
             entry.state.stop.get_or_insert(Stop { code: StopCode::TerminationNotice, reason, since });
+            entry.record.stopping = true;
+            if let Err(error) = self.records.save(&entry.record) {
+                tracing::error!(task = name, %error, "a task could not be remembered");
+            }
             self.touched.insert(name.clone());
         }
     }
@@ -432,6 +434,10 @@ impl Engine {
             let again = stop.is_some();
             if let Some(stop) = stop {
                 state.stop = Some(stop);
+                entry.record.stopping = true;
+                // Should the agent end meanwhile, the next one must not start again what is to stop.
+                let record = entry.record.clone();
+                self.save(&record);
             }
             let skipped = actions.iter().any(|a| matches!(a, Action::Skip(_)));
             for action in actions {
@@ -493,15 +499,6 @@ impl Engine {
 }
 
 impl Entry {
-    /// Remembers that its task is to stop; whether that is new.
-    fn note_stop(&mut self) -> bool {
-        let known = task::of(&self.record.task).is_some_and(|t| t.status.desired_status() == Desired::Stopped);
-        if !known {
-            self.record.task = self.state.object.clone();
-        }
-        !known
-    }
-
     fn new(state: TaskState, record: Record) -> Self {
         let told = TaskStatus::default();
         Entry { state, record, told, version: 0, stored: 0, missing: false, removing: false }

@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::ContainerId;
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -85,8 +87,20 @@ fn make(name: &str, cpu: Option<i32>, memory: Option<i32>) -> Vec<PathBuf> {
 
 /// Removes the cgroups of a task, unless a container of it is there.
 pub(crate) fn uncap(task: &str) {
-    for hierarchy in hierarchies() {
-        let _ = fs::remove_dir(Path::new(ROOT).join(hierarchy).join(of_task(task)));
+    let _ = fs::remove_dir(Path::new(ROOT).join(of_task(task)));
+    // In version 1 an engine makes it in every hierarchy.
+    for hierarchy in fs::read_dir(ROOT).into_iter().flatten().flatten() {
+        let _ = fs::remove_dir(hierarchy.path().join(of_task(task)));
+    }
+}
+
+/// Kills whatever is in a container's cgroups: commands that were run beside its own.
+pub(crate) fn kill(cgroups: &[PathBuf]) {
+    for cgroup in cgroups {
+        let listed = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+        for pid in listed.lines().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
     }
 }
 

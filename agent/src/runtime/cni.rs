@@ -54,7 +54,7 @@ impl Cni {
     fn bridge(&self) -> Value {
         json!({
             "cniVersion": VERSION, "name": NETWORK, "type": "bridge", "bridge": BRIDGE,
-            "isGateway": true, "ipMasq": true, "hairpinMode": true,
+            "isGateway": true, "hairpinMode": true,
             "ipam": {
                 "type": "host-local",
                 "ranges": [[{ "subnet": self.subnet }]],
@@ -79,6 +79,7 @@ impl Cni {
         if let Some(known) = self.address(task) {
             return Ok(known);
         }
+        self.masquerade().await;
         // Half of a former attempt may be there.
         self.del(task, None).await?;
         let result = self.call("ADD", task, Some(namespace), &self.bridge()).await?;
@@ -88,6 +89,21 @@ impl Cni {
         let address = address(&result).ok_or_else(|| format!("the bridge plug-in gave no address: {result}"))?;
         self.keep(task, &result).map_err(|e| format!("{}: {e}", self.results.display()))?;
         Ok(address)
+    }
+
+    /// What leaves the subnet has the machine's address: one rule for all tasks, whoever made it.
+    async fn masquerade(&self) {
+        let rule = |verb: &'static str| {
+            let mut command = Command::new("iptables");
+            command.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
+            command.args(["--wait", "-t", "nat", verb, "POSTROUTING", "-s", &self.subnet, "!", "-o", BRIDGE]);
+            command.args(["-j", "MASQUERADE", "-m", "comment", "--comment", "steady: addresses of tasks"]);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+            async move { tokio::time::timeout(LIMIT, command.status()).await.is_ok_and(|s| s.is_ok_and(|s| s.success())) }
+        };
+        if !rule("-C").await && !rule("-A").await {
+            tracing::warn!(subnet = self.subnet, "iptables does not masquerade tasks: they reach this machine only");
+        }
     }
 
     fn keep(&self, task: &str, result: &Value) -> io::Result<()> {

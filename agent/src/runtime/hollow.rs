@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Command, ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Port, Runtime,
-    RuntimeError, State,
+    RuntimeError, State, Usage,
 };
 
 /// How simulated containers behave.
@@ -183,6 +183,11 @@ impl Runtime for Hollow {
     async fn execute(&self, id: &ContainerId, _: Command) -> Result<Execution, RuntimeError> {
         let running = self.lock().containers.get(id).is_some_and(|c| c.state == State::Running);
         if running { Ok(Execution::ended(0)) } else { Err(RuntimeError::NotFound(id.clone())) }
+    }
+
+    async fn usage(&self, id: &ContainerId) -> Result<Usage, RuntimeError> {
+        let running = self.lock().containers.get(id).is_some_and(|c| c.state == State::Running);
+        if running { Ok(Usage::default()) } else { Err(RuntimeError::NotFound(id.clone())) }
     }
 
     async fn logs(

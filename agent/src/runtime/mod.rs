@@ -8,6 +8,7 @@ pub(crate) mod cni;
 mod docker;
 mod hollow;
 mod process;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -224,6 +225,27 @@ pub struct LogRequest {
     pub tail: usize,
 }
 
+/// What a container takes of its machine. Counters count from its start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Time of all cores together.
+    pub cpu_nanoseconds: u64,
+    /// Memory, without what the kernel would give back at once.
+    pub memory_bytes: u64,
+    /// Its limit.
+    pub memory_limit_bytes: Option<u64>,
+    /// Received from the network.
+    pub received_bytes: u64,
+    /// Sent to it.
+    pub sent_bytes: u64,
+    /// Read from disks.
+    pub read_bytes: u64,
+    /// Written to them.
+    pub written_bytes: u64,
+    /// Processes, or threads where the engine counts those.
+    pub processes: u64,
+}
+
 /// A command to run in a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Command {
@@ -303,6 +325,9 @@ pub enum RuntimeError {
     /// What it needs cannot be had.
     #[error("ResourceInitializationError: {0}")]
     Resource(String),
+    /// A volume of the engine's cannot be had.
+    #[error("CannotCreateVolumeError: {0}")]
+    Volume(String),
     /// The container cannot be made.
     #[error("CannotCreateContainerError: {0}")]
     Create(String),
@@ -315,6 +340,9 @@ pub enum RuntimeError {
     /// The engine did not answer in time.
     #[error("DockerTimeoutError: {0}")]
     Timeout(String),
+    /// The engine cannot be reached: what it would say is not known.
+    #[error("DockerTimeoutError: {0}")]
+    Unreachable(String),
     /// There is no such container.
     #[error("ContainerRuntimeError: there is no container {0}")]
     NotFound(ContainerId),
@@ -356,6 +384,9 @@ pub trait Runtime: Send + Sync {
 
     /// Runs a command in it.
     async fn execute(&self, id: &ContainerId, command: Command) -> Result<Execution, RuntimeError>;
+
+    /// What it takes now. [`RuntimeError::NotFound`]: it does not run.
+    async fn usage(&self, id: &ContainerId) -> Result<Usage, RuntimeError>;
 
     /// Its output, also after it was removed, for as long as that is kept.
     async fn logs(

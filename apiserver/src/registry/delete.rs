@@ -79,6 +79,9 @@ fn cluster(writes: &Writes, key: &Key) -> Result<(), RegistryError> {
         "Services are active"
     } else if view.in_cluster(Kind::Task, &key.name).any(|t| task::of(t).is_some_and(|t| t.is_live())) {
         "Tasks are active"
+    } else if of(Kind::Secret) {
+        // Whoever makes a cluster of that name later must not have them.
+        "it has Secrets (steady get secrets)"
     } else {
         return Ok(());
     };

@@ -38,8 +38,11 @@ pub(super) fn declared(writes: &mut Writes, keys: Option<&Keys>, wanted: &Object
     let old = current.as_ref().and_then(Object::as_secret).and_then(|secret| secret.status.clone());
     let Some(object::Kind::Secret(secret)) = &mut wanted.kind else { return Err(Vec::new()) };
     let value = secret.spec.as_mut().map(|spec| std::mem::take(&mut spec.secret_string)).unwrap_or_default();
-    let known = old.as_ref().map(|status| keys.open(&path, &status.sealed));
-    let changed = !value.is_empty() && known.is_none_or(|known| known.as_deref() != Ok(&value));
+    // Put again after the key was changed, it is sealed by the new one.
+    let is_same = |status: &SecretStatus| {
+        keys.is_current(&path, &status.sealed) && keys.open(&path, &status.sealed).as_deref() == Ok(&value)
+    };
+    let changed = !value.is_empty() && !old.as_ref().is_some_and(is_same);
     if changed {
         let sealed = keys.seal(&path, &value).map_err(|e| vec![fault("spec.secretString", e.to_string())])?;
         secret.status = Some(SecretStatus { sealed, last_changed: Some(writes.now().into()) });

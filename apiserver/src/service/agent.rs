@@ -204,6 +204,10 @@ impl Session {
                 self.relay.chunk(&self.instance, chunk);
                 Ok(())
             }
+            Some(FromAgent::UsageTold(told)) => {
+                self.relay.told(&self.instance, told);
+                Ok(())
+            }
             Some(FromAgent::ExecChunk(chunk)) => {
                 self.relay.of_command(&self.instance, chunk);
                 Ok(())

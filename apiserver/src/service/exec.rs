@@ -11,12 +11,17 @@ use futures::Stream;
 use steady_core::Key;
 use steady_core::v1::exec_request::Message as Asked;
 use steady_core::v1::session_response::Message;
-use steady_core::v1::{EXEC_WINDOW, ExecChunk, ExecMessage, ExecRequest, ExecResponse, ExecStart, SessionResponse};
+use steady_core::v1::{
+    EXEC_WINDOW, EndOfInput, ExecChunk, ExecMessage, ExecRequest, ExecResponse, ExecStart, SessionResponse,
+};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::AbortHandle;
 use tonic::{Status, Streaming};
 
 use super::relay::{Relay, ToAgent};
+
+/// Largest piece of input, bytes.
+const PIECE: usize = 64 * 1024;
 
 /// One command as the relay knows it.
 pub(super) struct Talk {
@@ -41,7 +46,7 @@ impl Talk {
     }
 
     pub(super) fn lost(&self) {
-        let _ = self.reader.try_send(Err(Status::unavailable("the agent's session ended, and the command with it")));
+        let _ = self.reader.try_send(Err(Status::aborted("the agent's session ended, and the command with it")));
     }
 }
 
@@ -85,37 +90,55 @@ impl Drop for Output {
 
 impl Relay {
     /// Has an instance run a command.
-    pub(super) async fn execute(
+    pub(super) fn execute(
         &self,
         instance: &Key,
         start: ExecStart,
         asked: Streaming<ExecRequest>,
     ) -> Result<Output, Status> {
-        let agent = self.agent(instance)?;
         let (reader, pieces) = mpsc::channel(EXEC_WINDOW + 1);
         let window = Arc::new(Semaphore::new(EXEC_WINDOW));
-        let id = self.add_talk(Talk { instance: instance.clone(), reader, window: Arc::clone(&window) });
+        let (id, agent) = self.add_talk(Talk { instance: instance.clone(), reader, window: Arc::clone(&window) })?;
         let first = ExecRequest { message: Some(Asked::Start(start)) };
         let (read, acknowledged) = mpsc::unbounded_channel();
-        let feeding = tokio::spawn(feed(id, asked, window, agent.clone())).abort_handle();
+        let feeding = tokio::spawn(feed(id, first, asked, window, agent.clone())).abort_handle();
         let telling = tokio::spawn(tell(id, acknowledged, agent.clone())).abort_handle();
-        let output = Output { id, relay: self.clone(), agent: agent.clone(), pieces, read, tasks: [feeding, telling] };
-        let sent = agent.send(Ok(message(id, ExecMessage { request: Some(first), ..<_>::default() }))).await;
-        sent.map_err(|_| Status::unavailable("the agent's session ended; ask again"))?;
-        Ok(output)
+        Ok(Output { id, relay: self.clone(), agent, pieces, read, tasks: [feeding, telling] })
     }
 }
 
-/// Brings input to the agent, as much as it takes.
-async fn feed(id: i64, mut asked: Streaming<ExecRequest>, window: Arc<Semaphore>, agent: ToAgent) {
-    while let Ok(Some(request)) = asked.message().await {
-        if matches!(request.message, Some(Asked::Start(_)) | None) {
-            continue;
-        }
-        let Ok(permit) = window.acquire().await else { return };
-        permit.forget();
-        if agent.send(Ok(message(id, ExecMessage { request: Some(request), ..<_>::default() }))).await.is_err() {
-            return;
+/// Brings the start and then input to the agent, as much as it takes.
+async fn feed(id: i64, first: ExecRequest, mut asked: Streaming<ExecRequest>, window: Arc<Semaphore>, agent: ToAgent) {
+    let tell = |request| agent.send(Ok(message(id, ExecMessage { request: Some(request), ..<_>::default() })));
+    if tell(first).await.is_err() {
+        return;
+    }
+    loop {
+        let asked = match asked.message().await {
+            Ok(Some(ExecRequest { message: Some(asked) })) => asked,
+            Ok(Some(ExecRequest { message: None })) => continue,
+            // Whoever says no more has no more input.
+            Ok(None) => {
+                let end = ExecRequest { message: Some(Asked::EndOfInput(EndOfInput {})) };
+                if let Ok(permit) = window.acquire().await {
+                    permit.forget();
+                    let _ = tell(end).await;
+                }
+                return;
+            }
+            Err(_) => return,
+        };
+        let pieces: Vec<Asked> = match asked {
+            Asked::Start(_) => continue,
+            Asked::Input(data) => data.chunks(PIECE).map(|piece| Asked::Input(piece.to_vec())).collect(),
+            other => vec![other],
+        };
+        for piece in pieces {
+            let Ok(permit) = window.acquire().await else { return };
+            permit.forget();
+            if tell(ExecRequest { message: Some(piece) }).await.is_err() {
+                return;
+            }
         }
     }
 }

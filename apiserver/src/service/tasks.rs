@@ -1,13 +1,15 @@
 //! `steady.v1.Tasks`.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 
 use steady_core::v1::exec_request::Message as Asked;
 use steady_core::v1::task_last_status::Value as LastStatus;
 use steady_core::v1::tasks_server::Tasks;
 use steady_core::v1::{
-    ExecRequest, ExecResponse, LogsRequest, LogsResponse, RunTaskRequest, RunTaskResponse, StopTaskRequest,
-    StopTaskResponse, UpdateTaskProtectionRequest, UpdateTaskProtectionResponse,
+    ContainerName, ContainerUsage, ExecRequest, ExecResponse, LogsRequest, LogsResponse, RunTaskRequest,
+    RunTaskResponse, StatsRequest, StatsResponse, StopTaskRequest, StopTaskResponse, UpdateTaskProtectionRequest,
+    UpdateTaskProtectionResponse,
 };
 use steady_core::{Key, Kind, task};
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,6 +17,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{Relay, status};
 use crate::registry::{Registry, cluster};
+
+/// Most tasks of one question.
+const MAX_TASKS: usize = 100;
 
 /// Serves tasks.
 pub(crate) struct TasksService {
@@ -40,6 +45,40 @@ impl Tasks for TasksService {
     ) -> Result<Response<UpdateTaskProtectionResponse>, Status> {
         let protected_tasks = self.registry.protect(&request.into_inner()).await.map_err(status::of)?;
         Ok(Response::new(UpdateTaskProtectionResponse { protected_tasks }))
+    }
+
+    async fn stats(&self, request: Request<StatsRequest>) -> Result<Response<StatsResponse>, Status> {
+        let request = request.into_inner();
+        if request.tasks.is_empty() || request.tasks.len() > MAX_TASKS {
+            let message = format!("tasks: {} of them; expected 1 to {MAX_TASKS}", request.tasks.len());
+            return Err(Status::invalid_argument(message));
+        }
+        let view = self.registry.fresh_view().await.map_err(status::of)?;
+        let mut asked: BTreeMap<Key, Vec<ContainerName>> = BTreeMap::new();
+        for name in &request.tasks {
+            let key = Key::new(Kind::Task, cluster(&request.cluster), name);
+            let Some(found) = view.get(&key).and_then(|object| task::of(object)) else { continue };
+            let instance = Key::new(Kind::ContainerInstance, &key.cluster, &found.spec.container_instance);
+            let running = found.status.containers.iter().filter(|c| c.last_status() == LastStatus::Running);
+            let names = running.map(|c| ContainerName { task: name.clone(), container: c.name.clone() });
+            asked.entry(instance).or_default().extend(names);
+        }
+        asked.retain(|_, containers| !containers.is_empty());
+        let asking = asked.into_iter().map(|(instance, containers)| async {
+            let told = self.relay.usage(&instance, containers).await;
+            (instance, told)
+        });
+        let mut response = StatsResponse::default();
+        for (instance, told) in futures::future::join_all(asking).await {
+            match told {
+                Some(told) => response.containers.extend(
+                    told.into_iter()
+                        .map(|usage| ContainerUsage { container_instance: instance.name.to_string(), ..usage }),
+                ),
+                None => response.silent_instances.push(instance.name.to_string()),
+            }
+        }
+        Ok(Response::new(response))
     }
 
     type ExecStream = Pin<Box<dyn futures::Stream<Item = Result<ExecResponse, Status>> + Send>>;
@@ -79,7 +118,7 @@ impl Tasks for TasksService {
             }
         }
         let instance = Key::new(Kind::ContainerInstance, &key.cluster, &found.spec.container_instance);
-        Ok(Response::new(Box::pin(self.relay.execute(&instance, start, asked).await?)))
+        Ok(Response::new(Box::pin(self.relay.execute(&instance, start, asked)?)))
     }
 
     type LogsStream = Pin<Box<dyn futures::Stream<Item = Result<LogsResponse, Status>> + Send>>;

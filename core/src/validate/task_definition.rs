@@ -78,6 +78,18 @@ fn volumes(spec: &TaskDefinitionSpec, faults: &mut Faults) {
         if !source.is_empty() && !source.starts_with('/') {
             faults.add(&format!("{path}.host.sourcePath"), format!("`{source}` is not absolute; expected `/…`"));
         }
+        let Some(docker) = &volume.docker_volume_configuration else { continue };
+        let path = format!("{path}.dockerVolumeConfiguration");
+        if volume.host.is_some() {
+            faults.add(&path, "is given together with host; expected one of them".into());
+        }
+        match docker.scope.as_str() {
+            "" | "task" if docker.autoprovision => {
+                faults.add(&format!("{path}.autoprovision"), "is for scope shared; leave it out".into());
+            }
+            "" | "task" | "shared" => {}
+            other => faults.add(&format!("{path}.scope"), format!("`{other}` is not known; expected task or shared")),
+        }
     }
 }
 

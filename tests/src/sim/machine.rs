@@ -10,7 +10,7 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use steady_agent::runtime::{
     Command, ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Port, Runtime,
-    RuntimeError, State,
+    RuntimeError, State, Usage,
 };
 use steady_core::Clock;
 use tokio::sync::mpsc;
@@ -209,6 +209,10 @@ impl Runtime for MachineLink {
         } else {
             Err(RuntimeError::NotFound(id.clone()))
         }
+    }
+
+    async fn usage(&self, _: &ContainerId) -> Result<Usage, RuntimeError> {
+        Ok(Usage::default())
     }
 
     async fn logs(

@@ -3,24 +3,23 @@
 use std::pin::Pin;
 
 use bollard::Docker;
-use bollard::container::LogOutput;
 use bollard::errors::Error;
 use bollard::exec::{ResizeExecOptions, StartExecOptions, StartExecResults};
 use bollard::models::ExecConfig;
 use futures::StreamExt;
 use futures::stream;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
-use super::{LOOK, mapping, output, status, text, within};
+use super::{LOOK, failed, mapping, output, status, text, within};
 use crate::runtime::{Command, CommandInput, CommandOutput, ContainerId, Execution, RuntimeError, Terminal};
 
 /// Pieces of input that may wait for the command.
 const PENDING: usize = 64;
 
 fn other(error: &Error) -> RuntimeError {
-    RuntimeError::Other(text(error))
+    failed(error, RuntimeError::Other)
 }
 
 /// Kills a command that nobody reads any more.
@@ -40,7 +39,8 @@ impl Drop for Kill {
             let Ok(Ok(found)) = within("inspect exec", LOOK, engine.inspect_exec(&exec)).await else { return };
             let pid = found.pid.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
             if let Some(pid) = pid.filter(|_| found.running == Some(true)) {
-                let _ = kill_process(pid, Signal::KILL);
+                // It leads a group of its own: what it started goes with it.
+                let _ = kill_process_group(pid, Signal::KILL);
             }
         });
     }
@@ -64,6 +64,7 @@ pub(super) async fn start(engine: &Docker, id: &ContainerId, command: Command) -
         Some(404 | 409) => RuntimeError::NotFound(id.clone()),
         _ => other(&error),
     })?;
+    let kill = Kill { engine: engine.clone(), exec: exec.id.clone(), ended: false };
     let options = StartExecOptions { detach: false, tty, output_capacity: None };
     let started = within("start exec", LOOK, engine.start_exec(&exec.id, Some(options))).await?;
     let StartExecResults::Attached { output, input } = started.map_err(|e| other(&e))? else {
@@ -74,11 +75,9 @@ pub(super) async fn start(engine: &Docker, id: &ContainerId, command: Command) -
     }
     let (sender, inputs) = mpsc::channel(PENDING);
     tokio::spawn(feed(engine.clone(), exec.id.clone(), input, inputs));
-    let kill = Kill { engine: engine.clone(), exec: exec.id, ended: false };
     let output = stream::unfold(Some((output, kill)), |open| async move {
         let (mut output, mut kill) = open?;
         match output.next().await {
-            Some(Ok(LogOutput::StdIn { .. })) => None,
             Some(Ok(piece)) => Some((Ok(CommandOutput::Piece(output::piece(piece))), Some((output, kill)))),
             Some(Err(error)) => Some((Err(other(&error)), None)),
             None => {

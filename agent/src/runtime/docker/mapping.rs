@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bollard::models::{
-    ContainerCreateBody, DeviceMapping, HostConfig, HostConfigLogConfig, PortBinding, ResourcesUlimits,
+    ContainerBlkioStatEntry, ContainerCreateBody, ContainerStatsResponse, DeviceMapping, HostConfig,
+    HostConfigLogConfig, PortBinding, ResourcesUlimits,
 };
 use steady_core::resources::parse_link;
 use steady_core::v1::network_mode::Value as NetworkMode;
-use steady_core::v1::{Capabilities, LinuxParameters, LogConfiguration, VolumeFrom};
+use steady_core::v1::{Capabilities, LinuxParameters, LogConfiguration, Volume, VolumeFrom};
 
-use crate::runtime::{ContainerId, ContainerSpec, PAUSE, Port};
+use crate::runtime::{ContainerId, ContainerSpec, PAUSE, Port, Usage};
 
 /// Labels that say whose a container is.
 pub(super) mod labels {
@@ -18,6 +19,8 @@ pub(super) mod labels {
     pub(in super::super) const TASK: &str = "steady.task";
     pub(in super::super) const CONTAINER: &str = "steady.container";
     pub(in super::super) const PORTS: &str = "steady.ports";
+    /// The task's hard limit of CPU units.
+    pub(in super::super) const CPU: &str = "steady.cpu";
 }
 
 const MIB: i64 = 1024 * 1024;
@@ -44,11 +47,17 @@ fn set(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
+/// Whether a volume is the instance's, and stays when its task goes.
+pub(super) fn is_shared(volume: &Volume) -> bool {
+    volume.docker_volume_configuration.as_ref().is_some_and(|docker| docker.scope == "shared")
+}
+
 /// What the engine is asked to make.
 /// In a cgroup of the task's, if it has one.
 pub(super) fn container(spec: &ContainerSpec, cgroup_parent: Option<String>) -> ContainerCreateBody {
     let definition = &spec.definition;
     let mut labels: HashMap<String, String> = definition.docker_labels.clone().into_iter().collect();
+    labels.extend(spec.cpu_limit.map(|units| (labels::CPU.to_owned(), units.to_string())));
     labels.extend([
         (labels::CLUSTER.to_owned(), spec.cluster.clone()),
         (labels::INSTANCE.to_owned(), spec.instance.clone()),
@@ -80,7 +89,9 @@ fn environment(spec: &ContainerSpec) -> Vec<String> {
     // A program that listens on PORT works on every runtime.
     let port = spec.ports.first().map(|port| ("PORT", port.container.to_string()));
     let given = &spec.definition.environment;
-    let own = own.into_iter().chain(port).filter(|(name, _)| !given.iter().any(|pair| pair.name == *name));
+    let hides = |name: &str| spec.sensitive.variables.iter().any(|(hidden, _)| hidden == name);
+    let own = own.into_iter().chain(port);
+    let own = own.filter(|(name, _)| !hides(name) && !given.iter().any(|pair| pair.name == *name));
     let own = own.map(|(name, value)| format!("{name}={value}"));
     let given = given.iter().map(|pair| format!("{}={}", pair.name, pair.value));
     let hidden = spec.sensitive.variables.iter().map(|(name, value)| format!("{name}={value}"));
@@ -98,6 +109,7 @@ fn host(spec: &ContainerSpec, bridged: bool, cgroup_parent: Option<String>) -> H
     let binds = definition.mount_points.iter().map(|mount| {
         let volume = spec.volumes.iter().find(|v| v.name == mount.source_volume);
         let source = match volume.and_then(|v| v.host.as_ref()).map_or("", |h| &h.source_path) {
+            "" if volume.is_some_and(is_shared) => mount.source_volume.clone(),
             "" => volume_name(&spec.id.task, &mount.source_volume),
             path => path.to_owned(),
         };
@@ -133,8 +145,9 @@ fn host(spec: &ContainerSpec, bridged: bool, cgroup_parent: Option<String>) -> H
         binds: some(binds.collect()),
         network_mode: Some(mode),
         cgroup_parent,
-        pid_mode: shared(spec, &spec.modes.pid),
-        ipc_mode: shared(spec, &spec.modes.ipc),
+        pid_mode: shared(spec, &spec.modes.pid, None),
+        // What is not said to be shared cannot be joined.
+        ipc_mode: shared(spec, &spec.modes.ipc, Some("shareable")),
         port_bindings: bridged.then_some(bindings),
         privileged: Some(definition.privileged),
         readonly_rootfs: Some(definition.readonly_root_filesystem),
@@ -156,15 +169,40 @@ fn held(spec: &ContainerSpec) -> String {
     format!("container:{}", name(&ContainerId { task: spec.id.task.clone(), name: PAUSE.to_owned() }))
 }
 
-fn shared(spec: &ContainerSpec, mode: &str) -> Option<String> {
+/// A namespace of a container: the pause container's, or `own` of the pause container itself.
+fn shared(spec: &ContainerSpec, mode: &str, own: Option<&str>) -> Option<String> {
     let pause = spec.id.name == PAUSE;
     match mode {
         "task" if !pause => Some(held(spec)),
-        // What is not said to be shared cannot be joined.
-        "task" if *mode == *spec.modes.ipc => Some("shareable".to_owned()),
+        "task" => own.map(str::to_owned),
         "host" | "none" if !pause => Some(mode.to_owned()),
         _ => None,
     }
+}
+
+/// What a container takes, from what the engine says of it. `None`: it does not run.
+pub(super) fn usage(stats: &ContainerStatsResponse) -> Option<Usage> {
+    let memory = stats.memory_stats.as_ref()?;
+    let used = memory.usage?;
+    // File pages that are not used are given back at once (as `docker stats` counts).
+    let details = memory.stats.as_ref();
+    let idle = ["total_inactive_file", "inactive_file"].iter().find_map(|name| details?.get(*name)).copied();
+    let networks = || stats.networks.iter().flat_map(HashMap::values);
+    let blocks = stats.blkio_stats.as_ref().and_then(|io| io.io_service_bytes_recursive.as_ref());
+    let moved = |what: &str| {
+        let of = |entry: &&ContainerBlkioStatEntry| entry.op.as_ref().is_some_and(|op| op.eq_ignore_ascii_case(what));
+        blocks.into_iter().flatten().filter(of).filter_map(|entry| entry.value).sum()
+    };
+    Some(Usage {
+        cpu_nanoseconds: stats.cpu_stats.as_ref()?.cpu_usage.as_ref()?.total_usage.unwrap_or(0),
+        memory_bytes: used.saturating_sub(idle.unwrap_or(0)),
+        memory_limit_bytes: memory.limit,
+        received_bytes: networks().filter_map(|network| network.rx_bytes).sum(),
+        sent_bytes: networks().filter_map(|network| network.tx_bytes).sum(),
+        read_bytes: moved("read"),
+        written_bytes: moved("write"),
+        processes: stats.pids_stats.as_ref().and_then(|pids| pids.current).unwrap_or(0),
+    })
 }
 
 /// Where the output goes. A file of the engine's is rotated, unless its options say otherwise.
@@ -216,7 +254,7 @@ fn linux(given: Option<&LinuxParameters>, memory: Option<i32>) -> HostConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use steady_core::v1::{ContainerDefinition, Device, MountPoint, Volume};
+    use steady_core::v1::{ContainerDefinition, Device, MountPoint};
 
     fn id() -> ContainerId {
         ContainerId { task: "t".into(), name: "web".into() }
@@ -234,7 +272,7 @@ mod tests {
                 }],
                 ..Default::default()
             },
-            volumes: vec![Volume { name: "data".into(), host: None }],
+            volumes: vec![Volume { name: "data".into(), ..Volume::default() }],
             ports: vec![Port { container: 80, host: 20_000, udp: false }],
             cpu_limit: Some(512),
             memory_limit: Some(64),

@@ -7,6 +7,7 @@ mod execution;
 mod image;
 mod mapping;
 mod output;
+mod volume;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ use bollard::errors::Error;
 use bollard::models::{ContainerStateStatusEnum, SystemInfoCgroupDriverEnum};
 use bollard::query_parameters::{
     CreateContainerOptions, EventsOptions, ListContainersOptions, RemoveContainerOptions, RemoveVolumeOptions,
-    StopContainerOptions,
+    StatsOptions, StopContainerOptions,
 };
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -26,13 +27,13 @@ use steady_core::resources::capability;
 use steady_core::{Clock, SystemClock, Timestamp};
 use tokio::sync::mpsc;
 
-use super::PAUSE;
 use super::cgroup;
 use super::cni::{Cni, DEFAULT_SUBNET};
 use super::{
     Command, ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Port, Runtime,
     RuntimeError, State,
 };
+use super::{PAUSE, Usage};
 use image::Images;
 pub use image::PullBehavior;
 use mapping::{labels, name, volume_name};
@@ -90,7 +91,8 @@ impl Docker {
         // A socket may let through only what containers need.
         let facts = match within("info", CONNECT, engine.info()).await {
             Ok(Ok(info)) => Facts {
-                drivers: info.plugins.and_then(|plugins| plugins.log).unwrap_or_default(),
+                drivers: info.plugins.as_ref().and_then(|plugins| plugins.log.clone()).unwrap_or_default(),
+                volumes: info.plugins.and_then(|plugins| plugins.volume).unwrap_or_default(),
                 live_restore: info.live_restore_enabled,
                 cgroupfs: info.cgroup_driver == Some(SystemInfoCgroupDriverEnum::CGROUPFS),
             },
@@ -121,7 +123,7 @@ impl Docker {
         let found = match found {
             Ok(found) => found,
             Err(error) if status(&error) == Some(404) => return Ok(None),
-            Err(error) => return Err(RuntimeError::Other(text(&error))),
+            Err(error) => return Err(failed(&error, RuntimeError::Other)),
         };
         let state = found.state.unwrap_or_default();
         let known = match state.status {
@@ -141,12 +143,19 @@ impl Docker {
         Ok(Some((found.id.unwrap_or_default(), known, ran)))
     }
 
+    /// Takes a task's address back, from a pause container that runs or not.
+    async fn detach_network(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        let Some(cni) = &self.cni else { return Ok(()) };
+        let namespace = self.namespace(id).await?;
+        cni.del(&id.task, namespace.as_deref()).await.map_err(RuntimeError::Other)
+    }
+
     /// The network namespace of a container that runs.
     async fn namespace(&self, id: &ContainerId) -> Result<Option<PathBuf>, RuntimeError> {
         let found = match within("inspect", LOOK, self.engine.inspect_container(&name(id), None)).await? {
             Ok(found) => found,
             Err(error) if status(&error) == Some(404) => return Ok(None),
-            Err(error) => return Err(RuntimeError::Other(text(&error))),
+            Err(error) => return Err(failed(&error, RuntimeError::Other)),
         };
         let pid = found.state.and_then(|state| state.pid).filter(|pid| *pid > 0);
         Ok(pid.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/net"))))
@@ -158,7 +167,7 @@ impl Docker {
         };
         if is_due(&state) {
             let started = within("start", START, self.engine.start_container(&name(id), None)).await?;
-            started.map_err(|e| RuntimeError::Start(text(&e)))?;
+            started.map_err(|e| failed(&e, RuntimeError::Start))?;
         }
         Ok(runtime_id)
     }
@@ -224,6 +233,8 @@ impl Docker {
 struct Facts {
     /// Log drivers that it has. Without any only tasks that name none, or `json-file`, are placed here.
     drivers: Vec<String>,
+    /// Volume drivers that it has.
+    volumes: Vec<String>,
     live_restore: Option<bool>,
     /// It makes cgroups where it is told to.
     cgroupfs: bool,
@@ -259,6 +270,14 @@ fn status(error: &Error) -> Option<u16> {
     }
 }
 
+/// What an engine refused; what came of an engine that does not answer is not known.
+fn failed(error: &Error, refused: impl FnOnce(String) -> RuntimeError) -> RuntimeError {
+    match error {
+        Error::DockerResponseServerError { .. } => refused(text(error)),
+        _ => RuntimeError::Unreachable(format!("Docker does not answer: {}", text(error))),
+    }
+}
+
 /// What the engine says, on one line.
 fn text(error: &Error) -> String {
     let text = match error {
@@ -278,9 +297,10 @@ impl Runtime for Docker {
         let drivers = self.facts.drivers.iter().map(|driver| format!("{}{driver}", capability::LOGGING_DRIVER));
         // The engine does not list the one that drops everything.
         let none = format!("{}none", capability::LOGGING_DRIVER);
+        let volumes = self.facts.volumes.iter().map(|driver| format!("{}{driver}", capability::DOCKER_PLUGIN));
         let eni = self.cni.iter().map(|_| capability::TASK_ENI.to_owned());
         let own = [capability::PRIVILEGED, capability::ENGINE].map(str::to_owned);
-        let all = own.into_iter().chain(drivers).chain([none]).chain(eni);
+        let all = own.into_iter().chain(drivers).chain([none]).chain(volumes).chain(eni);
         all.map(|name| (name, String::new())).collect()
     }
 
@@ -310,6 +330,7 @@ impl Runtime for Docker {
 
     async fn create(&self, spec: &ContainerSpec) -> Result<String, RuntimeError> {
         let options = CreateContainerOptions { name: Some(name(&spec.id)), platform: String::new() };
+        volume::prepare(&self.engine, spec).await?;
         // Without a cgroup of the task's, each container is capped by itself.
         let cap = spec.cpu_limit.filter(|units| *units > 0 && self.facts.cgroupfs);
         let parent = cap.filter(|units| cgroup::cap(&spec.id.task, *units));
@@ -345,25 +366,33 @@ impl Runtime for Docker {
     }
 
     async fn restart(&self, id: &ContainerId) -> Result<String, RuntimeError> {
+        // After a restart of the machine the task's cgroup is gone, and its cap with it.
+        let found = within("inspect", LOOK, self.engine.inspect_container(&name(id), None)).await?;
+        let labels = found.ok().and_then(|found| found.config?.labels).unwrap_or_default();
+        if let Some(units) =
+            labels.get(labels::CPU).and_then(|units| units.parse().ok()).filter(|_| self.facts.cgroupfs)
+        {
+            cgroup::cap(&id.task, units);
+        }
         self.start_if(id, |state| *state != State::Running).await
     }
 
     async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
+        if id.name == PAUSE {
+            self.detach_network(id).await?;
+        }
         let seconds = i32::try_from(grace.as_secs()).unwrap_or(i32::MAX);
         let options = StopContainerOptions { signal: None, t: Some(seconds) };
         match within("stop", grace + SLACK, self.engine.stop_container(&name(id), Some(options))).await? {
             Ok(()) => Ok(()),
             Err(error) if matches!(status(&error), Some(304 | 404)) => Ok(()),
-            Err(error) => Err(RuntimeError::Other(text(&error))),
+            Err(error) => Err(failed(&error, RuntimeError::Other)),
         }
     }
 
     async fn remove(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         if id.name == PAUSE {
-            if let Some(cni) = &self.cni {
-                let namespace = self.namespace(id).await?;
-                cni.del(&id.task, namespace.as_deref()).await.map_err(RuntimeError::Other)?;
-            }
+            self.detach_network(id).await?;
         } else {
             output::keep(&self.engine, &self.logs, id).await;
         }
@@ -375,7 +404,7 @@ impl Runtime for Docker {
         match within("remove", SLACK, self.engine.remove_container(&name(id), Some(options))).await? {
             Ok(()) => {}
             Err(error) if matches!(status(&error), Some(404 | 409)) => {}
-            Err(error) => return Err(RuntimeError::Other(text(&error))),
+            Err(error) => return Err(failed(&error, RuntimeError::Other)),
         }
         cgroup::uncap(&id.task);
         // A task's volume goes with the last container that has it; until then the engine keeps it.
@@ -388,6 +417,20 @@ impl Runtime for Docker {
 
     async fn execute(&self, id: &ContainerId, command: Command) -> Result<Execution, RuntimeError> {
         execution::start(&self.engine, id, command).await
+    }
+
+    async fn usage(&self, id: &ContainerId) -> Result<Usage, RuntimeError> {
+        let options = StatsOptions { stream: false, one_shot: true };
+        let name = name(id);
+        let mut stats = self.engine.stats(&name, Some(options));
+        let first = tokio::time::timeout(LOOK, stats.next()).await;
+        let first = first.map_err(|_| RuntimeError::Timeout(format!("Docker did not answer stats within {LOOK:?}")))?;
+        match first {
+            // Of one that does not run there is an answer too, without anything in it.
+            Some(Ok(stats)) => mapping::usage(&stats).ok_or_else(|| RuntimeError::NotFound(id.clone())),
+            Some(Err(error)) if status(&error) != Some(404) => Err(RuntimeError::Other(text(&error))),
+            _ => Err(RuntimeError::NotFound(id.clone())),
+        }
     }
 
     async fn logs(

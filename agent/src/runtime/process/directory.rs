@@ -212,6 +212,8 @@ mod tests {
             cwd: "/".into(),
             ports: vec![],
             cgroups: vec![],
+            cpu: None,
+            memory: None,
             sensitive: None,
         };
         directory.create(&launch).expect("made");

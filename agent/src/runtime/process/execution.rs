@@ -6,6 +6,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command as Program, Stdio};
+use std::sync::LazyLock;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -18,21 +20,26 @@ use tokio::fs::File;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::process::Child;
 use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 use super::directory::Directory;
 use super::launch::Launch;
 use super::shim;
-use crate::runtime::{Command, CommandInput, CommandOutput, Execution, LogPiece, RuntimeError, Terminal};
+use crate::runtime::{Command, CommandInput, CommandOutput, Execution, LogPiece, RuntimeError, State, Terminal};
 
 /// Pieces of input that may wait for the command.
 const PENDING: usize = 64;
+/// How long output is read on after a command has ended.
+const DRAIN: Duration = Duration::from_secs(2);
+/// How often it is seen whether the container still runs.
+const LOOK: Duration = Duration::from_millis(500);
 /// Most bytes of one piece.
 const PIECE: usize = 16 * 1024;
 
 type Reader = Box<dyn AsyncRead + Send + Unpin>;
 type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
-/// Kills the command and all that it started.
+/// Kills the command and its process group.
 struct Kill(Option<Pid>);
 
 impl Drop for Kill {
@@ -68,7 +75,7 @@ fn open(program: &Path, directory: &Directory, launch: &Launch, command: &Comman
     if without {
         child.process_group(0);
     }
-    let mut child = tokio::process::Command::from(child).spawn()?;
+    let mut child = spawn(child)?;
     let kill = Kill(child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)));
     let (input, inputs) = mpsc::channel(PENDING);
     let (reader, errors): (Option<Reader>, Option<Reader>) = if let Some(pty) = terminal {
@@ -81,17 +88,70 @@ fn open(program: &Path, directory: &Directory, launch: &Launch, command: &Comman
         tokio::spawn(feed(writer, None, inputs));
         (child.stdout.take().map(|out| Box::new(out) as Reader), child.stderr.take().map(|err| Box::new(err) as Reader))
     };
-    let read = stream::select(pieces(reader, false), pieces(errors, true));
-    let exit = stream::once(wait(child, kill));
-    Ok(Execution { input, output: read.map(Ok).chain(exit).boxed() })
+    let read = stream::select(pieces(reader, false), pieces(errors, true)).boxed();
+    let (to, output) = mpsc::channel(PENDING);
+    tokio::spawn(pump(read, child, kill, directory.clone(), to));
+    Ok(Execution { input, output: ReceiverStream::new(output).boxed() })
 }
 
-async fn wait(mut child: Child, mut kill: Kill) -> Result<CommandOutput, RuntimeError> {
-    let status = child.wait().await.map_err(|e| RuntimeError::Other(e.to_string()))?;
-    // Its number may be another's from now on.
-    kill.0 = None;
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
-    Ok(CommandOutput::Exit(code.unwrap_or(-1)))
+/// Starts a process from a thread that lives as long as the agent: to the kernel its parent is that thread, and the process
+/// is killed when the thread ends.
+fn spawn(command: Program) -> io::Result<Child> {
+    type Job = Box<dyn FnOnce() + Send>;
+    static SPAWNER: LazyLock<std::sync::mpsc::Sender<Job>> = LazyLock::new(|| {
+        let (jobs, taken) = std::sync::mpsc::channel::<Job>();
+        std::thread::spawn(move || taken.into_iter().for_each(|job| job()));
+        jobs
+    });
+    let (done, spawned) = std::sync::mpsc::sync_channel(1);
+    let runtime = tokio::runtime::Handle::current();
+    let job: Job = Box::new(move || {
+        let _inside = runtime.enter();
+        let _ = done.send(tokio::process::Command::from(command).spawn());
+    });
+    SPAWNER.send(job).map_err(|_| io::Error::other("the thread that starts commands ended"))?;
+    spawned.recv().map_err(io::Error::other)?
+}
+
+/// Hands on what a command writes, and how it ends. What it left behind may hold its output open: that is not waited for
+/// long. It ends with its container, too.
+async fn pump(
+    mut read: BoxStream<'static, CommandOutput>,
+    mut child: Child,
+    mut kill: Kill,
+    directory: Directory,
+    to: mpsc::Sender<Result<CommandOutput, RuntimeError>>,
+) {
+    let mut look = tokio::time::interval(LOOK);
+    let (mut exit, mut reads) = (None, true);
+    let late = tokio::time::sleep(Duration::from_secs(u64::from(u32::MAX)));
+    let mut late = std::pin::pin!(late);
+    while reads || exit.is_none() {
+        tokio::select! {
+            piece = read.next(), if reads => match piece {
+                Some(piece) => {
+                    if to.send(Ok(piece)).await.is_err() {
+                        return;
+                    }
+                }
+                None => reads = false,
+            },
+            status = child.wait(), if exit.is_none() => {
+                exit = Some(status);
+                // Its number may be another's from now on.
+                kill.0 = None;
+                late.as_mut().reset(tokio::time::Instant::now() + DRAIN);
+            }
+            () = &mut late => break,
+            _ = look.tick(), if exit.is_none() && directory.state() != State::Running => drop(Kill(kill.0)),
+            () = to.closed() => return,
+        }
+    }
+    let code = match exit {
+        Some(Ok(status)) => status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(-1),
+        _ => -1,
+    };
+    let _ = to.send(Ok(CommandOutput::Exit(code))).await;
 }
 
 fn pieces(from: Option<Reader>, stderr: bool) -> BoxStream<'static, CommandOutput> {

@@ -24,6 +24,11 @@ pub(super) struct Launch {
     pub(super) ports: Vec<Port>,
     /// Directories of the cgroups that it belongs to.
     pub(super) cgroups: Vec<PathBuf>,
+    /// The task's limit of CPU units, and the container's of memory, MiB.
+    #[serde(default)]
+    pub(super) cpu: Option<i32>,
+    #[serde(default)]
+    pub(super) memory: Option<i32>,
     /// Where the variables are that are not written down here.
     #[serde(default)]
     pub(super) sensitive: Option<PathBuf>,
@@ -44,7 +49,8 @@ impl Launch {
             path => PathBuf::from(path),
         };
         let env = environment(spec, definition, program);
-        Ok(Launch { argv, env, cwd, ports: spec.ports.clone(), cgroups: Vec::new(), sensitive: None })
+        let (ports, cpu, memory) = (spec.ports.clone(), spec.cpu_limit, spec.memory_limit);
+        Ok(Launch { argv, env, cwd, ports, cgroups: Vec::new(), cpu, memory, sensitive: None })
     }
 
     /// All variables of its environment.
@@ -78,6 +84,8 @@ fn environment(spec: &ContainerSpec, definition: &ContainerDefinition, program: 
     for port in &spec.ports {
         env.insert(format!("PORT_{}", port.container), port.host.to_string());
     }
+    // What is kept elsewhere counts before what is only a default.
+    env.retain(|name, _| !spec.sensitive.variables.iter().any(|(hidden, _)| hidden == name));
     env.extend(definition.environment.iter().map(|pair| (pair.name.clone(), pair.value.clone())));
     env
 }
@@ -103,6 +111,9 @@ fn refuse(spec: &ContainerSpec) -> Result<(), String> {
     }
     if spec.modes != Modes::default() {
         return needs("pidMode or ipcMode");
+    }
+    if spec.volumes.iter().any(|volume| volume.docker_volume_configuration.is_some()) {
+        return needs("dockerVolumeConfiguration");
     }
     for mount in &definition.mount_points {
         let volume = spec.volumes.iter().find(|v| v.name == mount.source_volume);

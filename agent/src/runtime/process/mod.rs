@@ -27,10 +27,10 @@ use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::cgroup;
 use super::{
     ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Runtime, RuntimeError, State,
 };
+use super::{Usage, cgroup, usage};
 use directory::Directory;
 use launch::Launch;
 
@@ -127,6 +127,8 @@ impl Runtime for Process {
             let ran = directory.ran(&state);
             found.push(Found { id, runtime_id, state, ports: launch.ports, ran, address: None });
         }
+        let there: Vec<ContainerId> = found.iter().map(|found| found.id.clone()).collect();
+        sensitive::sweep(&self.base, &there);
         Ok(found)
     }
 
@@ -140,10 +142,13 @@ impl Runtime for Process {
             return Ok(spec.id.to_string());
         }
         let mut launch = Launch::of(spec, &self.program, directory.work())?;
-        launch.sensitive = sensitive::keep(&spec.sensitive.variables)
+        launch.sensitive = sensitive::keep(&self.base, &spec.id, &spec.sensitive.variables)
             .map_err(|e| RuntimeError::Create(format!("its secrets cannot be kept in memory: {e}")))?;
         launch.cgroups = cgroup::create(&spec.id, spec.cpu_limit, spec.memory_limit);
-        directory.create(&launch).map_err(|e| RuntimeError::Create(e.to_string()))?;
+        if let Err(error) = directory.create(&launch) {
+            sensitive::forget(launch.sensitive.as_deref());
+            return Err(RuntimeError::Create(error.to_string()));
+        }
         Ok(spec.id.to_string())
     }
 
@@ -178,8 +183,10 @@ impl Runtime for Process {
     }
 
     async fn restart(&self, id: &ContainerId) -> Result<String, RuntimeError> {
-        let (directory, _) = self.load(id)?;
+        let (directory, launch) = self.load(id)?;
         if matches!(directory.state(), State::Exited(_)) {
+            // After a restart of the machine they are gone.
+            cgroup::create(id, launch.cpu, launch.memory);
             directory.forget_exit().map_err(|e| RuntimeError::Start(e.to_string()))?;
         }
         self.start(id).await
@@ -208,6 +215,7 @@ impl Runtime for Process {
                 self.stop(id, Duration::ZERO).await?;
             }
             output::keep(&self.base, id, &directory);
+            cgroup::kill(&launch.cgroups);
             cgroup::remove(&launch.cgroups);
             cgroup::uncap(&id.task);
             sensitive::forget(launch.sensitive.as_deref());
@@ -221,6 +229,14 @@ impl Runtime for Process {
             return Err(RuntimeError::NotFound(id.clone()));
         }
         execution::start(&self.program, &directory, &launch, &command)
+    }
+
+    async fn usage(&self, id: &ContainerId) -> Result<Usage, RuntimeError> {
+        let (directory, launch) = self.load(id)?;
+        match directory.pid().filter(|_| directory.state() == State::Running) {
+            Some(started) => Ok(usage::of(&launch.cgroups, started.pid)),
+            None => Err(RuntimeError::NotFound(id.clone())),
+        }
     }
 
     async fn logs(
