@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use steady_core::Timestamp;
 use steady_core::v1::{Object, TaskDefinitionSpec};
 
-use crate::engine::Restarts;
+use crate::engine::{Restarts, Stop};
 
 /// One task as it is remembered.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -23,9 +23,9 @@ pub(crate) struct Record {
     /// Containers that their restart policies started again.
     #[serde(default)]
     pub(crate) restarts: BTreeMap<String, Restarts>,
-    /// It is to stop, whoever said so: none of its containers is started again.
+    /// It is to stop, and why: the next agent goes on with that, and starts none of its containers again.
     #[serde(default)]
-    pub(crate) stopping: bool,
+    pub(crate) stop: Option<Stop>,
     /// When nothing of it was left, and its end was stored.
     #[serde(default)]
     pub(crate) over: Option<Timestamp>,
@@ -34,7 +34,7 @@ pub(crate) struct Record {
 impl Record {
     /// Of a task of which nothing was done yet.
     pub(crate) fn new(task: Object, definition: TaskDefinitionSpec) -> Self {
-        Record { task, definition, launched: BTreeSet::new(), restarts: BTreeMap::new(), stopping: false, over: None }
+        Record { task, definition, launched: BTreeSet::new(), restarts: BTreeMap::new(), stop: None, over: None }
     }
 }
 

@@ -38,6 +38,8 @@ const HEARTBEAT: Duration = Duration::from_secs(3);
 const VERIFY: Duration = Duration::from_secs(5);
 /// Containers that are asked at once what they take.
 const USAGES: usize = 8;
+/// How long they may take to say so: less than the API server waits.
+const USAGE: Duration = Duration::from_secs(4);
 
 /// An agent's side of the session.
 pub(crate) struct Session {
@@ -306,7 +308,9 @@ async fn tell_usage(runtime: Arc<dyn Runtime>, sender: mpsc::Sender<SessionReque
             })
         }
     });
-    let containers = usages.buffer_unordered(USAGES).filter_map(|usage| async move { usage }).collect().await;
+    // What is not told in time is not told: the question is given up by then.
+    let told = usages.buffer_unordered(USAGES).take_until(tokio::time::sleep(USAGE));
+    let containers = told.filter_map(|usage| async move { usage }).collect().await;
     let told = UsageTold { id: asked.id, containers };
     let _ = sender.send(SessionRequest { message: Some(Up::UsageTold(told)) }).await;
 }

@@ -60,11 +60,14 @@ pub async fn run(args: Top, global: &Global, out: &mut Out) -> Result<(), Failur
             out.text("\x1b[H\x1b[J")?;
         }
         out.text(&table.render())?;
-        if now.is_empty() {
+        if now.is_empty() && silent.is_empty() {
             note("no container runs here; `steady get tasks` tells what does");
         }
         if !silent.is_empty() {
-            note(&format!("no answer from {}", silent.join(", ")));
+            note(&format!(
+                "no answer from {}: not connected to this API server (--server names another), or busy",
+                silent.join(", ")
+            ));
         }
         if once {
             return Ok(());

@@ -132,9 +132,9 @@ fn volumes_go_with_their_task_or_stay_for_the_next_one() {
     let _up = place.up(&["--runtime", "docker", "--docker-socket", &engine.socket]);
     let run = |name: &str, kept: &str, script: &str| {
         let manifest = format!(
-            "apiVersion: steady/v1\nkind: TaskDefinition\nmetadata: {{name: {name}}}\nspec:\n  volumes:\n    - {{name: kept, \
-             dockerVolumeConfiguration: {kept}}}\n    - {{name: own, dockerVolumeConfiguration: {{driverOpts: {{type: tmpfs, \
-             device: tmpfs, o: size=1m}}, labels: {{team: a}}}}}}\n  containerDefinitions: [{{name: main, image: 'box:1', memory: 16, \
+            "apiVersion: steady/v1\nkind: TaskDefinition\nmetadata: {{name: {name}}}\nspec:\n  volumes:\n    - {{name: own, dockerVolumeConfiguration: \
+             {{driverOpts: {{type: tmpfs, device: tmpfs, o: size=1m}}, labels: {{team: a}}}}}}\n    - {{name: kept, \
+             dockerVolumeConfiguration: {kept}}}\n  containerDefinitions: [{{name: main, image: 'box:1', memory: 16, \
              command: [sh, -c, '{script}'], mountPoints: [{{sourceVolume: kept, containerPath: /kept}}, {{sourceVolume: own, \
              containerPath: /own}}]}}]\n---\napiVersion: steady/v1\nkind: Task\nmetadata: {{name: {name}}}\nspec: \
              {{taskDefinition: {name}}}\n"

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use steady_core::guard::{self, Guard};
+use steady_core::resources::capability;
 use steady_core::v1::network_mode::Value as NetworkMode;
 use steady_core::v1::{ContainerDefinition, Object, Task};
 
@@ -16,7 +17,9 @@ impl Engine {
     pub(super) fn remember(&mut self, record: Record, found: &[&Found]) {
         let now = self.now();
         let mut state = TaskState::new(record.task.clone(), record.definition.clone(), now.at);
-        let wanted = state.wants_to_run() && !record.stopping;
+        state.stop.clone_from(&record.stop);
+        let wanted = state.wants_to_run();
+        let attachable = self.runtime.attributes().contains_key(capability::TASK_ENI);
         let own = state.definition.network_mode() == NetworkMode::Awsvpc;
         let mut attaches = None;
         let mut restarts = Vec::new();
@@ -37,7 +40,7 @@ impl Engine {
                         }
                         State::Created => {}
                         // The agent ended before it had an address.
-                        State::Running if own && name == PAUSE && found.address.is_none() => {
+                        State::Running if own && name == PAUSE && found.address.is_none() && attachable => {
                             container.phase = Phase::Starting;
                             attaches = Some((found.id.clone(), found.runtime_id.clone()));
                         }

@@ -14,6 +14,9 @@ use super::model::{ContainerState, Now, Phase, Probes, TaskState};
 use super::{Input, Place};
 use crate::runtime::{Command, ContainerId, ContainerSpec, Exit, Modes, PAUSE, Port, Runtime, RuntimeError, Sensitive};
 
+/// How long an engine may take to say that it is there.
+const ANSWERS: Duration = Duration::from_secs(3);
+
 /// A container that was started.
 #[derive(Debug)]
 pub(crate) struct Launched {
@@ -123,10 +126,28 @@ pub(super) fn launch(
     });
 }
 
+/// Asks again while the engine does not answer: it has refused nothing.
+async fn until_answered<T, F: Future<Output = Result<T, RuntimeError>>>(
+    id: &ContainerId,
+    ask: impl Fn() -> F,
+) -> Result<T, RuntimeError> {
+    let mut pause = Duration::from_millis(500);
+    loop {
+        match ask().await {
+            Err(error @ (RuntimeError::Timeout(_) | RuntimeError::Unreachable(_))) => {
+                tracing::warn!(container = %id, %error, "not done yet; trying again");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(10));
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Gives a task its address whose pause container an agent before started.
 pub(super) fn attach(runtime: Arc<dyn Runtime>, inputs: UnboundedSender<Input>, id: ContainerId, runtime_id: String) {
     tokio::spawn(async move {
-        let result = runtime.attach_network(&id).await;
+        let result = until_answered(&id, || runtime.attach_network(&id)).await;
         let result = result.map(|address| Launched { runtime_id, digest: None, address: Some(address) });
         let _ = inputs.send(Input::Launched { id, result });
     });
@@ -134,18 +155,7 @@ pub(super) fn attach(runtime: Arc<dyn Runtime>, inputs: UnboundedSender<Input>, 
 
 pub(super) fn restart(runtime: Arc<dyn Runtime>, inputs: UnboundedSender<Input>, id: ContainerId) {
     tokio::spawn(async move {
-        let mut pause = Duration::from_millis(500);
-        let result = loop {
-            match runtime.restart(&id).await {
-                // An engine that does not answer has refused nothing.
-                Err(error @ (RuntimeError::Timeout(_) | RuntimeError::Unreachable(_))) => {
-                    tracing::warn!(container = %id, %error, "not started again yet; trying again");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_secs(10));
-                }
-                result => break result,
-            }
-        };
+        let result = until_answered(&id, || runtime.restart(&id)).await;
         let _ = inputs.send(Input::Restarted { id, result });
     });
 }
@@ -187,6 +197,12 @@ pub(super) fn probe(runtime: Arc<dyn Runtime>, inputs: UnboundedSender<Input>, i
             Ok(running) => match running.wait(timeout).await {
                 // That the engine does not answer says nothing of the container.
                 Err(RuntimeError::Unreachable(_)) => None,
+                Err(RuntimeError::Timeout(_)) => {
+                    let answers = tokio::time::timeout(ANSWERS, runtime.usage(&id)).await;
+                    let silent =
+                        matches!(answers, Err(_) | Ok(Err(RuntimeError::Unreachable(_) | RuntimeError::Timeout(_))));
+                    (!silent).then_some(false)
+                }
                 ended => Some(matches!(ended, Ok(0))),
             },
             Err(RuntimeError::Timeout(_) | RuntimeError::Unreachable(_)) => None,

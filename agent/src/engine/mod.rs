@@ -31,8 +31,8 @@ use crate::ports::Ports;
 use crate::record::{Record, Records};
 use crate::runtime::{ContainerId, Exit, Found, Runtime, RuntimeError};
 use environment::Secrets;
-pub(crate) use model::Restarts;
-use model::{Now, Phase, Stop, TaskState};
+use model::{Now, Phase, TaskState};
+pub(crate) use model::{Restarts, Stop};
 use over::Over;
 use step::{Action, Step, step};
 
@@ -299,7 +299,7 @@ impl Engine {
         for (name, entry) in &mut self.tasks {
             let reason = "The agent of its container instance was stopped".to_owned();
             entry.state.stop.get_or_insert(Stop { code: StopCode::TerminationNotice, reason, since });
-            entry.record.stopping = true;
+            entry.record.stop.clone_from(&entry.state.stop);
             if let Err(error) = self.records.save(&entry.record) {
                 tracing::error!(task = name, %error, "a task could not be remembered");
             }
@@ -321,6 +321,10 @@ impl Engine {
             entry.state.forgotten = true;
             let reason = "the task is gone".to_owned();
             entry.state.stop.get_or_insert(Stop { code: StopCode::UserInitiated, reason, since: now });
+            entry.record.stop.clone_from(&entry.state.stop);
+            if let Err(error) = self.records.save(&entry.record) {
+                tracing::error!(task = name, %error, "a task could not be remembered");
+            }
             self.touched.insert(name.clone());
         }
     }
@@ -434,7 +438,7 @@ impl Engine {
             let again = stop.is_some();
             if let Some(stop) = stop {
                 state.stop = Some(stop);
-                entry.record.stopping = true;
+                entry.record.stop.clone_from(&state.stop);
                 // Should the agent end meanwhile, the next one must not start again what is to stop.
                 let record = entry.record.clone();
                 self.save(&record);

@@ -178,7 +178,7 @@ impl ContainerState {
 }
 
 /// Why a task is to stop.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stop {
     pub(crate) code: StopCode,
     pub(crate) reason: String,

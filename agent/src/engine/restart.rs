@@ -148,6 +148,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_task_that_was_to_stop_is_stopped_by_the_next_agent_without_being_told_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let hollow = Hollow::new(1, HollowBehaviour::default());
+        let agent = Agent::start(&hollow, directory.path()).await;
+        agent.inputs.send(Input::Snapshot(vec![assignment()])).expect("taken");
+        tokio::time::sleep(Duration::from_secs(61)).await;
+        agent.inputs.send(Input::StopAll).expect("taken");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        // As if the agent had died before its container ended.
+        let id = ContainerId { task: "t".into(), name: "web".into() };
+        hollow.restart(&id).await.expect("runs");
+        let next = Agent::start(&hollow, directory.path()).await;
+        tokio::time::sleep(Duration::from_secs(61)).await;
+        let container = next.container();
+        assert_eq!((container.restart_count, container.last_status()), (0, Status::Stopped));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_restart_that_the_agent_did_not_live_to_see_is_done_by_the_next_one_and_counted_once() {
         let directory = tempfile::tempdir().expect("a directory");
         let slow = HollowBehaviour { start_delay: 1000..=1000, ..HollowBehaviour::default() };

@@ -4,8 +4,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rustix::process::{Pid, Signal, kill_process};
-
 use super::ContainerId;
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -94,14 +92,9 @@ pub(crate) fn uncap(task: &str) {
     }
 }
 
-/// Kills whatever is in a container's cgroups: commands that were run beside its own.
-pub(crate) fn kill(cgroups: &[PathBuf]) {
-    for cgroup in cgroups {
-        let listed = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
-        for pid in listed.lines().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
-            let _ = kill_process(pid, Signal::KILL);
-        }
-    }
+/// Whether anything runs in them.
+pub(crate) fn is_occupied(cgroups: &[PathBuf]) -> bool {
+    cgroups.iter().any(|cgroup| fs::read_to_string(cgroup.join("cgroup.procs")).is_ok_and(|pids| !pids.is_empty()))
 }
 
 /// Removes cgroups that nothing runs in any more.

@@ -81,7 +81,7 @@ impl Cni {
         }
         self.masquerade().await;
         // Half of a former attempt may be there.
-        self.del(task, None).await?;
+        self.del(task, Some(namespace)).await?;
         let result = self.call("ADD", task, Some(namespace), &self.bridge()).await?;
         if let Some(firewall) = self.firewall(&result) {
             self.call("ADD", task, Some(namespace), &firewall).await?;
@@ -93,6 +93,9 @@ impl Cni {
 
     /// What leaves the subnet has the machine's address: one rule for all tasks, whoever made it.
     async fn masquerade(&self) {
+        // Tasks that start together look one after the other.
+        static LOOKING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+        let _looking = LOOKING.lock().await;
         let rule = |verb: &'static str| {
             let mut command = Command::new("iptables");
             command.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));

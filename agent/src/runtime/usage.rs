@@ -25,7 +25,14 @@ pub(crate) fn of(cgroups: &[PathBuf], group: i32) -> Usage {
     for cgroup in cgroups {
         let counted = ["memory.current", "memory.usage_in_bytes"];
         if let Some(bytes) = counted.iter().find_map(|name| number(&cgroup.join(name))) {
-            usage.memory_bytes = bytes;
+            // File pages that are not used are given back at once.
+            let idle = |text: &str| {
+                let names = ["total_inactive_file ", "inactive_file "];
+                names.iter().find_map(|name| text.lines().find_map(|line| line.strip_prefix(name).map(str::to_owned)))
+            };
+            let stat = fs::read_to_string(cgroup.join("memory.stat")).ok();
+            let idle: u64 = stat.and_then(|text| idle(&text)?.trim().parse().ok()).unwrap_or(0);
+            usage.memory_bytes = bytes.saturating_sub(idle);
         }
         let limits = ["memory.max", "memory.limit_in_bytes"];
         let limit = limits.iter().find_map(|name| number(&cgroup.join(name)));

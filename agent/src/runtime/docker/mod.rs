@@ -9,7 +9,7 @@ mod mapping;
 mod output;
 mod volume;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -378,8 +378,11 @@ impl Runtime for Docker {
     }
 
     async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
-        if id.name == PAUSE {
-            self.detach_network(id).await?;
+        // While its namespace is there. What fails now is done when it is removed.
+        if id.name == PAUSE
+            && let Err(error) = self.detach_network(id).await
+        {
+            tracing::warn!(container = %id, %error, "the address was not given back yet");
         }
         let seconds = i32::try_from(grace.as_secs()).unwrap_or(i32::MAX);
         let options = StopContainerOptions { signal: None, t: Some(seconds) };
@@ -396,10 +399,13 @@ impl Runtime for Docker {
         } else {
             output::keep(&self.engine, &self.logs, id).await;
         }
-        let volumes = match within("inspect", LOOK, self.engine.inspect_container(&name(id), None)).await? {
-            Ok(found) => found.mounts.unwrap_or_default().into_iter().filter_map(|m| m.name).collect(),
-            Err(_) => Vec::new(),
-        };
+        let mut volumes: BTreeSet<String> =
+            match within("inspect", LOOK, self.engine.inspect_container(&name(id), None)).await? {
+                Ok(found) => found.mounts.unwrap_or_default().into_iter().filter_map(|m| m.name).collect(),
+                Err(_) => BTreeSet::new(),
+            };
+        // Those that were made for a container that could not be.
+        volumes.extend(volume::of_task(&self.engine, &id.task).await?);
         let options = RemoveContainerOptions { v: true, force: true, link: false };
         match within("remove", SLACK, self.engine.remove_container(&name(id), Some(options))).await? {
             Ok(()) => {}
@@ -438,10 +444,22 @@ impl Runtime for Docker {
         id: &ContainerId,
         request: LogRequest,
     ) -> Result<BoxStream<'static, Result<LogPiece, RuntimeError>>, RuntimeError> {
-        if self.inspect(id).await?.is_some() {
-            return Ok(output::read(&self.engine, id, request));
+        // What is kept is all that there was: it is kept when the container is removed.
+        if let Some(kept) = output::kept(&self.logs, id, request) {
+            return Ok(kept);
         }
-        output::kept(&self.logs, id, request).ok_or_else(|| RuntimeError::NotFound(id.clone()))
+        if self.inspect(id).await?.is_none() {
+            return output::kept(&self.logs, id, request).ok_or_else(|| RuntimeError::NotFound(id.clone()));
+        }
+        let mut pieces = output::read(&self.engine, id, request);
+        if request.follow {
+            return Ok(pieces);
+        }
+        // It may be removed at this very moment.
+        match pieces.next().await {
+            Some(Err(error)) => output::kept(&self.logs, id, request).ok_or(error),
+            first => Ok(futures::stream::iter(first).chain(pieces).boxed()),
+        }
     }
 
     fn exits(&self) -> mpsc::UnboundedReceiver<(ContainerId, Exit)> {

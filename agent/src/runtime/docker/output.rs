@@ -68,7 +68,9 @@ pub(super) async fn keep(engine: &Docker, logs: &Path, id: &ContainerId) {
     let _ = fs::create_dir_all(logs);
     for (bytes, stderr) in kept.iter().zip([false, true]) {
         let end = &bytes[bytes.len().saturating_sub(KEPT)..];
-        let _ = fs::write(file(logs, id, stderr), end);
+        // Whoever reads it finds all of it.
+        let (part, whole) = (file(logs, id, stderr).with_extension("part"), file(logs, id, stderr));
+        let _ = fs::write(&part, end).and_then(|()| fs::rename(part, whole));
     }
     let old = |path: &Path| {
         let changed = fs::metadata(path).and_then(|m| m.modified()).ok();

@@ -1,8 +1,11 @@
 //! Volumes of the engine's own: made before the container that mounts them. One that is only named, without a configuration, the
 //! engine makes by itself.
 
+use std::collections::HashMap;
+
 use bollard::Docker;
 use bollard::models::VolumeCreateRequest;
+use bollard::query_parameters::ListVolumesOptions;
 use steady_core::v1::Volume;
 
 use super::mapping::{is_shared, labels, volume_name};
@@ -46,4 +49,13 @@ pub(super) async fn prepare(engine: &Docker, spec: &ContainerSpec) -> Result<(),
         made.map_err(|error| failed(&error, RuntimeError::Volume))?;
     }
     Ok(())
+}
+
+/// Volumes that were made for a task.
+pub(super) async fn of_task(engine: &Docker, task: &str) -> Result<Vec<String>, RuntimeError> {
+    let filters = HashMap::from([("label".to_owned(), vec![format!("{}={task}", labels::TASK)])]);
+    let options = ListVolumesOptions { filters: Some(filters) };
+    let listed = within("list volumes", LOOK, engine.list_volumes(Some(options))).await?;
+    let listed = listed.map_err(|error| failed(&error, RuntimeError::Other))?;
+    Ok(listed.volumes.unwrap_or_default().into_iter().map(|volume| volume.name).collect())
 }

@@ -128,10 +128,15 @@ async fn pump(
     let mut late = std::pin::pin!(late);
     while reads || exit.is_none() {
         tokio::select! {
+            biased;
             piece = read.next(), if reads => match piece {
                 Some(piece) => {
                     if to.send(Ok(piece)).await.is_err() {
                         return;
+                    }
+                    // What the command left behind is waited for, not whoever reads.
+                    if exit.is_some() {
+                        late.as_mut().reset(tokio::time::Instant::now() + DRAIN);
                     }
                 }
                 None => reads = false,
@@ -143,7 +148,11 @@ async fn pump(
                 late.as_mut().reset(tokio::time::Instant::now() + DRAIN);
             }
             () = &mut late => break,
-            _ = look.tick(), if exit.is_none() && directory.state() != State::Running => drop(Kill(kill.0)),
+            _ = look.tick(), if exit.is_none() => {
+                if directory.state() != State::Running {
+                    drop(Kill(kill.0));
+                }
+            }
             () = to.closed() => return,
         }
     }

@@ -39,6 +39,8 @@ pub use shim::{run_exec, run_shim};
 
 /// How often a container is looked at while something is waited for.
 const POLL: Duration = Duration::from_millis(100);
+/// How often it is looked whether a container's cgroups are empty.
+const EMPTIES: usize = 15;
 /// How long a start may take.
 const START: Duration = Duration::from_secs(10);
 /// How long a killed process may take to be gone.
@@ -215,7 +217,13 @@ impl Runtime for Process {
                 self.stop(id, Duration::ZERO).await?;
             }
             output::keep(&self.base, id, &directory);
-            cgroup::kill(&launch.cgroups);
+            // Commands that were run beside it end a moment after it.
+            for _ in 0..EMPTIES {
+                if !cgroup::is_occupied(&launch.cgroups) {
+                    break;
+                }
+                tokio::time::sleep(POLL).await;
+            }
             cgroup::remove(&launch.cgroups);
             cgroup::uncap(&id.task);
             sensitive::forget(launch.sensitive.as_deref());

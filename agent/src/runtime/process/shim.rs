@@ -63,7 +63,6 @@ fn start_and_wait(directory: &Directory) -> io::Result<Exit> {
     let status = child.wait()?;
     // Whatever the command left behind goes with it.
     directory.signal(Signal::KILL);
-    cgroup::kill(&launch.cgroups);
     Ok(ended(status, cgroup::kills_for_memory(&launch.cgroups) > kills))
 }
 
