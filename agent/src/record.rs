@@ -81,6 +81,13 @@ impl Records {
         Ok(records)
     }
 
+    /// Remembers a task where it can only be said that this failed: what was decided goes on all the same.
+    pub(crate) fn note(&self, record: &Record) {
+        if let Err(error) = self.save(record) {
+            tracing::error!(task = record.task.name(), %error, "a task could not be remembered");
+        }
+    }
+
     /// Remembers a task.
     pub(crate) fn save(&self, record: &Record) -> io::Result<()> {
         let Some(file) = self.file(record.task.name()) else { return Ok(()) };

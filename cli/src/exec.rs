@@ -122,12 +122,9 @@ pub async fn run(args: Exec, global: &Global, _: &mut Out) -> Result<(), Failure
 
 /// The task that is meant: of a service, one that runs.
 async fn task_of(client: &Client, what: &str, cluster: &str) -> Result<Key, Failure> {
-    let found = what.contains('/').then(|| target::parse_one(what)).transpose()?;
-    let Some(service) = found.filter(|found| found.kind == Kind::Service) else {
+    let Some(service) = target::service_of(client, cluster, what).await? else {
         return target::task(client, cluster, &target::name_of(Kind::Task, what)?).await;
     };
-    let service = Key::new(Kind::Service, cluster, &service.name.unwrap_or_default());
-    client.get(&service).await?;
     let mut world = World::default();
     world.add(client.list(Kind::Task, target::in_cluster(cluster)).await?);
     let mut running = world

@@ -72,6 +72,15 @@ pub fn name_of(expected: Kind, word: &str) -> Result<String, Failure> {
     Err(Failure::usage(format!("`{word}` is a {found}; this command takes a {expected}: {expected}/NAME")))
 }
 
+/// The service that `service/NAME` means, which has to be there; `None`: a task is meant.
+pub async fn service_of(client: &Client, cluster: &str, word: &str) -> Result<Option<Key>, Failure> {
+    let found = word.contains('/').then(|| parse_one(word)).transpose()?;
+    let Some(found) = found.filter(|found| found.kind == Kind::Service) else { return Ok(None) };
+    let key = Key::new(Kind::Service, cluster, &found.name.unwrap_or_default());
+    client.get(&key).await?;
+    Ok(Some(key))
+}
+
 /// Reads a label selector: `app=web,tier=front`.
 pub fn labels(text: &str) -> Result<BTreeMap<String, String>, String> {
     text.split(',')

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Args;
-use steady_core::{Key, Kind, task};
+use steady_core::{Kind, task};
 use steady_proto::v1::task_last_status::Value as Status;
 use steady_proto::v1::{ContainerUsage, StatsRequest};
 
@@ -100,17 +100,13 @@ async fn tasks(client: &Client, args: &Top, global: &Global) -> Result<Vec<Strin
     let service = match &args.what {
         None => None,
         Some(what) => {
-            let found = what.contains('/').then(|| target::parse_one(what)).transpose()?;
-            let Some(found) = found.filter(|found| found.kind == Kind::Service) else {
+            let Some(service) = target::service_of(client, cluster, what).await? else {
                 let task = target::task(client, cluster, &target::name_of(Kind::Task, what)?).await?;
                 return Ok(vec![task.name.to_string()]);
             };
-            Some(Key::new(Kind::Service, cluster, &found.name.unwrap_or_default()))
+            Some(service)
         }
     };
-    if let Some(service) = &service {
-        client.get(service).await?;
-    }
     let mut world = World::default();
     world.add(client.list(Kind::Task, target::in_cluster(cluster)).await?);
     let of_service = |name: &str| service.as_ref().is_none_or(|service| *service.name == *name);

@@ -206,7 +206,12 @@ impl Place {
              steady/v1\nkind: Service\nmetadata: {{name: {service}}}\nspec: {{taskDefinition: {service}, \
              desiredCount: {count}}}\n"
         );
-        let path = self.path(&format!("{service}.yaml"));
+        self.apply(service, &manifest);
+    }
+
+    /// Applies a manifest, written down under a name.
+    pub fn apply(&self, name: &str, manifest: &str) {
+        let path = self.path(&format!("{name}.yaml"));
         std::fs::write(&path, manifest).unwrap();
         self.ok(&["apply", "-f", path.to_str().unwrap()]);
     }

@@ -139,9 +139,7 @@ fn volumes_go_with_their_task_or_stay_for_the_next_one() {
              containerPath: /own}}]}}]\n---\napiVersion: steady/v1\nkind: Task\nmetadata: {{name: {name}}}\nspec: \
              {{taskDefinition: {name}}}\n"
         );
-        let path = place.path(&format!("{name}.yaml"));
-        std::fs::write(&path, manifest).unwrap();
-        place.ok(&["apply", "-f", path.to_str().unwrap()]);
+        place.apply(name, &manifest);
         place.ok(&["wait", &format!("task/{name}"), "--for", "stopped", "--timeout", "60s"]);
         place.json(&["get", &format!("task/{name}")])["status"]["stoppedReason"].as_str().unwrap().to_owned()
     };

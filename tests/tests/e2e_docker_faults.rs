@@ -23,12 +23,6 @@ metadata: {name: box}
 spec: {taskDefinition: box, desiredCount: 2}
 ";
 
-fn apply(place: &Place, name: &str, manifest: &str) {
-    let path = place.path(&format!("{name}.yaml"));
-    std::fs::write(&path, manifest).unwrap();
-    place.ok(&["apply", "-f", path.to_str().unwrap()]);
-}
-
 /// The processes of all containers.
 fn pids(engine: &Engine) -> Vec<String> {
     let names = engine.containers();
@@ -55,7 +49,7 @@ fn tasks_outlive_an_engine_that_is_killed_and_one_that_hangs() {
     let mut engine = Engine::with(&place, &live);
     engine.busybox("box:1");
     let _up = place.up(&["--runtime", "docker", "--docker-socket", &engine.socket]);
-    apply(&place, "box", MANIFEST);
+    place.apply("box", MANIFEST);
     place.wait_steady("service/box");
     let healthy = |task: &Value| task["status"]["healthStatus"] == "HEALTHY";
     eventually("both are healthy", Duration::from_secs(30), || place.running().iter().all(healthy).then_some(()));

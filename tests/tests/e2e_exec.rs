@@ -25,9 +25,7 @@ spec: {taskDefinition: box, desiredCount: 1}
 
 fn started(place: &Place, args: &[&str]) -> Running {
     let up = place.up(args);
-    let path = place.path("box.yaml");
-    std::fs::write(&path, MANIFEST).unwrap();
-    place.ok(&["apply", "-f", path.to_str().unwrap()]);
+    place.apply("box", MANIFEST);
     place.wait_steady("service/box");
     up
 }

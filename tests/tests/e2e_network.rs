@@ -30,12 +30,6 @@ metadata: {name: web}
 spec: {taskDefinition: web, desiredCount: 2}
 ";
 
-fn apply(place: &Place, name: &str, manifest: &str) {
-    let path = place.path(&format!("{name}.yaml"));
-    std::fs::write(&path, manifest).unwrap();
-    place.ok(&["apply", "-f", path.to_str().unwrap()]);
-}
-
 fn address(task: &Value) -> String {
     let container = &task["status"]["containers"][0];
     container["networkInterfaces"][0]["privateIpv4Address"].as_str().unwrap().to_owned()
@@ -48,7 +42,7 @@ fn each_task_has_an_address_of_its_own_and_keeps_it_over_a_restart_of_the_agent(
     engine.busybox("box:1");
     let args = ["--runtime", "docker", "--docker-socket", &engine.socket];
     let mut up = place.up(&args);
-    apply(&place, "web", WEB);
+    place.apply("web", WEB);
     place.wait_steady("service/web");
     let tasks = place.running();
     let addresses: BTreeSet<String> = tasks.iter().map(address).collect();
@@ -117,8 +111,8 @@ fn containers_of_a_task_share_processes_and_memory_where_they_are_told_to() {
              steady/v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{taskDefinition: {name}, desiredCount: 1}}\n"
         )
     };
-    apply(&place, "shared", &manifest("shared", "  pidMode: task\n  ipcMode: task\n"));
-    apply(&place, "host", &manifest("host", "  pidMode: host\n  ipcMode: none\n"));
+    place.apply("shared", &manifest("shared", "  pidMode: task\n  ipcMode: task\n"));
+    place.apply("host", &manifest("host", "  pidMode: host\n  ipcMode: none\n"));
     place.wait_steady("service/shared");
     place.wait_steady("service/host");
     let ps = place.ok(&["exec", "service/shared", "--", "ps"]);

@@ -31,9 +31,7 @@ fn run(place: &Place, name: &str, containers: &str) -> Value {
          [{containers}]\n---\napiVersion: steady/v1\nkind: Task\nmetadata: {{name: {name}}}\nspec: {{taskDefinition: \
          {name}}}\n"
     );
-    let path = place.path(&format!("{name}.yaml"));
-    std::fs::write(&path, manifest).unwrap();
-    place.ok(&["apply", "-f", path.to_str().unwrap()]);
+    place.apply(name, &manifest);
     place.ok(&["wait", &format!("task/{name}"), "--for", "stopped", "--timeout", "60s"]);
     place.json(&["get", &format!("task/{name}")])
 }

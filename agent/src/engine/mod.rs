@@ -289,7 +289,7 @@ impl Engine {
         }
         let definition = assignment.definition.unwrap_or_default();
         let record = Record::new(object, definition);
-        self.save(&record);
+        self.records.note(&record);
         self.insert(state, record);
     }
 
@@ -300,16 +300,8 @@ impl Engine {
             let reason = "The agent of its container instance was stopped".to_owned();
             entry.state.stop.get_or_insert(Stop { code: StopCode::TerminationNotice, reason, since });
             entry.record.stop.clone_from(&entry.state.stop);
-            if let Err(error) = self.records.save(&entry.record) {
-                tracing::error!(task = name, %error, "a task could not be remembered");
-            }
+            self.records.note(&entry.record);
             self.touched.insert(name.clone());
-        }
-    }
-
-    fn save(&self, record: &Record) {
-        if let Err(error) = self.records.save(record) {
-            tracing::error!(task = record.task.name(), %error, "a task could not be remembered");
         }
     }
 
@@ -322,9 +314,7 @@ impl Engine {
             let reason = "the task is gone".to_owned();
             entry.state.stop.get_or_insert(Stop { code: StopCode::UserInitiated, reason, since: now });
             entry.record.stop.clone_from(&entry.state.stop);
-            if let Err(error) = self.records.save(&entry.record) {
-                tracing::error!(task = name, %error, "a task could not be remembered");
-            }
+            self.records.note(&entry.record);
             self.touched.insert(name.clone());
         }
     }
@@ -397,7 +387,7 @@ impl Engine {
         let Some(entry) = self.tasks.remove(name) else { return };
         entry.state.host_ports().for_each(|port| self.ports.release(port.host, port.udp));
         let now = self.clock.now();
-        self.save(&Record { over: Some(now), ..Record::new(entry.record.task, TaskDefinitionSpec::default()) });
+        self.records.note(&Record { over: Some(now), ..Record::new(entry.record.task, TaskDefinitionSpec::default()) });
         for forgotten in self.over.add(name, now) {
             self.records.forget(&forgotten);
         }
@@ -440,8 +430,7 @@ impl Engine {
                 state.stop = Some(stop);
                 entry.record.stop.clone_from(&state.stop);
                 // Should the agent end meanwhile, the next one must not start again what is to stop.
-                let record = entry.record.clone();
-                self.save(&record);
+                self.records.note(&entry.record);
             }
             let skipped = actions.iter().any(|a| matches!(a, Action::Skip(_)));
             for action in actions {

@@ -17,9 +17,8 @@ impl Engine {
         }
         tracing::info!(container = %id, restart = container.restarts.count, "starting it again");
         entry.record.restarts.insert(id.name.clone(), container.restarts.clone());
-        let record = entry.record.clone();
         // Without the record the next agent would decide the same once more.
-        self.save(&record);
+        self.records.note(&entry.record);
         effects::restart(Arc::clone(&self.runtime), self.inputs.clone(), id.clone());
     }
 

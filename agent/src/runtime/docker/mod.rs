@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bollard::errors::Error;
-use bollard::models::{ContainerStateStatusEnum, SystemInfoCgroupDriverEnum};
+use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, SystemInfoCgroupDriverEnum};
 use bollard::query_parameters::{
     CreateContainerOptions, EventsOptions, ListContainersOptions, RemoveContainerOptions, RemoveVolumeOptions,
     StatsOptions, StopContainerOptions,
@@ -117,14 +117,17 @@ impl Docker {
         HashMap::from([("label".to_owned(), own)])
     }
 
+    /// What the engine knows of a container; `None`: it is not there.
+    async fn look(&self, id: &ContainerId) -> Result<Option<ContainerInspectResponse>, RuntimeError> {
+        match within("inspect", LOOK, self.engine.inspect_container(&name(id), None)).await? {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if status(&error) == Some(404) => Ok(None),
+            Err(error) => Err(failed(&error, RuntimeError::Other)),
+        }
+    }
+
     async fn inspect(&self, id: &ContainerId) -> Result<Option<(String, State, Duration)>, RuntimeError> {
-        let name = name(id);
-        let found = within("inspect", LOOK, self.engine.inspect_container(&name, None)).await?;
-        let found = match found {
-            Ok(found) => found,
-            Err(error) if status(&error) == Some(404) => return Ok(None),
-            Err(error) => return Err(failed(&error, RuntimeError::Other)),
-        };
+        let Some(found) = self.look(id).await? else { return Ok(None) };
         let state = found.state.unwrap_or_default();
         let known = match state.status {
             Some(ContainerStateStatusEnum::CREATED) => State::Created,
@@ -152,11 +155,7 @@ impl Docker {
 
     /// The network namespace of a container that runs.
     async fn namespace(&self, id: &ContainerId) -> Result<Option<PathBuf>, RuntimeError> {
-        let found = match within("inspect", LOOK, self.engine.inspect_container(&name(id), None)).await? {
-            Ok(found) => found,
-            Err(error) if status(&error) == Some(404) => return Ok(None),
-            Err(error) => return Err(failed(&error, RuntimeError::Other)),
-        };
+        let Some(found) = self.look(id).await? else { return Ok(None) };
         let pid = found.state.and_then(|state| state.pid).filter(|pid| *pid > 0);
         Ok(pid.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/net"))))
     }
@@ -434,7 +433,7 @@ impl Runtime for Docker {
         match first {
             // Of one that does not run there is an answer too, without anything in it.
             Some(Ok(stats)) => mapping::usage(&stats).ok_or_else(|| RuntimeError::NotFound(id.clone())),
-            Some(Err(error)) if status(&error) != Some(404) => Err(RuntimeError::Other(text(&error))),
+            Some(Err(error)) if status(&error) != Some(404) => Err(failed(&error, RuntimeError::Other)),
             _ => Err(RuntimeError::NotFound(id.clone())),
         }
     }
