@@ -83,16 +83,12 @@ impl Engine {
 
     /// Makes an image of Debian's `busybox-static`, with a shell that finds its commands.
     pub fn busybox(&self, image: &str) {
-        let made = "set -e; d=$(mktemp -d); mkdir -p $d/bin $d/tmp; cp $(command -v busybox) $d/bin/busybox; \
-                    for c in sh sleep date touch test cat true echo grep stty wget ps ls tr; do ln -s busybox $d/bin/$c; done; \
-                    tar -C $d -c .; rm -rf $d";
-        let archive = Command::new("sh").args(["-c", made]).output().unwrap();
-        assert!(archive.status.success(), "is busybox-static installed? {archive:?}");
+        let archive = busybox_files();
         let host = format!("unix://{}", self.socket);
         let mut import = Command::new("docker");
         import.args(["-H", &host, "import", "-", image]).stdin(Stdio::piped()).stdout(Stdio::null());
         let mut import = import.spawn().unwrap();
-        import.stdin.take().unwrap().write_all(&archive.stdout).unwrap();
+        import.stdin.take().unwrap().write_all(&archive).unwrap();
         assert!(import.wait().unwrap().success());
     }
 
@@ -113,6 +109,16 @@ impl Drop for Engine {
         self.daemon.wait();
         let _ = std::fs::remove_dir_all(&self.exec_root);
     }
+}
+
+/// Archive of the files of an image of Debian's `busybox-static`.
+pub(crate) fn busybox_files() -> Vec<u8> {
+    let made = "set -e; d=$(mktemp -d); mkdir -p $d/bin $d/tmp $d/etc; cp $(command -v busybox) $d/bin/busybox; \
+                for c in sh sleep date touch test cat true echo grep stty wget ps ls tr id df mkdir; do ln -s busybox $d/bin/$c; done; \
+                printf 'root:x:0:0::/root:/bin/sh\\napp:x:1000:1001::/:/bin/sh\\n' > $d/etc/passwd; tar -C $d -c .; rm -rf $d";
+    let archive = Command::new("sh").args(["-c", made]).output().unwrap();
+    assert!(archive.status.success(), "is busybox-static installed? {archive:?}");
+    archive.stdout
 }
 
 /// A registry on loopback, and where; `users`: only for those of a file of htpasswd's.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 pub mod chaos;
+pub mod containerd;
 pub mod docker;
 pub mod runtimes;
 pub mod sim;

@@ -3,8 +3,11 @@
 
 use std::sync::Arc;
 
-use steady_agent::runtime::{Docker, DockerSettings, Hollow, HollowBehaviour, Process, Runtime};
-use steady_tests::docker::Engine;
+use steady_agent::runtime::{
+    Containerd, ContainerdSettings, Docker, DockerSettings, Hollow, HollowBehaviour, Process, Runtime,
+};
+use steady_tests::containerd::Daemon;
+use steady_tests::docker::{Engine, registry};
 use steady_tests::runtimes::Subject;
 use steady_tests::{Place, steady_binary};
 
@@ -39,4 +42,30 @@ async fn docker_s_containers_keep_to_the_suite() {
     let docker = Docker::connect(settings).await.unwrap();
     let open = || Arc::new(docker.clone()) as Arc<dyn Runtime>;
     Subject { open: &open, image: "box:1", is_real: true, limits: true }.conforms().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_s_containers_keep_to_the_suite_without_docker() {
+    let place = Place::new();
+    let (_registry, at) = registry(&place, None);
+    let image = format!("{at}/box:1");
+    {
+        let engine = Engine::start(&place);
+        engine.busybox(&image);
+        engine.docker(&["push", &image]);
+    }
+    let daemon = Daemon::start(&place);
+    let settings = ContainerdSettings {
+        socket: Some(daemon.socket.clone()),
+        cluster: "default".into(),
+        instance: "instance".into(),
+        base: place.path("containers"),
+        program: steady_binary(),
+        ..ContainerdSettings::default()
+    };
+    let containerd = Containerd::connect(settings).await.unwrap();
+    let open = || Arc::new(containerd.clone()) as Arc<dyn Runtime>;
+    Subject { open: &open, image: &image, is_real: true, limits: true }.conforms().await;
+    assert_eq!(daemon.ctr(&["containers", "list", "-q"]), "", "nothing is left");
+    assert_eq!(daemon.ctr(&["snapshots", "list"]).lines().filter(|line| line.contains("Active")).count(), 0);
 }

@@ -43,6 +43,13 @@ pub(crate) fn create(id: &ContainerId, cpu: Option<i32>, memory: Option<i32>) ->
     make(&format!("{}/{}", of_task(&id.task), id.name), None, memory)
 }
 
+/// Cgroups of a container that an engine made in its task's.
+pub(crate) fn of_container(id: &ContainerId) -> Vec<PathBuf> {
+    let name = format!("{}/{}", of_task(&id.task), id.name);
+    let all = hierarchies().iter().map(|hierarchy| Path::new(ROOT).join(hierarchy).join(&name));
+    all.filter(|path| path.exists()).collect()
+}
+
 /// Directories of the controllers for memory and cpu: one directory in version 2.
 fn hierarchies() -> &'static [&'static str] {
     if is_version_2() { &[""] } else { &["memory", "cpu"] }

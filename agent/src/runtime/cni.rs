@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
+use super::Port;
+
 /// Where plug-ins are: as containerd and Kubernetes have them, and as Debian does.
 const PLUGINS: [&str; 2] = ["/opt/cni/bin", "/usr/lib/cni"];
 /// Name of the network and of its bridge.
@@ -25,6 +27,9 @@ const INTERFACE: &str = "eth0";
 const LIMIT: Duration = Duration::from_secs(30);
 /// Only this version is spoken by all plug-ins of the last years.
 const VERSION: &str = "0.4.0";
+
+/// What is kept of a result beyond it: ports of the machine.
+const PORTS: &str = "steadyPorts";
 
 /// The subnet of tasks' addresses where none is named.
 pub(crate) const DEFAULT_SUBNET: &str = "10.88.0.0/16";
@@ -74,21 +79,49 @@ impl Cni {
         address(&serde_json::from_slice(&fs::read(self.result(task)).ok()?).ok()?)
     }
 
-    /// Gives a network namespace an address; the one that the task has already, if it does.
-    pub(crate) async fn add(&self, task: &str, namespace: &Path) -> Result<String, String> {
+    /// Leads ports of the machine to a container's.
+    fn port_map(ports: &[Port], result: &Value) -> Option<Value> {
+        let mappings = ports.iter().map(|port| {
+            let protocol = if port.udp { "udp" } else { "tcp" };
+            json!({ "hostPort": port.host, "containerPort": port.container, "protocol": protocol })
+        });
+        let mappings: Vec<Value> = mappings.collect();
+        (!mappings.is_empty()).then(|| {
+            json!({
+                "cniVersion": VERSION, "name": NETWORK, "type": "portmap", "capabilities": { "portMappings": true }, "snat": true,
+                "runtimeConfig": { "portMappings": mappings }, "prevResult": result,
+            })
+        })
+    }
+
+    /// Gives a network namespace an address, and ports of the machine; those that `task` has already, if it does.
+    pub(crate) async fn add(&self, task: &str, namespace: &Path, ports: &[Port]) -> Result<String, String> {
         if let Some(known) = self.address(task) {
             return Ok(known);
         }
         self.masquerade().await;
         // Half of a former attempt may be there.
         self.del(task, Some(namespace)).await?;
-        let result = self.call("ADD", task, Some(namespace), &self.bridge()).await?;
-        if let Some(firewall) = self.firewall(&result) {
+        let mut result = self.call("ADD", task, Some(namespace), &self.bridge()).await?;
+        let address = address(&result).ok_or_else(|| format!("the bridge plug-in gave no address: {result}"))?;
+        result[PORTS] = json!(ports);
+        // Kept before the rest is done: all of it is taken back by what is kept.
+        self.keep(task, &result).map_err(|e| format!("{}: {e}", self.results.display()))?;
+        let rest = self.lead_in(task, namespace, ports, &result).await;
+        if rest.is_err() {
+            self.del(task, Some(namespace)).await?;
+        }
+        rest.map(|()| address)
+    }
+
+    async fn lead_in(&self, task: &str, namespace: &Path, ports: &[Port], result: &Value) -> Result<(), String> {
+        if let Some(firewall) = self.firewall(result) {
             self.call("ADD", task, Some(namespace), &firewall).await?;
         }
-        let address = address(&result).ok_or_else(|| format!("the bridge plug-in gave no address: {result}"))?;
-        self.keep(task, &result).map_err(|e| format!("{}: {e}", self.results.display()))?;
-        Ok(address)
+        if let Some(map) = Self::port_map(ports, result) {
+            self.call("ADD", task, Some(namespace), &map).await?;
+        }
+        Ok(())
     }
 
     /// What leaves the subnet has the machine's address: one rule for all tasks, whoever made it.
@@ -119,8 +152,14 @@ impl Cni {
     /// Takes a task's address back. One that has none is no error.
     pub(crate) async fn del(&self, task: &str, namespace: Option<&Path>) -> Result<(), String> {
         let kept = fs::read(self.result(task)).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-        if let Some(firewall) = kept.and_then(|result| self.firewall(&result)) {
-            self.call("DEL", task, namespace, &firewall).await?;
+        if let Some(result) = kept {
+            let ports: Vec<Port> = serde_json::from_value(result[PORTS].clone()).unwrap_or_default();
+            if let Some(map) = Self::port_map(&ports, &result) {
+                self.call("DEL", task, namespace, &map).await?;
+            }
+            if let Some(firewall) = self.firewall(&result) {
+                self.call("DEL", task, namespace, &firewall).await?;
+            }
         }
         self.call("DEL", task, namespace, &self.bridge()).await?;
         match fs::remove_file(self.result(task)) {

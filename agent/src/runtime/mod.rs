@@ -5,8 +5,11 @@
 
 mod cgroup;
 pub(crate) mod cni;
+mod containerd;
 mod docker;
 mod hollow;
+mod image;
+mod output;
 mod process;
 mod usage;
 
@@ -24,8 +27,10 @@ use steady_core::Timestamp;
 use steady_core::v1::{ContainerDefinition, Volume, network_mode, transport_protocol};
 use tokio::sync::mpsc;
 
-pub use docker::{Docker, DockerSettings, PullBehavior};
+pub use containerd::{Containerd, ContainerdSettings, run_logger};
+pub use docker::{Docker, DockerSettings};
 pub use hollow::{Hollow, HollowBehaviour};
+pub use image::PullBehavior;
 pub use process::{Process, run_exec, run_inside, run_shim};
 
 /// An image's repository: without tag and digest.
@@ -151,6 +156,21 @@ impl ContainerSpec {
             memory_limit: None,
             sensitive: Sensitive::default(),
         }
+    }
+
+    /// Variables of the container's environment, `NAME=VALUE`, in a network of its own.
+    pub(crate) fn environment(&self) -> Vec<String> {
+        let own = [("STEADY_TASK", self.id.task.clone()), ("STEADY_CONTAINER", self.id.name.clone())];
+        // A program that listens on PORT works on every runtime.
+        let port = self.ports.first().map(|port| ("PORT", port.container.to_string()));
+        let given = &self.definition.environment;
+        let hides = |name: &str| self.sensitive.variables.iter().any(|(hidden, _)| hidden == name);
+        let own = own.into_iter().chain(port);
+        let own = own.filter(|(name, _)| !hides(name) && !given.iter().any(|pair| pair.name == *name));
+        let own = own.map(|(name, value)| format!("{name}={value}"));
+        let given = given.iter().map(|pair| format!("{}={}", pair.name, pair.value));
+        let hidden = self.sensitive.variables.iter().map(|(name, value)| format!("{name}={value}"));
+        own.chain(given).chain(hidden).collect()
     }
 }
 
@@ -351,7 +371,7 @@ pub enum RuntimeError {
 /// Runs containers. Every call ends within a deadline of the runtime's own.
 #[async_trait]
 pub trait Runtime: Send + Sync {
-    /// `docker`, `process` or `hollow`.
+    /// `docker`, `containerd`, `process` or `hollow`.
     fn name(&self) -> &'static str;
 
     /// Containers of this agent, running or not, whoever started them.

@@ -48,6 +48,26 @@ pub(crate) fn of(cgroups: &[PathBuf], group: i32) -> Usage {
     usage
 }
 
+/// Of a container whose process is `pid`: what its network moved, too, where that is not the machine's own.
+pub(crate) fn of_container(cgroups: &[PathBuf], pid: i32) -> Usage {
+    let mut usage = of(cgroups, pid);
+    let network = |of: &str| fs::read_link(format!("/proc/{of}/ns/net")).ok();
+    if network(&pid.to_string()) != network("self") {
+        let counted = fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap_or_default();
+        (usage.received_bytes, usage.sent_bytes) = moved(&counted);
+    }
+    usage
+}
+
+/// Bytes received and sent by all interfaces but loopback, as `/proc/PID/net/dev` has them.
+fn moved(counted: &str) -> (u64, u64) {
+    let interfaces = counted.lines().filter_map(|line| line.trim().split_once(':')).filter(|(name, _)| *name != "lo");
+    interfaces.fold((0, 0), |(received, sent), (_, counts)| {
+        let counts: Vec<u64> = counts.split_whitespace().filter_map(|count| count.parse().ok()).collect();
+        (received + counts.first().unwrap_or(&0), sent + counts.get(8).unwrap_or(&0))
+    })
+}
+
 fn processes(cgroups: &[PathBuf], group: i32) -> Vec<i32> {
     let listed = cgroups.first().and_then(|cgroup| fs::read_to_string(cgroup.join("cgroup.procs")).ok());
     if let Some(listed) = listed {
@@ -83,6 +103,12 @@ fn field(path: &Path, pick: impl Fn(&str) -> Option<&str>) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_moved_is_summed_over_interfaces() {
+        let counted = "Inter-| Receive\n face |bytes\n    lo: 9 0 0 0 0 0 0 0 9 0 0 0 0 0 0 0\n  eth0: 10 1 0 0 0 0 0 0 20 1 0 0 0 0 0 0\n";
+        assert_eq!(moved(counted), (10, 20));
+    }
 
     #[test]
     fn this_process_takes_something() {

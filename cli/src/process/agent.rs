@@ -29,6 +29,7 @@ pub async fn agent(args: Agent, global: &Global) -> Result<(), Failure> {
             name,
             runtime: args.runtime,
             docker_socket: args.docker_socket.clone(),
+            containerd_socket: args.containerd_socket.clone(),
             image_pull_behavior: args.image_pull_behavior,
             task_subnet: args.task_subnet.clone(),
             live_restore: !args.without_live_restore,

@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use rustix::process::{Signal, WaitOptions, getppid, set_parent_process_death_signal};
-use steady_agent::runtime::{run_exec, run_inside, run_shim};
+use steady_agent::runtime::{run_exec, run_inside, run_logger, run_shim};
 
 /// Runs a hidden subcommand, if the arguments are of one.
 pub fn hidden(args: &[OsString]) -> Option<ExitCode> {
@@ -19,6 +19,7 @@ pub fn hidden(args: &[OsString]) -> Option<ExitCode> {
             let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
             Some(code(run_inside(Path::new(directory), terminal, Path::new(program), &args)))
         }
+        ["__log", directory] => Some(code(run_logger(Path::new(directory)))),
         ["__pause"] => pause(),
         ["__guard", parent, program, ..] => Some(guard(parent, program, args.get(4..).unwrap_or_default())),
         _ => None,

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
-use steady_agent::runtime::{Docker, DockerSettings, Hollow, HollowBehaviour, Process, Runtime, RuntimeError};
+use steady_agent::runtime::{
+    Containerd, ContainerdSettings, Docker, DockerSettings, Hollow, HollowBehaviour, Process, Runtime, RuntimeError,
+};
 use steady_agent::{AgentError, Identity, Settings};
 use steady_core::SystemClock;
 use steady_core::v1::{Attribute, ContainerInstanceSpec, HostPortRange, InstanceResources};
@@ -54,6 +56,7 @@ pub(super) struct Wanted {
     pub(super) directory: PathBuf,
     pub(super) runtime: RuntimeChoice,
     pub(super) docker_socket: Option<PathBuf>,
+    pub(super) containerd_socket: Option<PathBuf>,
     pub(super) address: String,
     pub(super) cpu: Option<i32>,
     pub(super) memory: Option<i32>,
@@ -163,6 +166,11 @@ async fn runtime(wanted: &Wanted, identity: &Identity) -> Result<Arc<dyn Runtime
             })?;
             restorable(wanted, docker)
         }
+        RuntimeChoice::Containerd => containerd(wanted, identity).await.map_err(|error| {
+            Failure::failed(format!(
+                "{error}; is containerd running? Or pass --containerd-socket, or --runtime process"
+            ))
+        }),
         // A choice that was made stays made: tasks of the other runtime would be lost.
         RuntimeChoice::Auto if wanted.directory.join("process").exists() => process(wanted),
         RuntimeChoice::Auto => match docker(wanted, identity).await {
@@ -183,6 +191,20 @@ async fn docker(wanted: &Wanted, identity: &Identity) -> Result<Arc<Docker>, Run
         task_subnet: wanted.task_subnet.clone(),
     };
     Ok(Arc::new(Docker::connect(settings).await?))
+}
+
+async fn containerd(wanted: &Wanted, identity: &Identity) -> Result<Arc<dyn Runtime>, RuntimeError> {
+    let program = std::env::current_exe().map_err(|e| RuntimeError::Other(format!("where is this program? {e}")))?;
+    let settings = ContainerdSettings {
+        socket: wanted.containerd_socket.clone(),
+        cluster: wanted.cluster.clone(),
+        instance: identity.uid.clone(),
+        base: wanted.directory.join("containerd"),
+        program,
+        pull_behavior: wanted.image_pull_behavior.into(),
+        task_subnet: wanted.task_subnet.clone(),
+    };
+    Ok(Arc::new(Containerd::connect(settings).await?))
 }
 
 /// An engine whose restart ends every task is no instance for a cluster, unless somebody says that it is.

@@ -38,6 +38,8 @@ pub enum RuntimeChoice {
     Auto,
     /// Docker Engine.
     Docker,
+    /// containerd, without Docker.
+    Containerd,
     /// Plain processes, for machines without a container engine.
     Process,
     /// Simulated tasks.
@@ -195,6 +197,9 @@ pub struct Up {
     /// Docker's socket.
     #[arg(long, value_name = "PATH")]
     pub docker_socket: Option<PathBuf>,
+    /// containerd's socket [default: /run/containerd/containerd.sock].
+    #[arg(long, value_name = "PATH")]
+    pub containerd_socket: Option<PathBuf>,
     /// Leave the tasks running at the end; the next `up` adopts them.
     #[arg(long)]
     pub keep: bool,
@@ -250,6 +255,9 @@ pub struct Agent {
     /// Docker's socket.
     #[arg(long, value_name = "PATH")]
     pub docker_socket: Option<PathBuf>,
+    /// containerd's socket [default: /run/containerd/containerd.sock].
+    #[arg(long, value_name = "PATH")]
+    pub containerd_socket: Option<PathBuf>,
     /// CPU units to offer, 1024 a core [default: all].
     #[arg(long, value_name = "UNITS")]
     pub cpu: Option<i32>,

@@ -120,6 +120,7 @@ async fn agents(
             name,
             runtime: args.runtime,
             docker_socket: args.docker_socket.clone(),
+            containerd_socket: args.containerd_socket.clone(),
             image_pull_behavior: PullWhen::Default,
             task_subnet: None,
             // To try things, a restart of Docker may end them.

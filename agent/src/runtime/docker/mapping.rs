@@ -71,7 +71,7 @@ pub(super) fn container(spec: &ContainerSpec, cgroup_parent: Option<String>) -> 
         image: Some(definition.image.clone()),
         entrypoint: some(definition.entry_point.clone()),
         cmd: some(definition.command.clone()),
-        env: Some(environment(spec)),
+        env: Some(spec.environment()),
         labels: Some(labels),
         user: set(&definition.user),
         working_dir: set(&definition.working_directory),
@@ -82,20 +82,6 @@ pub(super) fn container(spec: &ContainerSpec, cgroup_parent: Option<String>) -> 
         host_config: Some(host(spec, bridged, cgroup_parent)),
         ..ContainerCreateBody::default()
     }
-}
-
-fn environment(spec: &ContainerSpec) -> Vec<String> {
-    let own = [("STEADY_TASK", spec.id.task.clone()), ("STEADY_CONTAINER", spec.id.name.clone())];
-    // A program that listens on PORT works on every runtime.
-    let port = spec.ports.first().map(|port| ("PORT", port.container.to_string()));
-    let given = &spec.definition.environment;
-    let hides = |name: &str| spec.sensitive.variables.iter().any(|(hidden, _)| hidden == name);
-    let own = own.into_iter().chain(port);
-    let own = own.filter(|(name, _)| !hides(name) && !given.iter().any(|pair| pair.name == *name));
-    let own = own.map(|(name, value)| format!("{name}={value}"));
-    let given = given.iter().map(|pair| format!("{}={}", pair.name, pair.value));
-    let hidden = spec.sensitive.variables.iter().map(|(name, value)| format!("{name}={value}"));
-    own.chain(given).chain(hidden).collect()
 }
 
 fn host(spec: &ContainerSpec, bridged: bool, cgroup_parent: Option<String>) -> HostConfig {

@@ -29,13 +29,12 @@ use tokio::sync::mpsc;
 
 use super::cgroup;
 use super::cni::{Cni, DEFAULT_SUBNET};
+use super::image::{PullBehavior, Pulls};
 use super::{
     Command, ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Port, Runtime,
     RuntimeError, State,
 };
 use super::{PAUSE, Usage};
-use image::Images;
-pub use image::PullBehavior;
 use mapping::{labels, name, volume_name};
 
 /// Deadlines of the engine's calls (ECS' agent has the same for create and start).
@@ -55,7 +54,7 @@ pub struct Docker {
     instance: String,
     logs: PathBuf,
     facts: Facts,
-    images: Images,
+    pulls: Pulls,
     /// Makes networks of tasks.
     cni: Option<Cni>,
 }
@@ -103,7 +102,7 @@ impl Docker {
         let subnet = task_subnet.as_deref().unwrap_or(DEFAULT_SUBNET);
         // Only root makes networks.
         let cni = Cni::find(subnet, logs.with_file_name("networks")).filter(|_| geteuid().is_root());
-        Ok(Docker { engine, cluster, instance, logs, facts, images: Images::new(pull_behavior), cni })
+        Ok(Docker { engine, cluster, instance, logs, facts, pulls: Pulls::new(pull_behavior), cni })
     }
 
     /// Whether containers run on while the engine is restarted; `None`: it does not say.
@@ -324,7 +323,7 @@ impl Runtime for Docker {
     }
 
     async fn pull(&self, image: &str, credentials: Option<&Credentials>) -> Result<Option<String>, RuntimeError> {
-        self.images.pull(&self.engine, image, credentials).await
+        self.pulls.pull(&self.engine, image, credentials).await
     }
 
     async fn create(&self, spec: &ContainerSpec) -> Result<String, RuntimeError> {
@@ -361,7 +360,7 @@ impl Runtime for Docker {
             return Err(RuntimeError::Resource(message.into()));
         };
         let namespace = self.namespace(id).await?.ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
-        cni.add(&id.task, &namespace).await.map_err(RuntimeError::Resource)
+        cni.add(&id.task, &namespace, &[]).await.map_err(RuntimeError::Resource)
     }
 
     async fn restart(&self, id: &ContainerId) -> Result<String, RuntimeError> {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use steady_core::{Clock, SystemClock};
 
 use super::launch::Launch;
-use crate::runtime::{ContainerId, Exit, State};
+use crate::runtime::{ContainerId, Exit, State, output};
 
 /// A process, told from a later one with the same number by when it started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,7 +76,7 @@ impl Directory {
     }
 
     pub(super) fn log(&self, stderr: bool) -> PathBuf {
-        self.path.join(if stderr { "stderr.log" } else { "stdout.log" })
+        output::file(&self.path, stderr)
     }
 
     /// Makes it, with what is to be run.

@@ -10,7 +10,6 @@
 mod directory;
 mod execution;
 mod launch;
-mod output;
 mod sensitive;
 mod shim;
 
@@ -30,7 +29,7 @@ use tokio::time::Instant;
 use super::{
     ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Runtime, RuntimeError, State,
 };
-use super::{Usage, cgroup, usage};
+use super::{Usage, cgroup, output, usage};
 use directory::Directory;
 use launch::Launch;
 
@@ -216,7 +215,7 @@ impl Runtime for Process {
             if directory.state() == State::Running {
                 self.stop(id, Duration::ZERO).await?;
             }
-            output::keep(&self.base, id, &directory);
+            output::keep(&self.base, id, directory.path());
             // Commands that were run beside it end a moment after it.
             for _ in 0..EMPTIES {
                 if !cgroup::is_occupied(&launch.cgroups) {
@@ -252,7 +251,11 @@ impl Runtime for Process {
         id: &ContainerId,
         request: LogRequest,
     ) -> Result<BoxStream<'static, Result<LogPiece, RuntimeError>>, RuntimeError> {
-        output::read(&self.base, id, &self.directory(id), request)
+        let directory = self.directory(id);
+        let here = directory.launch().is_ok();
+        let path = directory.path().to_owned();
+        let over: output::IsOver = Arc::new(move || directory.state() != State::Running);
+        output::read(&self.base, id, here.then_some(&(path, over)), request)
     }
 
     fn exits(&self) -> mpsc::UnboundedReceiver<(ContainerId, Exit)> {

@@ -12,8 +12,7 @@ use steady_core::{Clock, SystemClock};
 
 use super::directory::{Directory, Started};
 use super::launch::Launch;
-use super::output;
-use crate::runtime::{Exit, cgroup};
+use crate::runtime::{Exit, cgroup, output};
 
 /// How often the size of the output is looked at.
 const ROTATION: Duration = Duration::from_secs(5);
@@ -57,7 +56,9 @@ fn start_and_wait(directory: &Directory) -> io::Result<Exit> {
     std::thread::spawn(move || {
         loop {
             std::thread::sleep(ROTATION);
-            output::rotate(&logs);
+            for stderr in [false, true] {
+                output::rotate(&logs.log(stderr));
+            }
         }
     });
     let status = child.wait()?;

@@ -1,16 +1,17 @@
-//! Output of commands: kept small while they run, and for a while after they are removed.
+//! Output that is kept in files of a container's directory, `stdout.log` and `stderr.log`: kept small while it runs, and for a
+//! while after it is removed.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 
-use super::directory::Directory;
-use crate::runtime::{ContainerId, LogPiece, LogRequest, RuntimeError, State};
+use super::{ContainerId, LogPiece, LogRequest, RuntimeError};
 
 /// A log that is larger is cut to its last half.
 const MOST: u64 = 10 * 1024 * 1024;
@@ -22,17 +23,19 @@ const POLL: Duration = Duration::from_millis(100);
 /// Most bytes of one piece.
 const PIECE: usize = 64 * 1024;
 
-/// Cuts logs that have grown too large. The command appends, so it goes on at the new end.
-pub(super) fn rotate(directory: &Directory) {
-    for stderr in [false, true] {
-        let path = directory.log(stderr);
-        if fs::metadata(&path).is_ok_and(|m| m.len() > MOST)
-            && let Ok(kept) = last_bytes(&path, MOST / 2)
-            && let Ok(file) = File::options().write(true).open(&path)
-        {
-            let _ = file.set_len(0);
-            let _ = fs::write(&path, kept);
-        }
+/// The file of one kind of output.
+pub(crate) fn file(directory: &Path, stderr: bool) -> PathBuf {
+    directory.join(if stderr { "stderr.log" } else { "stdout.log" })
+}
+
+/// Cuts a log that has grown too large. Whoever writes appends, and so goes on at the new end.
+pub(crate) fn rotate(path: &Path) {
+    if fs::metadata(path).is_ok_and(|m| m.len() > MOST)
+        && let Ok(kept) = last_bytes(path, MOST / 2)
+        && let Ok(file) = File::options().write(true).open(path)
+    {
+        let _ = file.set_len(0);
+        let _ = fs::write(path, kept);
     }
 }
 
@@ -55,11 +58,11 @@ fn kept(base: &Path, id: &ContainerId, stderr: bool) -> PathBuf {
 }
 
 /// Keeps the end of a container's output after it is gone, and forgets what was kept for long.
-pub(super) fn keep(base: &Path, id: &ContainerId, directory: &Directory) {
+pub(crate) fn keep(base: &Path, id: &ContainerId, directory: &Path) {
     let logs = base.join("logs");
     let _ = fs::create_dir_all(&logs);
     for stderr in [false, true] {
-        if let Ok(bytes) = last_bytes(&directory.log(stderr), KEPT) {
+        if let Ok(bytes) = last_bytes(&file(directory, stderr), KEPT) {
             let _ = fs::write(kept(base, id, stderr), bytes);
         }
     }
@@ -74,22 +77,29 @@ pub(super) fn keep(base: &Path, id: &ContainerId, directory: &Directory) {
     }
 }
 
-/// A container's output, of which there are two kinds.
-pub(super) fn read(
+/// Whether nothing more is written.
+pub(crate) type IsOver = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// A container's output, of which there are two kinds: in its directory, or what was kept when it was removed (`None`).
+pub(crate) fn read(
     base: &Path,
     id: &ContainerId,
-    directory: &Directory,
+    directory: Option<&(PathBuf, IsOver)>,
     request: LogRequest,
 ) -> Result<BoxStream<'static, Result<LogPiece, RuntimeError>>, RuntimeError> {
-    let here = directory.launch().is_ok();
-    let path = |stderr| if here { directory.log(stderr) } else { kept(base, id, stderr) };
-    if !here && !path(false).exists() {
+    let path = |stderr| directory.map_or_else(|| kept(base, id, stderr), |(path, _)| file(path, stderr));
+    if directory.is_none() && !path(false).exists() {
         return Err(RuntimeError::NotFound(id.clone()));
     }
     let streams = [false, true].map(|stderr| {
         let path = path(stderr);
         let start = start(&path, request.tail);
-        let reader = Reader { path, at: start, stderr, of: (here && request.follow).then(|| directory.clone()) };
+        let reader = Reader {
+            path,
+            at: start,
+            stderr,
+            over: directory.filter(|_| request.follow).map(|(_, over)| Arc::clone(over)),
+        };
         stream::unfold(reader, |mut reader| async move { reader.next().await.map(|piece| (Ok(piece), reader)) }).boxed()
     });
     Ok(if request.follow { stream::select_all(streams).boxed() } else { stream::iter(streams).flatten().boxed() })
@@ -111,15 +121,15 @@ struct Reader {
     path: PathBuf,
     at: u64,
     stderr: bool,
-    /// The container whose end is waited for.
-    of: Option<Directory>,
+    /// What is waited for.
+    over: Option<IsOver>,
 }
 
 impl Reader {
     async fn next(&mut self) -> Option<LogPiece> {
         loop {
             // Looked at before reading: what was written before the end is read after it.
-            let over = self.of.as_ref().is_none_or(|directory| directory.state() != State::Running);
+            let over = self.over.as_ref().is_none_or(|is_over| is_over());
             let data = self.read().unwrap_or_default();
             if !data.is_empty() {
                 self.at += data.len() as u64;
