@@ -7,6 +7,7 @@
 mod commands;
 mod engine;
 mod identity;
+pub mod metadata;
 mod ports;
 mod record;
 pub mod runtime;
@@ -39,6 +40,8 @@ pub struct Settings {
     pub directory: Option<PathBuf>,
     /// Who this very process is, among all that ever were this agent.
     pub holder: String,
+    /// What containers are told of themselves, if they are.
+    pub endpoint: Option<Arc<metadata::Endpoint>>,
     /// Its tasks stop when it ends; else they go on, and are adopted by the next agent.
     pub stop_tasks: bool,
 }
@@ -68,6 +71,12 @@ pub enum AgentError {
     Local(String),
 }
 
+/// Where an instance is (ECS `ecs.availability-zone`).
+fn zone(spec: &ContainerInstanceSpec) -> &str {
+    let found = spec.attributes.iter().find(|attribute| attribute.name == "ecs.availability-zone");
+    found.map_or("", |attribute| &attribute.value)
+}
+
 /// Runs an agent until `ending` says so.
 pub async fn run(
     settings: Settings,
@@ -80,17 +89,29 @@ pub async fn run(
     let records = Records::open(settings.directory.as_deref()).map_err(|e| AgentError::Local(e.to_string()))?;
     let (to_engine, inputs) = mpsc::unbounded_channel();
     let (outgoing, to_session) = watch::channel(engine::Outgoing::default());
+    let mut seated = None;
+    let mut addresses = None;
+    if let (Some(endpoint), Some(directory)) = (&settings.endpoint, &settings.directory) {
+        let opened = metadata::Addresses::open(endpoint.address(), directory);
+        addresses = Some(opened.map_err(|e| AgentError::Local(format!("{}: {e}", directory.display())))?);
+        seated = Some(endpoint.join(&identity.uid, to_engine.clone(), Arc::clone(&runtime)));
+    }
     let place = engine::Place {
         cluster: settings.cluster.clone(),
         uid: identity.uid.clone(),
         address: settings.spec.address.clone(),
+        zone: zone(&settings.spec).to_owned(),
+        metadata: addresses,
     };
     let engine = Engine::adopt(place, Arc::clone(&runtime), records, clock, to_engine.clone(), outgoing)
         .await
         .map_err(|e| AgentError::Local(e.to_string()))?;
     // The engine ends with this future: whoever drops it has stopped the agent.
     let mut running = JoinSet::new();
-    running.spawn(engine.run(inputs));
+    running.spawn(async move {
+        let _seated = seated;
+        engine.run(inputs).await;
+    });
     let (stop_tasks, stop, mut left) = (settings.stop_tasks, to_engine.clone(), to_session.clone());
     let session = session::Session { settings, identity, client, runtime, to_engine, from_engine: to_session };
     let mut session = std::pin::pin!(session.run());

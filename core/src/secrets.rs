@@ -22,9 +22,18 @@ pub fn credentials(name: &str) -> [String; 2] {
     [format!("{name}:username"), format!("{name}:password")]
 }
 
+/// The secret that holds the credentials of a role: the last part of its ARN, or its name. `None` for anything else.
+pub fn parse_role(role: &str) -> Option<&str> {
+    let name = match role.strip_prefix("arn:") {
+        None => role,
+        Some(rest) => rest.split_once(":role/")?.1.rsplit('/').next()?,
+    };
+    parse_reference(name).filter(|(_, key)| key.is_none()).map(|(name, _)| name)
+}
+
 /// Everything that tasks of a definition need to be told: as [`parse_reference`] reads it.
 pub fn references(definition: &TaskDefinitionSpec) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
+    let mut found: BTreeSet<String> = parse_role(&definition.task_role_arn).map(str::to_owned).into_iter().collect();
     for container in &definition.container_definitions {
         let options = container.log_configuration.iter().flat_map(|log| &log.secret_options);
         found.extend(container.secrets.iter().chain(options).map(|secret| secret.value_from.clone()));
@@ -38,6 +47,15 @@ pub fn references(definition: &TaskDefinitionSpec) -> BTreeSet<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_role_is_a_name_or_an_arn() {
+        assert_eq!(parse_role("app"), Some("app"));
+        assert_eq!(parse_role("arn:aws:iam::123456789012:role/team/app"), Some("app"));
+        for wrong in ["", "arn:aws:iam::123456789012:user/app", "a:b", "a/b"] {
+            assert_eq!(parse_role(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn a_reference_is_a_name_and_perhaps_a_key() {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use steady_core::secrets::{FILE, credentials};
+use steady_core::secrets::{FILE, credentials, parse_role};
 use steady_core::v1::{Assignment, ContainerDefinition};
 use tokio::io::AsyncReadExt as _;
 
@@ -21,18 +21,34 @@ const READ: Duration = Duration::from_secs(10);
 pub(crate) struct Secrets {
     known: BTreeMap<String, String>,
     missing: BTreeMap<String, String>,
+    /// Credentials of the task's role.
+    role: Option<String>,
+    /// Why there are none, though it has one.
+    lost: Option<String>,
 }
 
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Secrets").field("known", &self.known.len()).field("missing", &self.missing).finish()
+        f.debug_struct("Secrets")
+            .field("known", &self.known.len())
+            .field("missing", &self.missing)
+            .finish_non_exhaustive()
     }
 }
 
 impl Secrets {
     pub(crate) fn of(assignment: &mut Assignment) -> Self {
         let known = std::mem::take(&mut assignment.secrets);
-        Secrets { known, missing: std::mem::take(&mut assignment.missing_secrets) }
+        let role = Some(std::mem::take(&mut assignment.task_role_credentials)).filter(|role| !role.is_empty());
+        let missing = std::mem::take(&mut assignment.missing_secrets);
+        let name = assignment.definition.as_ref().and_then(|definition| parse_role(&definition.task_role_arn));
+        let lost = name.and_then(|name| Some(format!("{name}: {}", missing.get(name)?)));
+        Secrets { known, missing, role, lost }
+    }
+
+    /// Credentials of the task's role, if it has one.
+    pub(crate) fn role(&self) -> Option<String> {
+        self.role.clone()
     }
 
     fn get(&self, reference: &str) -> Result<String, RuntimeError> {
@@ -47,6 +63,9 @@ impl Secrets {
 /// Gives a container what its definition names: `environment` counts before secrets, and these before files.
 pub(super) async fn complete(mut spec: ContainerSpec, secrets: &Secrets) -> Result<ContainerSpec, RuntimeError> {
     let definition = spec.definition.clone();
+    if let Some(lost) = &secrets.lost {
+        return Err(RuntimeError::Resource(format!("unable to retrieve the credentials of taskRoleArn {lost}")));
+    }
     for secret in &definition.secrets {
         let value = secrets.get(&secret.value_from)?;
         if !is_set(&spec, &secret.name) {
@@ -146,7 +165,11 @@ mod tests {
         };
         let id = ContainerId { task: "t".into(), name: "web".into() };
         let spec = ContainerSpec { definition, ..ContainerSpec::new(id, "c", "i", network_mode::Value::Bridge) };
-        let secrets = Secrets { known: pairs(&[("db:c", "CANARY"), ("more", "B=no\nD=CANARY")]), missing: pairs(&[]) };
+        let secrets = Secrets {
+            known: pairs(&[("db:c", "CANARY"), ("more", "B=no\nD=CANARY")]),
+            missing: pairs(&[]),
+            ..Secrets::default()
+        };
         let done = complete(spec.clone(), &secrets).await.expect("complete");
         assert_eq!(done.definition, spec.definition, "nothing of it is written down with the definition");
         let hidden = [("C", "CANARY"), ("B", " spaced"), ("URL", "x=y"), ("D", "CANARY")]
@@ -154,7 +177,8 @@ mod tests {
         assert_eq!(done.sensitive.variables, hidden);
         assert!(!format!("{done:?} {secrets:?}").contains("CANARY"), "nothing of it is printed");
 
-        let secrets = Secrets { known: pairs(&[]), missing: pairs(&[("db:c", "there is no secret/db")]) };
+        let secrets =
+            Secrets { known: pairs(&[]), missing: pairs(&[("db:c", "there is no secret/db")]), ..Secrets::default() };
         let error = complete(spec, &secrets).await.expect_err("is not there").to_string();
         let expected = "ResourceInitializationError: unable to retrieve secret db:c: there is no secret/db";
         assert_eq!(error, expected);

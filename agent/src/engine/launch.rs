@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use steady_core::resources;
-use steady_core::v1::{network_mode, transport_protocol};
+use steady_core::v1::{KeyValuePair, network_mode, transport_protocol};
 
 use super::model::Phase;
 use super::{Engine, effects, id};
-use crate::runtime::{Port, RuntimeError};
+use crate::runtime::{PAUSE, Port, RuntimeError};
 
 impl Engine {
     pub(super) fn launch(&mut self, name: &str, container: &str) {
@@ -51,7 +51,17 @@ impl Engine {
         state.ports.clone_from(&ports);
         let Some(entry) = self.tasks.get(name) else { return };
         let Some(state) = entry.state.container(container) else { return };
-        let spec = effects::spec(&self.place, &entry.state, state, ports);
+        let mut spec = effects::spec(&self.place, &entry.state, state, ports);
+        if let Some(addresses) =
+            self.place.metadata.as_ref().filter(|_| mode != network_mode::Value::None && container != PAUSE)
+        {
+            let has_role = !entry.state.definition.task_role_arn.is_empty();
+            for (name, value) in addresses.variables(&spec.id, has_role) {
+                if !spec.definition.environment.iter().any(|pair| pair.name == name) {
+                    spec.definition.environment.push(KeyValuePair { name, value });
+                }
+            }
+        }
         let (runtime, clock) = (Arc::clone(&self.runtime), Arc::clone(&self.clock));
         effects::launch(runtime, self.inputs.clone(), spec, entry.state.secrets.clone(), clock);
     }

@@ -24,15 +24,16 @@ use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::v1::task_last_status::Value as Status;
 use steady_core::v1::{Assignment, TaskDefinitionSpec, TaskReport, TaskStatus};
 use steady_core::{Clock, Timestamp, task};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::metadata::{Addresses, Told, document};
 use crate::ports::Ports;
 use crate::record::{Record, Records};
-use crate::runtime::{ContainerId, Exit, Found, Runtime, RuntimeError};
+use crate::runtime::{ContainerId, Exit, Found, PAUSE, Runtime, RuntimeError};
 use environment::Secrets;
-use model::{Now, Phase, TaskState};
-pub(crate) use model::{Restarts, Stop};
+use model::Now;
+pub(crate) use model::{ContainerState, Phase, Restarts, Stop, TaskState};
 use over::Over;
 use step::{Action, Step, step};
 
@@ -47,6 +48,10 @@ pub(crate) struct Place {
     pub(crate) cluster: String,
     pub(crate) uid: String,
     pub(crate) address: String,
+    /// Its availability zone; empty: none.
+    pub(crate) zone: String,
+    /// How containers find the metadata endpoint, where there is one.
+    pub(crate) metadata: Option<Addresses>,
 }
 
 /// What happened.
@@ -74,6 +79,8 @@ pub(crate) enum Input {
     Probed(ContainerId, Option<bool>),
     /// A task's containers are removed.
     Removed(String),
+    /// Somebody asks for what a container is told, by its token. Not answered: there is none.
+    Asked { token: String, answer: oneshot::Sender<Told> },
     /// The agent ends, and its tasks with it.
     StopAll,
 }
@@ -222,6 +229,11 @@ impl Engine {
             }
             Input::Probed(id, passed) => self.with(&id, |container, now| effects::probed(container, passed, now)),
             Input::Removed(name) => self.removed(&name),
+            Input::Asked { token, answer } => {
+                if let Some(told) = self.described(&token) {
+                    let _ = answer.send(told);
+                }
+            }
             Input::StopAll => self.stop_all(),
         }
     }
@@ -238,6 +250,23 @@ impl Engine {
             change(container, now);
             self.touched.insert(id.task.clone());
         }
+    }
+
+    /// What the container of this token is told.
+    fn described(&self, token: &str) -> Option<Told> {
+        let addresses = self.place.metadata.as_ref()?;
+        let (task, _) = token.split_once('-')?;
+        let state = &self.tasks.get(task)?.state;
+        let container = state.containers.iter().find(|c| addresses.token(&id(task, &c.definition.name)) == token)?;
+        let running = state.containers.iter().filter(|c| c.phase == Phase::Running && c.definition.name != PAUSE);
+        let role = &state.definition.task_role_arn;
+        Some(Told {
+            id: id(task, &container.definition.name),
+            from: state.container(PAUSE).and_then(|pause| pause.address.clone()),
+            task: document::of_task(state, &self.place, self.clock.now()),
+            running: running.map(|c| (id(task, &c.definition.name), c.runtime_id.clone())).collect(),
+            credentials: state.secrets.role().map(|secret| (role.clone(), secret)),
+        })
     }
 
     fn snapshot(&mut self, assignments: Vec<Assignment>) {

@@ -80,7 +80,8 @@ impl Registry {
         (values, missing)
     }
 
-    fn open_secret(&self, view: &View, cluster: &str, reference: &str) -> Result<String, String> {
+    /// One of them.
+    pub(crate) fn open_secret(&self, view: &View, cluster: &str, reference: &str) -> Result<String, String> {
         let (name, member) = parse_reference(reference).ok_or("is no name of a secret")?;
         let key = Key::new(Kind::Secret, cluster, name);
         let secret = view.get(&key).ok_or_else(|| format!("there is no {key}; apply it and start the task again"))?;

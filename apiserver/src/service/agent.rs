@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use steady_core::secrets::parse_role;
 use steady_core::v1::agent_server::Agent;
 use steady_core::v1::session_request::Message as FromAgent;
 use steady_core::v1::session_response::Message as ToAgent;
@@ -223,12 +224,17 @@ impl Session {
         let definition = view.get(&Key::new(Kind::TaskDefinition, "", name));
         let definition = definition.and_then(|d| d.as_task_definition()?.spec.clone());
         // Containers that run have theirs.
-        let starts = told.is_some_and(|t| t.status.last_status() < LastStatus::Running && t.is_live());
+        let starts = told.as_ref().is_some_and(|t| t.status.last_status() < LastStatus::Running && t.is_live());
         let (secrets, missing_secrets) = match definition.as_ref().filter(|_| starts) {
             Some(definition) => self.registry.open_secrets(view, task.cluster(), definition),
             None => <_>::default(),
         };
-        Assignment { task: Some(task.clone()), definition, secrets, missing_secrets }
+        // These are asked for as long as the task is there.
+        let role = definition.as_ref().filter(|_| told.is_some_and(|t| t.is_live()));
+        let role = role.and_then(|definition| parse_role(&definition.task_role_arn));
+        let role = role.and_then(|role| self.registry.open_secret(view, task.cluster(), role).ok());
+        let task_role_credentials = role.unwrap_or_default();
+        Assignment { task: Some(task.clone()), definition, secrets, missing_secrets, task_role_credentials }
     }
 
     async fn report(&self, report: Report) -> Result<(), Status> {

@@ -4,6 +4,7 @@ use futures::future::try_join_all;
 
 use super::ending::ending;
 use super::machine::{Connections, Wanted, address_towards, data_directory, host_name, lock, prepare};
+use super::metadata::Metadata;
 use super::{Agent, log};
 use crate::args::Global;
 use crate::failure::Failure;
@@ -20,6 +21,7 @@ pub async fn agent(args: Agent, global: &Global) -> Result<(), Failure> {
     let _lock = lock(&directory)?;
     let address =
         args.address.clone().unwrap_or_else(|| address_towards(servers.first().map_or("127.0.0.1:7443", |s| s)));
+    let metadata = Metadata::of(args.metadata_address.as_deref())?;
     let mut running = Vec::new();
     for number in 1..=args.instances {
         let name = if args.instances == 1 { base.clone() } else { format!("{base}-{number}") };
@@ -30,6 +32,7 @@ pub async fn agent(args: Agent, global: &Global) -> Result<(), Failure> {
             runtime: args.runtime,
             docker_socket: args.docker_socket.clone(),
             containerd_socket: args.containerd_socket.clone(),
+            metadata: metadata.clone(),
             image_pull_behavior: args.image_pull_behavior,
             task_subnet: args.task_subnet.clone(),
             live_restore: !args.without_live_restore,

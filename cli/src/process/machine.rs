@@ -15,6 +15,7 @@ use steady_core::v1::{Attribute, ContainerInstanceSpec, HostPortRange, InstanceR
 use steady_runtime::{Client, holder};
 use tokio::sync::watch;
 
+use super::metadata::Metadata;
 use super::{PullWhen, RuntimeChoice};
 use crate::failure::Failure;
 
@@ -57,6 +58,7 @@ pub(super) struct Wanted {
     pub(super) runtime: RuntimeChoice,
     pub(super) docker_socket: Option<PathBuf>,
     pub(super) containerd_socket: Option<PathBuf>,
+    pub(super) metadata: Metadata,
     pub(super) address: String,
     pub(super) cpu: Option<i32>,
     pub(super) memory: Option<i32>,
@@ -117,6 +119,7 @@ pub(super) async fn prepare(wanted: Wanted) -> Result<Ready, Failure> {
     let hollow = wanted.runtime == RuntimeChoice::Hollow;
     let identity = Identity::load(&wanted.directory, &wanted.name).map_err(|e| Failure::failed(e.to_string()))?;
     let runtime = runtime(&wanted, &identity).await?;
+    let endpoint = wanted.metadata.endpoint(runtime.name()).await?;
     let (cpu, memory) = if hollow { HOLLOW } else { share(wanted.share) };
     let mut attributes: Vec<Attribute> = [
         ("ecs.os-type", "linux"),
@@ -148,6 +151,7 @@ pub(super) async fn prepare(wanted: Wanted) -> Result<Ready, Failure> {
         spec,
         directory: (!hollow).then_some(wanted.directory),
         holder: holder(),
+        endpoint,
         stop_tasks: wanted.stop_tasks,
     };
     Ok(Ready { settings, identity, runtime })

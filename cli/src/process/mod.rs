@@ -10,6 +10,7 @@ mod etcd;
 mod hidden;
 mod log;
 mod machine;
+mod metadata;
 mod up;
 
 pub use agent::agent;
@@ -200,6 +201,10 @@ pub struct Up {
     /// containerd's socket [default: /run/containerd/containerd.sock].
     #[arg(long, value_name = "PATH")]
     pub containerd_socket: Option<PathBuf>,
+    /// Where containers are told of themselves and of their credentials (`ECS_CONTAINER_METADATA_URI_V4`); `none`: nowhere
+    /// [default: 169.254.170.2:80 with docker and containerd, else none].
+    #[arg(long, value_name = "IP:PORT")]
+    pub metadata_address: Option<String>,
     /// Leave the tasks running at the end; the next `up` adopts them.
     #[arg(long)]
     pub keep: bool,
@@ -258,6 +263,10 @@ pub struct Agent {
     /// containerd's socket [default: /run/containerd/containerd.sock].
     #[arg(long, value_name = "PATH")]
     pub containerd_socket: Option<PathBuf>,
+    /// Where containers are told of themselves and of their credentials (`ECS_CONTAINER_METADATA_URI_V4`); `none`: nowhere
+    /// [default: 169.254.170.2:80 with docker and containerd, else none].
+    #[arg(long, value_name = "IP:PORT")]
+    pub metadata_address: Option<String>,
     /// CPU units to offer, 1024 a core [default: all].
     #[arg(long, value_name = "UNITS")]
     pub cpu: Option<i32>,

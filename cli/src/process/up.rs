@@ -16,6 +16,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::apiserver::{Store, listen_address, own_keys};
 use super::ending::ending;
 use super::machine::{Connections, Wanted, data_directory, host_name, lock, prepare};
+use super::metadata::Metadata;
 use super::{PullWhen, RuntimeChoice, Up, log};
 use crate::args::Global;
 use crate::client::Client;
@@ -112,6 +113,7 @@ async fn agents(
 ) -> Result<(), Failure> {
     let began = Instant::now();
     let mut connections = Connections::to(&[address.to_owned()]);
+    let metadata = Metadata::of(args.metadata_address.as_deref())?;
     for number in 1..=args.instances {
         let name = if args.instances == 1 { host_name() } else { format!("node-{number}") };
         let ready = prepare(Wanted {
@@ -121,6 +123,7 @@ async fn agents(
             runtime: args.runtime,
             docker_socket: args.docker_socket.clone(),
             containerd_socket: args.containerd_socket.clone(),
+            metadata: metadata.clone(),
             image_pull_behavior: PullWhen::Default,
             task_subnet: None,
             // To try things, a restart of Docker may end them.

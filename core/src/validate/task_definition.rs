@@ -9,6 +9,7 @@ use steady_proto::v1::{ContainerDefinition, PortMapping, TaskDefinitionSpec};
 use super::common::{Faults, constraints, name};
 use super::{engine, secret};
 use crate::resources::{container_memory, container_ports, implied_dependencies, parse_cpu, parse_memory, protocol};
+use crate::secrets::parse_role;
 
 pub(super) fn check(spec: &TaskDefinitionSpec, faults: &mut Faults) {
     name(faults, "spec.family", &spec.family);
@@ -20,7 +21,11 @@ pub(super) fn check(spec: &TaskDefinitionSpec, faults: &mut Faults) {
     if !containers.is_empty() && !containers.iter().any(|c| c.essential.unwrap_or(true)) {
         faults.add("spec.containerDefinitions", "no container is essential; at least one has to be".into());
     }
-    faults.unsupported("spec.taskRoleArn", !spec.task_role_arn.is_empty(), "leave it out");
+    let role = &spec.task_role_arn;
+    if !role.is_empty() && parse_role(role).is_none() {
+        let message = format!("`{role}` is no role; expected a name, or arn:aws:iam::ACCOUNT:role/NAME");
+        faults.add("spec.taskRoleArn", message);
+    }
     faults.unsupported("spec.executionRoleArn", !spec.execution_role_arn.is_empty(), "leave it out");
     for (field, mode, known) in [
         ("spec.pidMode", &spec.pid_mode, &["host", "task"][..]),

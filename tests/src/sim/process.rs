@@ -128,6 +128,7 @@ impl World {
             spec,
             directory: Some(directory),
             holder: life.name.clone(),
+            endpoint: None,
             stop_tasks: false,
         };
         let client = net::client(&self, &life);

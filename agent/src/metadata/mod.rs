@@ -1,0 +1,304 @@
+//! The task metadata endpoint (ECS, version 4) and the credentials endpoint: what containers are told of themselves, over HTTP at the
+//! address that every AWS SDK asks, `169.254.170.2`.
+//!
+//! Each container has an address of its own that nobody else can guess: it is made of its task, and of a key that only the agent
+//! has; so it is the same after a restart of the agent. A task with a network of its own is answered only there.
+
+mod bucket;
+pub(crate) mod document;
+
+use std::convert::Infallible;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use steady_core::Timestamp;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::Command;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::engine::Input;
+use crate::runtime::{ContainerId, Runtime};
+use bucket::Buckets;
+
+/// Where containers ask (ECS).
+pub const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)), 80);
+
+/// Longest that a request's head may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long an engine may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How long credentials may be used before they are asked for again.
+const CREDENTIALS: Duration = Duration::from_secs(3600);
+
+/// What a container is told by: its task and itself.
+#[derive(Debug)]
+pub(crate) struct Told {
+    /// Who asks.
+    pub(crate) id: ContainerId,
+    /// The address of its task's own network, if it has one.
+    pub(crate) from: Option<String>,
+    /// The task, with all of its containers.
+    pub(crate) task: Value,
+    /// Containers that run, and what an engine calls them.
+    pub(crate) running: Vec<(ContainerId, String)>,
+    /// Role and credentials of the task: members of a secret.
+    pub(crate) credentials: Option<(String, String)>,
+}
+
+/// How containers of an agent find the endpoint.
+#[derive(Clone)]
+pub(crate) struct Addresses {
+    at: SocketAddr,
+    key: [u8; 32],
+}
+
+impl fmt::Debug for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Addresses").field("at", &self.at).finish_non_exhaustive()
+    }
+}
+
+impl Addresses {
+    /// With the key of the agent's directory, which is made if it is not there.
+    pub(crate) fn open(at: SocketAddr, directory: &Path) -> io::Result<Self> {
+        let path = directory.join("metadata.key");
+        if let Ok(bytes) = std::fs::read(&path)
+            && let Ok(key) = <[u8; 32]>::try_from(bytes)
+        {
+            return Ok(Addresses { at, key });
+        }
+        let mut key = [0; 32];
+        io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut key)?;
+        let part = path.with_extension("part");
+        let mut options = std::fs::OpenOptions::new();
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.create(true).truncate(true).write(true).open(&part)?;
+        io::Write::write_all(&mut file, &key)?;
+        file.sync_all()?;
+        std::fs::rename(part, path)?;
+        Ok(Addresses { at, key })
+    }
+
+    /// The last part of a container's addresses: its task, and what nobody can guess.
+    pub(crate) fn token(&self, id: &ContainerId) -> String {
+        let mut hash = Sha256::new();
+        for part in [&self.key[..], id.task.as_bytes(), b".", id.name.as_bytes()] {
+            hash.update(part);
+        }
+        hash.finalize().iter().take(16).fold(format!("{}-", id.task), |text, byte| format!("{text}{byte:02x}"))
+    }
+
+    /// Variables that lead a container there (ECS); with those of its credentials where its task has a role.
+    pub(crate) fn variables(&self, id: &ContainerId, has_role: bool) -> Vec<(String, String)> {
+        let (base, token) = (self.base(), self.token(id));
+        let mut all = vec![
+            ("ECS_CONTAINER_METADATA_URI_V4".to_owned(), format!("{base}/v4/{token}")),
+            ("ECS_CONTAINER_METADATA_URI".to_owned(), format!("{base}/v3/{token}")),
+        ];
+        let path = format!("/v2/credentials/{token}");
+        if has_role && self.at == ADDRESS {
+            all.push(("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI".to_owned(), path));
+        } else if has_role {
+            all.push(("AWS_CONTAINER_CREDENTIALS_FULL_URI".to_owned(), base + &path));
+        }
+        all
+    }
+
+    fn base(&self) -> String {
+        if self.at.port() == 80 { format!("http://{}", self.at.ip()) } else { format!("http://{}", self.at) }
+    }
+}
+
+/// One agent of the process.
+struct Seat {
+    instance: String,
+    engine: mpsc::UnboundedSender<Input>,
+    runtime: Arc<dyn Runtime>,
+}
+
+/// The endpoint of all agents of a process.
+pub struct Endpoint {
+    at: SocketAddr,
+    seats: Mutex<Vec<Seat>>,
+    buckets: Mutex<Buckets>,
+}
+
+/// Takes an agent's place back.
+pub(crate) struct Seated {
+    endpoint: Arc<Endpoint>,
+    instance: String,
+}
+
+impl Drop for Seated {
+    fn drop(&mut self) {
+        let mut seats = self.endpoint.seats.lock().unwrap_or_else(PoisonError::into_inner);
+        seats.retain(|seat| seat.instance != self.instance);
+    }
+}
+
+/// An answer that is no 200.
+type Refusal = (StatusCode, &'static str);
+
+impl Endpoint {
+    /// Listens, until the process ends. [`ADDRESS`] is added to this machine's loopback interface if it is not there.
+    pub async fn open(at: SocketAddr) -> io::Result<Arc<Self>> {
+        let listener = match TcpListener::bind(at).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable && at == ADDRESS => {
+                let added =
+                    Command::new("ip").args(["address", "add", "169.254.170.2/32", "dev", "lo"]).output().await?;
+                if !added.status.success() {
+                    return Err(io::Error::other(String::from_utf8_lossy(&added.stderr).trim().to_owned()));
+                }
+                TcpListener::bind(at).await?
+            }
+            bound => bound?,
+        };
+        let at = listener.local_addr()?;
+        let endpoint = Arc::new(Endpoint { at, seats: Mutex::default(), buckets: Mutex::default() });
+        let serving = Arc::clone(&endpoint);
+        tokio::spawn(async move {
+            loop {
+                let Ok((stream, peer)) = listener.accept().await else {
+                    // Too many open files, most likely: what is open has to end first.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                };
+                tokio::spawn(Arc::clone(&serving).talk(stream, peer.ip()));
+            }
+        });
+        Ok(endpoint)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.at
+    }
+
+    pub(crate) fn join(
+        self: &Arc<Self>,
+        instance: &str,
+        engine: mpsc::UnboundedSender<Input>,
+        runtime: Arc<dyn Runtime>,
+    ) -> Seated {
+        let seat = Seat { instance: instance.to_owned(), engine, runtime };
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner).push(seat);
+        Seated { endpoint: Arc::clone(self), instance: instance.to_owned() }
+    }
+
+    async fn talk(self: Arc<Self>, stream: TcpStream, peer: IpAddr) {
+        let service = service_fn(move |request: Request<Incoming>| {
+            let endpoint = Arc::clone(&self);
+            async move {
+                let answer = endpoint.answer(request.method(), request.uri().path(), peer).await;
+                let (status, body) = match answer {
+                    Ok(body) => (StatusCode::OK, body.to_string()),
+                    Err((status, message)) => {
+                        (status, json!({ "code": status.as_u16(), "message": message }).to_string())
+                    }
+                };
+                let mut response = Response::new(Full::new(Bytes::from(body)));
+                *response.status_mut() = status;
+                response
+                    .headers_mut()
+                    .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+                Ok::<_, Infallible>(response)
+            }
+        });
+        let mut connection = http1::Builder::new();
+        connection.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+        let _ = connection.serve_connection(TokioIo::new(stream), service).await;
+    }
+
+    async fn answer(&self, method: &Method, path: &str, peer: IpAddr) -> Result<Value, Refusal> {
+        let unknown = (StatusCode::NOT_FOUND, "there is nothing at this path");
+        if method != Method::GET {
+            return Err((StatusCode::METHOD_NOT_ALLOWED, "only GET"));
+        }
+        let (kind, rest) = ["/v4/", "/v3/", "/v2/credentials/"]
+            .into_iter()
+            .find_map(|kind| Some((kind, path.strip_prefix(kind)?)))
+            .ok_or(unknown)?;
+        let (token, what) = rest.split_once('/').unwrap_or((rest, ""));
+        if !self.buckets.lock().unwrap_or_else(PoisonError::into_inner).take(token) {
+            return Err((StatusCode::TOO_MANY_REQUESTS, "more than 40 requests a second; ask less often"));
+        }
+        let (told, runtime) = self.ask(token).await.ok_or((StatusCode::NOT_FOUND, "no such container"))?;
+        if told.from.as_ref().is_some_and(|own| *own != peer.to_string()) {
+            return Err((StatusCode::FORBIDDEN, "this is another task's address"));
+        }
+        match (kind, what) {
+            ("/v2/credentials/", "") => {
+                let (role, secret) = told.credentials.ok_or((StatusCode::NOT_FOUND, "the task has no taskRoleArn"))?;
+                let until = Timestamp::from(SystemTime::now() + CREDENTIALS);
+                document::credentials(&role, &secret, until).ok_or((
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "the role's secret has no AccessKeyId and SecretAccessKey",
+                ))
+            }
+            ("/v4/" | "/v3/", "") => document::container(&told.task, &told.id.name).ok_or(unknown),
+            ("/v4/" | "/v3/", "task") | ("/v4/", "taskWithTags") => Ok(told.task),
+            ("/v4/" | "/v3/", "stats") => runtime.usage(&told.id).await.map_or(Ok(Value::Null), |usage| {
+                Ok(document::stats(&told.id.name, &usage, Timestamp::from(SystemTime::now())))
+            }),
+            ("/v4/" | "/v3/", "task/stats") => {
+                let mut all = serde_json::Map::new();
+                for (id, runtime_id) in told.running {
+                    let usage = runtime.usage(&id).await.ok();
+                    let now = Timestamp::from(SystemTime::now());
+                    all.insert(runtime_id, usage.map_or(Value::Null, |usage| document::stats(&id.name, &usage, now)));
+                }
+                Ok(Value::Object(all))
+            }
+            _ => Err(unknown),
+        }
+    }
+
+    /// Whose container has this token.
+    async fn ask(&self, token: &str) -> Option<(Told, Arc<dyn Runtime>)> {
+        let seats: Vec<_> = {
+            let seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
+            seats.iter().map(|seat| (seat.engine.clone(), Arc::clone(&seat.runtime))).collect()
+        };
+        for (engine, runtime) in seats {
+            let (answer, answered) = oneshot::channel();
+            let _ = engine.send(Input::Asked { token: token.to_owned(), answer });
+            if let Ok(Ok(told)) = tokio::time::timeout(ANSWER, answered).await {
+                return Some((told, runtime));
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_keeps_its_address_and_no_other_has_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let open = || Addresses::open(ADDRESS, directory.path()).expect("opened");
+        let id = |name: &str| ContainerId { task: "t".into(), name: name.into() };
+        assert_eq!(open().token(&id("web")), open().token(&id("web")));
+        assert_ne!(open().token(&id("web")), open().token(&id("side")));
+        let variables = open().variables(&id("web"), true);
+        assert!(variables[0].1.starts_with("http://169.254.170.2/v4/t-"), "{variables:?}");
+        assert!(variables[2].1.starts_with("/v2/credentials/t-"), "{variables:?}");
+        let elsewhere = Addresses { at: "127.0.0.1:51679".parse().expect("an address"), ..open() };
+        let variables = elsewhere.variables(&id("web"), true);
+        assert!(variables[2].1.starts_with("http://127.0.0.1:51679/v2/credentials/t-"), "{variables:?}");
+    }
+}
