@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use engine::Engine;
+pub use engine::ImageCleanup;
 pub use identity::{Identity, IdentityError};
 use record::Records;
 use runtime::Runtime;
@@ -42,6 +43,8 @@ pub struct Settings {
     pub holder: String,
     /// What containers are told of themselves, if they are.
     pub endpoint: Option<Arc<metadata::Endpoint>>,
+    /// When images are removed that no task uses any more; `None`: never.
+    pub image_cleanup: Option<ImageCleanup>,
     /// Its tasks stop when it ends; else they go on, and are adopted by the next agent.
     pub stop_tasks: bool,
 }
@@ -102,6 +105,8 @@ pub async fn run(
         address: settings.spec.address.clone(),
         zone: zone(&settings.spec).to_owned(),
         metadata: addresses,
+        resources: settings.spec.registered_resources.iter().flat_map(|r| r.named.clone()).collect(),
+        image_cleanup: settings.image_cleanup,
     };
     let engine = Engine::adopt(place, Arc::clone(&runtime), records, clock, to_engine.clone(), outgoing)
         .await

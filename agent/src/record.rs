@@ -23,6 +23,9 @@ pub(crate) struct Record {
     /// Containers that their restart policies started again.
     #[serde(default)]
     pub(crate) restarts: BTreeMap<String, Restarts>,
+    /// GPUs that containers were given.
+    #[serde(default)]
+    pub(crate) gpus: BTreeMap<String, Vec<u32>>,
     /// It is to stop, and why: the next agent goes on with that, and starts none of its containers again.
     #[serde(default)]
     pub(crate) stop: Option<Stop>,
@@ -34,7 +37,15 @@ pub(crate) struct Record {
 impl Record {
     /// Of a task of which nothing was done yet.
     pub(crate) fn new(task: Object, definition: TaskDefinitionSpec) -> Self {
-        Record { task, definition, launched: BTreeSet::new(), restarts: BTreeMap::new(), stop: None, over: None }
+        Record {
+            task,
+            definition,
+            launched: BTreeSet::new(),
+            restarts: BTreeMap::new(),
+            gpus: BTreeMap::new(),
+            stop: None,
+            over: None,
+        }
     }
 }
 
@@ -51,6 +62,11 @@ impl Records {
             fs::create_dir_all(directory)?;
         }
         Ok(Records { directory })
+    }
+
+    /// Where the agent keeps what it must not forget.
+    pub(crate) fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref().and_then(Path::parent)
     }
 
     fn file(&self, task: &str) -> Option<PathBuf> {

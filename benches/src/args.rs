@@ -8,7 +8,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::workspace::Workspace;
 use crate::{
-    bind, commits, converge, failover, flat, herd, idle, launch, one, pack, place, rollout, startup, watchers,
+    agent, bind, commits, converge, failover, flat, herd, idle, launch, one, pack, place, rollout, startup, watchers,
 };
 
 /// A row of the scorecard.
@@ -36,7 +36,9 @@ pub(crate) enum Benchmark {
     Flat,
     /// P11: from kill -9 of the controllers that lead until others act
     Failover,
-    /// One container, and eight at a time, beside docker run (needs root and docker.io)
+    /// An agent at rest with 100 containers and 1,000 hollow instances, and how soon an end is known (needs root and docker.io)
+    Agent,
+    /// P4: one container, and eight at a time, beside docker run and ctr run (needs root and docker.io)
     Launch,
     /// A service of 100 tasks rolled to its next version, beside Docker Swarm (needs root and docker.io)
     Rollout,
@@ -115,6 +117,7 @@ impl Args {
             Benchmark::Watchers => watchers::run(&workspace, scale(3, 0)).await,
             Benchmark::Flat => flat::run(&workspace, scale(1, 0)).await,
             Benchmark::Failover => failover::run(&workspace, scale(20, 0)).await,
+            Benchmark::Agent => agent::run(&workspace, scale(1, 100)).await,
             Benchmark::Launch => launch::run(&workspace, scale(10, 1)).await,
             Benchmark::Rollout => rollout::run(&workspace, scale(3, 100)).await,
             Benchmark::Herd => herd::run(&workspace, scale(1, 0)).await,

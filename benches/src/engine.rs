@@ -48,6 +48,29 @@ impl Engine {
         Ok(engine)
     }
 
+    /// Where its containerd listens.
+    pub(crate) fn containerd(&self) -> String {
+        self.exec_root.join("containerd/containerd.sock").display().to_string()
+    }
+
+    /// Asks its containerd, by that one's command line.
+    pub(crate) async fn ctr(&self, args: &[&str]) -> anyhow::Result<String> {
+        let socket = self.containerd();
+        let output = Command::new("ctr").args(["-a", &socket, "-n", "steady"]).args(args).output().await?;
+        if !output.status.success() {
+            bail!("ctr {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Gives its containerd the image, too.
+    pub(crate) async fn share_image(&self, directory: &Path) -> anyhow::Result<()> {
+        let file = directory.join("saved.tar").display().to_string();
+        self.docker(&["save", "-o", &file, IMAGE]).await?;
+        self.ctr(&["images", "import", &file]).await?;
+        Ok(())
+    }
+
     /// Asks it, by its command line.
     pub(crate) async fn docker(&self, args: &[&str]) -> anyhow::Result<String> {
         let host = format!("unix://{}", self.socket);

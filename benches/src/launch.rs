@@ -1,5 +1,5 @@
-//! A container's start, from `RunTask` until a watch has told that the task runs; beside `docker run` of the same image on the
-//! same engine, in alternation: one at a time, and eight.
+//! A container's start, from `RunTask` until a watch has told that the task runs; beside the engine's own command line with the same
+//! image (`docker run`, `ctr run`), in alternation: one at a time, and eight.
 
 use std::time::{Duration, Instant};
 
@@ -25,49 +25,108 @@ const REST: Duration = Duration::from_secs(3);
 /// Measures.
 pub(crate) async fn run(workspace: &Workspace, scale: Scale) -> anyhow::Result<Report> {
     let engine = Engine::start(workspace, 1).await?;
-    let store = Store::start(&workspace.directory("etcd")?, &workspace.steady).await?;
-    let directory = workspace.directory("steady")?;
-    let data = directory.join("data").display().to_string();
-    let args = [
-        "up",
-        "--data-dir",
-        &data,
-        "--etcd",
-        &store.endpoint,
-        "--runtime",
-        "docker",
-        "--docker-socket",
-        &engine.socket,
-    ];
+    engine.share_image(&workspace.directory("image")?).await?;
+    let mut report = Report::new("launch", "P4", scale);
+    for peer in [Peer::Docker, Peer::Containerd] {
+        beside(workspace, scale, &engine, peer, &mut report).await?;
+    }
+    report.note("docker run and ctr run are the command lines', from their start until they have ended".into());
+    engine.stop().await?;
+    Ok(report)
+}
+
+/// The engine, by its own command line.
+#[derive(Clone, Copy)]
+enum Peer {
+    Docker,
+    Containerd,
+}
+
+impl Peer {
+    fn name(self) -> &'static str {
+        match self {
+            Peer::Docker => "docker",
+            Peer::Containerd => "containerd",
+        }
+    }
+
+    fn command(self) -> &'static str {
+        match self {
+            Peer::Docker => "docker run -d",
+            Peer::Containerd => "ctr run -d",
+        }
+    }
+
+    /// Until the last one of them has started.
+    async fn launch(self, engine: &Engine, count: usize) -> anyhow::Result<Duration> {
+        let took = match self {
+            Peer::Docker => docker_run(engine, count).await?,
+            Peer::Containerd => ctr_run(engine, count).await?,
+        };
+        tokio::time::sleep(REST).await;
+        Ok(took)
+    }
+}
+
+async fn beside(
+    workspace: &Workspace,
+    scale: Scale,
+    engine: &Engine,
+    peer: Peer,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let name = peer.name();
+    let store = Store::start(&workspace.directory(&format!("etcd-{name}"))?, &workspace.steady).await?;
+    let directory = workspace.directory(&format!("steady-{name}"))?;
+    let (data, socket, containerd) =
+        (directory.join("data").display().to_string(), engine.socket.clone(), engine.containerd());
+    let socket = match peer {
+        Peer::Docker => ["--docker-socket", &socket],
+        Peer::Containerd => ["--containerd-socket", &containerd],
+    };
+    let args = ["up", "--data-dir", &data, "--etcd", &store.endpoint, "--runtime", name, socket[0], socket[1]];
     let mut subject = Subject::spawn(&workspace.steady, &directory, &args)?;
     subject.answers().await?;
     subject.instances(1).await?;
     tasks::define(&subject.client).await?;
     let mut watch = Tasks::follow(&subject.client).await?;
     let others = Others::watch(&[]);
-    let mut report = Report::new("launch", "P4", scale);
     for (what, count) in [("one", 1), ("eight at a time", TOGETHER)] {
-        let (mut docker, mut steady) = (Sample::default(), Sample::default());
+        let (mut theirs, mut steady) = (Sample::default(), Sample::default());
         // The first one of each is for the caches.
         for round in 0..=scale.rounds {
-            let (by_docker, by_steady) =
-                (docker_run(&engine, count).await?, run_task(&subject, &mut watch, round, count).await?);
+            let (by_peer, by_steady) =
+                (peer.launch(engine, count).await?, run_task(&subject, &mut watch, round, count).await?);
             if round > 0 {
-                docker.push(millis(by_docker));
+                theirs.push(millis(by_peer));
                 steady.push(millis(by_steady));
             }
         }
-        let ratio = steady.median() / docker.median();
-        report.goal(&format!("RunTask to RUNNING over docker run, {what}"), "x", ratio, Target::AtMost(1.15));
-        report.yardstick(&format!("docker run -d, {what}"), "ms", docker);
-        report.figure(&format!("RunTask to RUNNING, {what}"), "ms", steady);
+        let (ratio, command) = (steady.median() / theirs.median(), peer.command());
+        report.goal(&format!("RunTask to RUNNING over {command}, {what}"), "x", ratio, Target::AtMost(1.15));
+        report.yardstick(&format!("{command}, {what}"), "ms", theirs);
+        report.figure(&format!("RunTask to RUNNING on {name}, {what}"), "ms", steady);
     }
     report.others(&others);
-    report.note("docker run is the command line's, from its start until it has printed the container's id".into());
     subject.stop().await?;
     store.stop().await;
-    engine.stop().await?;
-    Ok(report)
+    Ok(())
+}
+
+/// Until the last one of them has started.
+async fn ctr_run(engine: &Engine, count: usize) -> anyhow::Result<Duration> {
+    let image = format!("docker.io/library/{IMAGE}");
+    let ids: Vec<String> = (0..count).map(|at| format!("peer-{at}")).collect();
+    let commands: Vec<Vec<&str>> =
+        ids.iter().map(|id| vec!["run", "-d", "--memory-limit", "16777216", &image, id, "sleep", "100000"]).collect();
+    let began = Instant::now();
+    try_join_all(commands.iter().map(|command| engine.ctr(command))).await?;
+    let took = began.elapsed();
+    for id in &ids {
+        engine.ctr(&["tasks", "rm", "--force", id]).await?;
+        engine.ctr(&["containers", "rm", id]).await?;
+    }
+    Ok(took)
 }
 
 /// Until the last one of them has started.
@@ -78,7 +137,6 @@ async fn docker_run(engine: &Engine, count: usize) -> anyhow::Result<Duration> {
     let took = began.elapsed();
     let ids: Vec<&str> = ids.iter().map(|id| id.trim()).collect();
     engine.docker(&[&["rm", "-f"][..], &ids].concat()).await?;
-    tokio::time::sleep(REST).await;
     Ok(took)
 }
 

@@ -4,6 +4,7 @@
 //! median and spread of the rounds, what else the machine did meanwhile, and what peers reached elsewhere. The
 //! thing measured is the program `steady` itself, as a process of its own, asked over its own API.
 
+mod agent;
 mod args;
 mod bind;
 mod commits;

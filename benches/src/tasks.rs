@@ -206,6 +206,16 @@ impl Tasks {
         Ok(())
     }
 
+    /// Waits until a task has stopped.
+    pub(crate) async fn stopped(&mut self, name: &str) -> anyhow::Result<()> {
+        let began = Instant::now();
+        let stopped = |object: &Object| object.as_task().is_some_and(|t| status(t) == Status::Stopped);
+        while self.tasks.get(name).is_some_and(|object| !stopped(object)) {
+            self.step(began).await?;
+        }
+        Ok(())
+    }
+
     /// Waits until a task that satisfies the condition runs, if none does yet.
     pub(crate) async fn running(&mut self, wanted: impl Fn(&Task) -> bool) -> anyhow::Result<Object> {
         let began = Instant::now();

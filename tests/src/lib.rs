@@ -4,6 +4,7 @@
 pub mod chaos;
 pub mod containerd;
 pub mod docker;
+pub mod faulty;
 pub mod runtimes;
 pub mod sim;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use steady_tests::docker::Engine;
-use steady_tests::{Place, eventually, http_get, ids, text};
+use steady_tests::{Place, Running, eventually, free_port, http_get, ids, text};
 
 const WEB: &str = "
 apiVersion: steady/v1
@@ -133,4 +133,127 @@ fn containers_of_a_task_share_processes_and_memory_where_they_are_told_to() {
     std::fs::write(&path, manifest("wrong", "  pidMode: mine\n")).unwrap();
     let refused = text(&place.steady(&["apply", "-f", path.to_str().unwrap()]));
     assert!(refused.contains("spec.pidMode: `mine` is not known; expected host or task"), "{refused}");
+}
+
+/// A machine of its own, as far as the network goes: a link to this one, and one to the other.
+struct Machine {
+    name: String,
+}
+
+fn ip(args: &str) {
+    let done = Command::new("ip").args(args.split(' ')).output().unwrap();
+    assert!(done.status.success(), "ip {args}: {}", text(&done));
+}
+
+impl Machine {
+    fn new(number: usize) -> Self {
+        let machine = Machine { name: format!("st{}-{number}", std::process::id()) };
+        let name = &machine.name;
+        ip(&format!("netns add {name}"));
+        ip(&format!("-n {name} link set lo up"));
+        ip(&format!("link add {name} type veth peer name control netns {name}"));
+        ip(&format!("address add 10.77.{number}.1/30 dev {name}"));
+        ip(&format!("link set {name} up"));
+        ip(&format!("-n {name} address add 10.77.{number}.2/30 dev control"));
+        ip(&format!("-n {name} link set control up"));
+        machine
+    }
+
+    /// What whoever runs the machines' network sees to: a link, and a route to each other's tasks.
+    fn connect(pair: &[Machine; 2]) {
+        ip(&format!("-n {} link add peer type veth peer name peer netns {}", pair[0].name, pair[1].name));
+        for (number, machine) in (1..).zip(pair) {
+            let (name, other) = (&machine.name, 3 - number);
+            ip(&format!("-n {name} address add 10.78.0.{number}/24 dev peer"));
+            ip(&format!("-n {name} link set peer up"));
+            ip(&format!("-n {name} route add 10.90.{other}.0/24 via 10.78.0.{other}"));
+        }
+    }
+
+    /// A command on it.
+    fn command(&self, of: &Command) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/var/run/netns/{}", self.name)).arg(of.get_program()).args(of.get_args());
+        command.envs(of.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "delete", &self.name]).output();
+    }
+}
+
+#[test]
+fn tasks_on_several_machines_reach_each_other_by_their_own_addresses() {
+    let place = Place::new();
+    let daemon = steady_tests::containerd::Daemon::start(&place);
+    daemon.busybox(&place, "box:1");
+    let machines = [1, 2].map(Machine::new);
+    Machine::connect(&machines);
+    let (url, peer) = (format!("http://127.0.0.1:{}", free_port()), format!("http://127.0.0.1:{}", free_port()));
+    let _etcd = place.etcd_at(&url, &peer, &[]);
+    let port = free_port();
+    let listen = format!("0.0.0.0:{port}");
+    let server = place.command(&["apiserver", "--etcd", &url, "--listen", &listen]);
+    let _api = Running::start(server, &place.path("api.log"));
+    let at =
+        |host: &str, args: &[&str]| place.command(&[&["--server", &format!("http://{host}:{port}")], args].concat());
+    let steady = |args: &[&str]| at("127.0.0.1", args);
+    let _controllers = Running::start(steady(&["controller"]), &place.path("controller.log"));
+    let mut agents = Vec::new();
+    for (number, machine) in (1..).zip(&machines) {
+        let (name, subnet) = (format!("m{number}"), format!("10.90.{number}.0/24"));
+        let directory = place.path(&name).display().to_string();
+        let socket = daemon.socket.display().to_string();
+        let args = [
+            "agent",
+            "--name",
+            &name,
+            "--data-dir",
+            &directory,
+            "--runtime",
+            "containerd",
+            "--containerd-socket",
+            &socket,
+        ];
+        let more = ["--task-subnet", &subnet, "--task-network", "10.90.0.0/16"];
+        let agent = machine.command(&at(&format!("10.77.{number}.1"), &[&args[..], &more].concat()));
+        agents.push(Running::start(agent, &place.path(&format!("{name}.log"))));
+    }
+    std::fs::write(place.path("web.yaml"), WEB).unwrap();
+    let ok = |args: &[&str]| {
+        let output = steady(args).output().unwrap();
+        output.status.success().then(|| text(&output))
+    };
+    eventually("both are there", Duration::from_secs(30), || {
+        ok(&["get", "instances"]).filter(|all| all.contains("m1") && all.contains("m2"))
+    });
+    let file = place.path("web.yaml").display().to_string();
+    eventually("applied", Duration::from_secs(30), || ok(&["apply", "-f", &file]));
+    eventually("steady", Duration::from_secs(60), || {
+        ok(&["wait", "service/web", "--for", "steady", "--timeout", "30s"])
+    });
+    let all: Value = serde_json::from_str(&ok(&["get", "tasks", "-o", "json"]).unwrap()).unwrap();
+    let tasks = all["items"].as_array().unwrap();
+    assert_eq!(tasks.len(), 2);
+    for (one, other) in [(0, 1), (1, 0)] {
+        let instance = tasks[one]["spec"]["containerInstance"].as_str().unwrap();
+        let own = address(&tasks[one]);
+        assert!(own.starts_with(&format!("10.90.{}.", &instance[1..])), "{instance} {own}");
+        let url = format!("http://{}:8080", address(&tasks[other]));
+        let id = tasks[one]["metadata"]["name"].as_str().unwrap();
+        let fetch = steady(&["exec", id, "--container", "side", "--", "wget", "-qO-", &url]).output();
+        let answer = text(&fetch.unwrap());
+        assert!(answer.contains(tasks[other]["metadata"]["name"].as_str().unwrap()), "{own} → {url}: {answer}");
+    }
+    let mut rules = Command::new("iptables");
+    rules.args(["-t", "nat", "-S", "POSTROUTING"]);
+    let rules = text(&machines[0].command(&rules).output().unwrap());
+    assert!(rules.contains("! -d 10.90.0.0/16"), "tasks keep their addresses among each other: {rules}");
+    ok(&["delete", "service/web"]).unwrap();
+    eventually("nothing is left", Duration::from_secs(20), || {
+        daemon.ctr(&["containers", "list", "-q"]).is_empty().then_some(())
+    });
 }

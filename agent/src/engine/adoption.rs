@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use steady_core::guard::{self, Guard};
 use steady_core::resources::capability;
+use steady_core::task;
 use steady_core::v1::network_mode::Value as NetworkMode;
-use steady_core::v1::{ContainerDefinition, Object, Task};
+use steady_core::v1::task_last_status::Value as Status;
+use steady_core::v1::{ContainerDefinition, Object, Task, TaskDefinitionSpec};
 
 use super::model::{ContainerState, Phase, TaskState};
-use super::{Engine, Entry, effects};
+use super::{Engine, Entry, effects, id};
 use crate::record::Record;
 use crate::runtime::{Exit, Found, PAUSE, State};
 
@@ -76,6 +78,7 @@ impl Engine {
         }
         state.host_ports().for_each(|port| self.ports.take(port.host, port.udp));
         let name = state.name().to_owned();
+        record.gpus.values().for_each(|gpus| self.gpus.take(&name, gpus));
         tracing::info!(task = name, containers = found.len(), "adopted");
         self.insert(state, record);
         self.touched.insert(name);
@@ -103,11 +106,40 @@ impl Engine {
                 ContainerState::new(ContainerDefinition { name: stray.id.name.clone(), ..<_>::default() });
             container.runtime_id.clone_from(&stray.runtime_id);
             container.ports.clone_from(&stray.ports);
-            match stray.state {
+            stray.ports.iter().for_each(|port| self.ports.take(port.host, port.udp));
+            self.gpus.take(&stray.id.task, &stray.gpus);
+            match stray.state.clone() {
                 State::Exited(exit) => effects::ended(&mut container, exit),
                 State::Running | State::Created => effects::runs(&mut container, now),
             }
             entry.state.containers.push(container);
+            self.strays.entry(stray.id.task.clone()).or_default().push(stray);
+        }
+    }
+
+    /// A stray's task is known after all: its record was lost, and is made anew of what was found. What was seen of its containers
+    /// since then is seen once more.
+    pub(super) fn restore(&mut self, task: &Object, definition: &TaskDefinitionSpec) {
+        let Some(found) = self.strays.remove(task.name()) else { return };
+        let Some(lost) = self.tasks.remove(task.name()) else { return };
+        lost.state.host_ports().for_each(|port| self.ports.release(port.host, port.udp));
+        let mut record = Record::new(task.clone(), definition.clone());
+        record.launched = found.iter().map(|f| f.id.name.clone()).collect();
+        if task::of(task).is_some_and(|told| told.status.last_status() >= Status::Running) {
+            // All of them were: what is not there has ended, and is not to begin again.
+            let all = TaskState::new(task.clone(), definition.clone(), self.clock.now()).containers;
+            record.launched.extend(all.into_iter().map(|container| container.definition.name));
+        }
+        // Only that the agent ends can have stopped it until now.
+        record.stop.clone_from(&lost.state.stop);
+        record.gpus = found.iter().map(|f| (f.id.name.clone(), f.gpus.clone())).collect();
+        self.records.note(&record);
+        tracing::warn!(task = task.name(), "the record of a task was lost; made anew of its containers");
+        self.remember(record, &found.iter().collect::<Vec<_>>());
+        for container in lost.state.containers {
+            if let Some(exit) = container.exit {
+                self.exited(&id(task.name(), &container.definition.name), exit);
+            }
         }
     }
 }

@@ -7,12 +7,16 @@ use steady_core::v1::HealthCheck;
 use steady_core::v1::health_status::Value as Health;
 use steady_core::v1::network_mode::Value as NetworkMode;
 use steady_core::{Clock, resources};
+use tokio::sync::RwLock;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::environment::{self, Secrets};
 use super::model::{ContainerState, Now, Phase, Probes, TaskState};
 use super::{Input, Place};
 use crate::runtime::{Command, ContainerId, ContainerSpec, Exit, Modes, PAUSE, Port, Runtime, RuntimeError, Sensitive};
+
+/// Held by whoever needs an image to stay until there is a container of it.
+pub(super) static LAUNCHING: RwLock<()> = RwLock::const_new(());
 
 /// How long an engine may take to say that it is there.
 const ANSWERS: Duration = Duration::from_secs(3);
@@ -46,6 +50,7 @@ pub(super) fn spec(place: &Place, task: &TaskState, container: &ContainerState, 
         ports,
         cpu_limit,
         memory_limit,
+        gpus: None,
         sensitive: Sensitive::default(),
     }
 }
@@ -112,10 +117,14 @@ pub(super) fn launch(
         let result = async {
             let spec = environment::complete(spec, &secrets).await?;
             let began = clock.now();
-            let pulled = runtime.pull(&spec.definition.image, spec.sensitive.credentials.as_ref()).await;
-            let _ = inputs.send(Input::Pulled { task, began, ended: clock.now() });
-            let digest = pulled?;
+            let launching = LAUNCHING.read().await;
+            let image = &spec.definition.image;
+            let pulled = runtime.pull(image, spec.sensitive.credentials.as_ref()).await;
+            let fetched = pulled.as_ref().is_ok_and(|pulled| pulled.is_new).then(|| image.clone());
+            let _ = inputs.send(Input::Pulled { task, image: fetched, began, ended: clock.now() });
+            let digest = pulled?.digest;
             runtime.create(&spec).await?;
+            drop(launching);
             let runtime_id = runtime.start(&spec.id).await?;
             let attaches = spec.id.name == PAUSE && spec.network_mode == NetworkMode::Awsvpc;
             let address = if attaches { Some(runtime.attach_network(&spec.id).await?) } else { None };

@@ -46,6 +46,12 @@ impl Secrets {
         Secrets { known, missing, role, lost }
     }
 
+    /// These, with a role's credentials that were known before: that they could not be told once does not take them away.
+    pub(crate) fn after(mut self, former: &Secrets) -> Self {
+        self.role = self.role.or_else(|| former.role.clone());
+        self
+    }
+
     /// Credentials of the task's role, if it has one.
     pub(crate) fn role(&self) -> Option<String> {
         self.role.clone()

@@ -12,7 +12,17 @@ use crate::runtime::{PAUSE, Port, RuntimeError};
 impl Engine {
     pub(super) fn launch(&mut self, name: &str, container: &str) {
         let Some(entry) = self.tasks.get_mut(name) else { return };
+        let Some(wanted) = entry.state.container(container).map(|state| &state.definition) else { return };
+        let known = entry.record.gpus.get(container).cloned();
+        let Some(gpus) = known.or_else(|| self.gpus.give(name, wanted)) else {
+            // Whose they are is told already that it has stopped: it is about to be over.
+            tracing::info!(task = name, container, "waiting for a GPU of this instance");
+            return;
+        };
         entry.record.launched.insert(container.to_owned());
+        if !gpus.is_empty() {
+            entry.record.gpus.insert(container.to_owned(), gpus.clone());
+        }
         if let Err(error) = self.records.save(&entry.record) {
             // Without the record it could be launched twice: rather not at all.
             let error = RuntimeError::Create(format!("the agent cannot remember it: {error}"));
@@ -23,8 +33,9 @@ impl Engine {
         let host = own || mode == network_mode::Value::Host;
         let Some(state) = entry.state.container_mut(container) else { return };
         state.phase = Phase::Starting;
-        let mut ports = Vec::new();
-        for mapping in &state.definition.port_mappings {
+        // An agent before may have made the container already, with these.
+        let mut ports = state.ports.clone();
+        for mapping in state.definition.port_mappings.iter().filter(|_| state.ports.is_empty()) {
             let udp = resources::protocol(mapping.protocol()) == transport_protocol::Value::Udp;
             let (from, to) = resources::container_ports(mapping).unwrap_or_default();
             let (from, count) = (u16::try_from(from).unwrap_or(0), u16::try_from(to - from + 1).unwrap_or(1));
@@ -52,6 +63,7 @@ impl Engine {
         let Some(entry) = self.tasks.get(name) else { return };
         let Some(state) = entry.state.container(container) else { return };
         let mut spec = effects::spec(&self.place, &entry.state, state, ports);
+        spec.gpus = self.gpus.is_any().then_some(gpus);
         if let Some(addresses) =
             self.place.metadata.as_ref().filter(|_| mode != network_mode::Value::None && container != PAUSE)
         {

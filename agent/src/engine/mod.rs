@@ -8,6 +8,8 @@
 mod adoption;
 mod effects;
 mod environment;
+mod gpus;
+mod images;
 mod launch;
 mod model;
 mod over;
@@ -20,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use steady_core::guard::{self, Guard};
+use steady_core::v1::network_mode::Value as NetworkMode;
 use steady_core::v1::stop_code::Value as StopCode;
 use steady_core::v1::task_last_status::Value as Status;
 use steady_core::v1::{Assignment, TaskDefinitionSpec, TaskReport, TaskStatus};
@@ -32,6 +35,9 @@ use crate::ports::Ports;
 use crate::record::{Record, Records};
 use crate::runtime::{ContainerId, Exit, Found, PAUSE, Runtime, RuntimeError};
 use environment::Secrets;
+use gpus::Gpus;
+pub use images::ImageCleanup;
+use images::Images;
 use model::Now;
 pub(crate) use model::{ContainerState, Phase, Restarts, Stop, TaskState};
 use over::Over;
@@ -39,11 +45,13 @@ use step::{Action, Step, step};
 
 /// How often time-outs are looked at.
 const TICK: Duration = Duration::from_millis(200);
+/// Longer than a process lives.
+const NEVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// Most tasks whose absence is asked about at once: whatever goes wrong, it never goes wrong for all of them.
 const MAX_ABSENT: usize = 10;
 
 /// Where the engine is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Place {
     pub(crate) cluster: String,
     pub(crate) uid: String,
@@ -52,6 +60,10 @@ pub(crate) struct Place {
     pub(crate) zone: String,
     /// How containers find the metadata endpoint, where there is one.
     pub(crate) metadata: Option<Addresses>,
+    /// What it has besides cpu and memory.
+    pub(crate) resources: BTreeMap<String, i32>,
+    /// When images are removed that no task uses; `None`: never.
+    pub(crate) image_cleanup: Option<ImageCleanup>,
 }
 
 /// What happened.
@@ -65,12 +77,14 @@ pub(crate) enum Input {
     Absent(Vec<String>),
     /// These statuses are stored, but for those refused for good.
     Stored { versions: BTreeMap<String, u64>, refused: BTreeMap<String, String> },
-    /// An image of a task was pulled, or could not be.
-    Pulled { task: String, began: Timestamp, ended: Timestamp },
+    /// An image of a task was pulled, or could not be; it is named if it was not here before.
+    Pulled { task: String, image: Option<String>, began: Timestamp, ended: Timestamp },
     /// A container was launched, or could not be.
     Launched { id: ContainerId, result: Result<effects::Launched, RuntimeError> },
     /// A container was started again, or could not be.
     Restarted { id: ContainerId, result: Result<String, RuntimeError> },
+    /// An image is gone, or stays for now.
+    ImageRemoved { image: String, is_gone: bool },
     /// A container ended.
     Exited(ContainerId, Exit),
     /// It could not be stopped.
@@ -117,7 +131,11 @@ pub(crate) struct Engine {
     records: Records,
     clock: Arc<dyn Clock>,
     ports: Ports,
+    gpus: Gpus,
+    images: Images,
     tasks: BTreeMap<String, Entry>,
+    /// Containers that were found without a record of their task.
+    strays: BTreeMap<String, Vec<Found>>,
     /// None of them ever runs again.
     over: Over,
     /// Tasks to look at.
@@ -141,13 +159,17 @@ impl Engine {
         let mut exits = runtime.exits();
         let found = runtime.list().await?;
         let known = records.load().map_err(|e| RuntimeError::Other(e.to_string()))?;
+        let (gpus, images) = (Gpus::of(&place.resources), Images::load(records.directory()));
         let mut engine = Engine {
             place,
             runtime,
             records,
             clock,
             ports: Ports::default(),
+            gpus,
+            images,
             tasks: BTreeMap::new(),
+            strays: BTreeMap::new(),
             over: Over::default(),
             touched: BTreeSet::new(),
             stopping: false,
@@ -184,9 +206,13 @@ impl Engine {
     pub(crate) async fn run(mut self, mut inputs: mpsc::UnboundedReceiver<Input>) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let cleanup = self.place.image_cleanup;
+        let every = cleanup.map_or(NEVER, |cleanup| cleanup.interval);
+        let mut cleaning = tokio::time::interval_at(Instant::now() + every, every);
         loop {
             // Where nothing is waited for, nothing ticks: a machine may hold thousands of engines (hollow ones).
-            let restless = self.stopping || self.tasks.values().any(Entry::is_restless);
+            let is_restless = |(name, entry): (&String, &Entry)| entry.is_restless() && !self.is_stray(name);
+            let restless = self.stopping || self.tasks.iter().any(is_restless);
             tokio::select! {
                 biased;
                 input = inputs.recv() => match input {
@@ -203,6 +229,7 @@ impl Engine {
                     let restless = self.tasks.iter().filter(|(_, e)| e.is_restless()).map(|(name, _)| name.clone());
                     self.touched.extend(restless);
                 }
+                _ = cleaning.tick(), if cleanup.is_some() => self.clean_images(cleanup.unwrap_or_default().minimum_age),
             }
             self.advance();
         }
@@ -214,9 +241,16 @@ impl Engine {
             Input::Changed(assignments) => assignments.into_iter().for_each(|a| self.assign(a)),
             Input::Absent(names) => self.absent(&names),
             Input::Stored { versions, refused } => self.stored(&versions, &refused),
-            Input::Pulled { task, began, ended } => self.pulled(&task, began, ended),
+            Input::Pulled { task, image, began, ended } => {
+                if let Some(image) = image.filter(|_| self.place.image_cleanup.is_some()) {
+                    self.images.learn(&image, self.clock.now());
+                }
+                self.pulled(&task, began, ended);
+            }
             Input::Launched { id, result } => self.launched(&id, result),
             Input::Restarted { id, result } => self.restarted(&id, result),
+            Input::ImageRemoved { image, is_gone: true } => self.images.forget(&image),
+            Input::ImageRemoved { image, is_gone: false } => self.images.touch([&image], self.clock.now()),
             Input::Exited(id, exit) => self.exited(&id, exit),
             Input::NotStopped(id, error) => {
                 tracing::error!(container = %id, %error, "a container could not be stopped; trying again");
@@ -252,6 +286,18 @@ impl Engine {
         }
     }
 
+    /// Nothing is known of a task but its containers: until that is otherwise, nothing is decided about it.
+    fn is_stray(&self, name: &str) -> bool {
+        self.strays.contains_key(name) && self.tasks.get(name).is_some_and(|entry| entry.state.stop.is_none())
+    }
+
+    /// Remembers a task as it is now. A stray is only remembered once it is known what it is.
+    fn note(&self, name: &str) {
+        if let Some(entry) = self.tasks.get(name).filter(|_| !self.strays.contains_key(name)) {
+            self.records.note(&entry.record);
+        }
+    }
+
     /// What the container of this token is told.
     fn described(&self, token: &str) -> Option<Told> {
         let addresses = self.place.metadata.as_ref()?;
@@ -262,10 +308,12 @@ impl Engine {
         let role = &state.definition.task_role_arn;
         Some(Told {
             id: id(task, &container.definition.name),
+            has_own_network: state.definition.network_mode() == NetworkMode::Awsvpc,
             from: state.container(PAUSE).and_then(|pause| pause.address.clone()),
             task: document::of_task(state, &self.place, self.clock.now()),
             running: running.map(|c| (id(task, &c.definition.name), c.runtime_id.clone())).collect(),
-            credentials: state.secrets.role().map(|secret| (role.clone(), secret)),
+            role: role.clone(),
+            credentials: state.secrets.role(),
         })
     }
 
@@ -288,10 +336,15 @@ impl Engine {
         let Some(told) = task::of(&object) else { return };
         let name = object.name().to_owned();
         self.touched.insert(name.clone());
+        match &assignment.definition {
+            Some(definition) => self.restore(&object, definition),
+            // Nobody can say any more what it is.
+            None => drop(self.strays.remove(&name)),
+        }
         if let Some(entry) = self.tasks.get_mut(&name) {
             entry.missing = false;
             entry.state.confirmed = true;
-            entry.state.secrets = secrets;
+            entry.state.secrets = secrets.after(&entry.state.secrets);
             entry.state.object = object;
             return;
         }
@@ -325,12 +378,13 @@ impl Engine {
     fn stop_all(&mut self) {
         self.stopping = true;
         let since = self.clock.now();
-        for (name, entry) in &mut self.tasks {
+        for name in self.tasks.keys().cloned().collect::<Vec<_>>() {
+            let Some(entry) = self.tasks.get_mut(&name) else { continue };
             let reason = "The agent of its container instance was stopped".to_owned();
             entry.state.stop.get_or_insert(Stop { code: StopCode::TerminationNotice, reason, since });
             entry.record.stop.clone_from(&entry.state.stop);
-            self.records.note(&entry.record);
-            self.touched.insert(name.clone());
+            self.note(&name);
+            self.touched.insert(name);
         }
     }
 
@@ -343,7 +397,7 @@ impl Engine {
             let reason = "the task is gone".to_owned();
             entry.state.stop.get_or_insert(Stop { code: StopCode::UserInitiated, reason, since: now });
             entry.record.stop.clone_from(&entry.state.stop);
-            self.records.note(&entry.record);
+            self.note(name);
             self.touched.insert(name.clone());
         }
     }
@@ -414,8 +468,13 @@ impl Engine {
 
     fn removed(&mut self, name: &str) {
         let Some(entry) = self.tasks.remove(name) else { return };
+        self.strays.remove(name);
         entry.state.host_ports().for_each(|port| self.ports.release(port.host, port.udp));
+        self.gpus.release(name);
         let now = self.clock.now();
+        if self.place.image_cleanup.is_some() {
+            self.images.touch(entry.state.containers.iter().map(|container| &container.definition.image), now);
+        }
         self.records.note(&Record { over: Some(now), ..Record::new(entry.record.task, TaskDefinitionSpec::default()) });
         for forgotten in self.over.add(name, now) {
             self.records.forget(&forgotten);
@@ -445,6 +504,9 @@ impl Engine {
     }
 
     fn step(&mut self, name: &str) {
+        if self.is_stray(name) {
+            return;
+        }
         let now = self.now();
         loop {
             let Some(entry) = self.tasks.get_mut(name) else { return };
@@ -459,7 +521,7 @@ impl Engine {
                 state.stop = Some(stop);
                 entry.record.stop.clone_from(&state.stop);
                 // Should the agent end meanwhile, the next one must not start again what is to stop.
-                self.records.note(&entry.record);
+                self.note(name);
             }
             let skipped = actions.iter().any(|a| matches!(a, Action::Skip(_)));
             for action in actions {
@@ -478,6 +540,8 @@ impl Engine {
         let Some(entry) = self.tasks.get_mut(name) else { return };
         if entry.state.is_stopped() && entry.state.stopped_at.is_none() {
             entry.state.stopped_at = Some(now);
+            // By the time that this is told they may be another task's.
+            self.gpus.release(name);
         }
         let status = entry.state.status(&self.place.address, now);
         // What the control plane has said already needs no telling.

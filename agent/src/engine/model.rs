@@ -356,7 +356,8 @@ pub(crate) fn met(on: &ContainerState, condition: Condition, now: Instant) -> Me
     let ran = on.started_at.is_some();
     let yes = match condition {
         Condition::Start | Condition::Unspecified => ran,
-        Condition::Complete => on.phase == Phase::Stopped && ran,
+        // Of one that nobody saw end it is not known whether it ever ran.
+        Condition::Complete => on.phase == Phase::Stopped && ran && on.exit_code().is_some(),
         Condition::Success => on.phase == Phase::Stopped && on.exit_code() == Some(0),
         Condition::Healthy => on.phase == Phase::Running && on.probes.health == Health::Healthy,
     };
@@ -364,7 +365,9 @@ pub(crate) fn met(on: &ContainerState, condition: Condition, now: Instant) -> Me
         return Met::Yes;
     }
     if on.phase == Phase::Stopped {
-        let how = on.exit_code().map_or_else(|| "did not start".into(), |code| format!("exited with {code}"));
+        let how = on
+            .exit_code()
+            .map_or_else(|| "did not start, or was not seen to end".into(), |code| format!("exited with {code}"));
         return Met::Never(format!("container {name} {how}, and another waits for it ({})", condition.as_str_name()));
     }
     let patience = on.definition.start_timeout.filter(|_| condition != Condition::Start);

@@ -74,13 +74,7 @@ mod tests {
         async fn start(hollow: &Hollow, directory: &Path) -> Self {
             let (inputs, taken) = mpsc::unbounded_channel();
             let (told, outgoing) = watch::channel(Outgoing::default());
-            let place = Place {
-                cluster: "default".into(),
-                uid: "i".into(),
-                address: String::new(),
-                zone: String::new(),
-                metadata: None,
-            };
+            let place = Place { cluster: "default".into(), uid: "i".into(), ..Place::default() };
             let records = Records::open(Some(directory)).expect("records");
             let clock = Arc::new(SystemClock);
             let runtime = Arc::new(hollow.clone());

@@ -148,7 +148,8 @@ pub(super) fn credentials(role: &str, secret: &str, until: Timestamp) -> Option<
         "AccessKeyId": secret["AccessKeyId"].as_str()?,
         "SecretAccessKey": secret["SecretAccessKey"].as_str()?,
         "Token": secret["Token"].as_str().unwrap_or_default(),
-        "Expiration": until.to_string(),
+        // Those that expire by themselves say when.
+        "Expiration": secret["Expiration"].as_str().map_or_else(|| until.to_string(), str::to_owned),
     }))
 }
 

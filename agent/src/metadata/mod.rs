@@ -27,35 +27,51 @@ use sha2::{Digest, Sha256};
 use steady_core::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::engine::Input;
-use crate::runtime::{ContainerId, Runtime};
+use crate::runtime::{ContainerId, Runtime, cni};
 use bucket::Buckets;
 
 /// Where containers ask (ECS).
 pub const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)), 80);
 
+/// Where it listens for what comes to [`ADDRESS`] (ECS).
+const PORT: u16 = 51679;
 /// Longest that a request's head may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Most connections at once, and how long one may last.
+const CONNECTIONS: usize = 256;
+const CONVERSATION: Duration = Duration::from_secs(30);
+/// Longest token.
+const TOKEN: usize = 100;
 /// How long an engine may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long credentials may be used before they are asked for again.
 const CREDENTIALS: Duration = Duration::from_secs(3600);
 
 /// What a container is told by: its task and itself.
-#[derive(Debug)]
 pub(crate) struct Told {
     /// Who asks.
     pub(crate) id: ContainerId,
-    /// The address of its task's own network, if it has one.
+    /// Its task has a network of its own.
+    pub(crate) has_own_network: bool,
+    /// The address there.
     pub(crate) from: Option<String>,
     /// The task, with all of its containers.
     pub(crate) task: Value,
     /// Containers that run, and what an engine calls them.
     pub(crate) running: Vec<(ContainerId, String)>,
-    /// Role and credentials of the task: members of a secret.
-    pub(crate) credentials: Option<(String, String)>,
+    /// Its role; empty: none.
+    pub(crate) role: String,
+    /// The role's credentials: members of a secret.
+    pub(crate) credentials: Option<String>,
+}
+
+impl fmt::Debug for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Told").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 /// How containers of an agent find the endpoint.
@@ -153,22 +169,14 @@ impl Drop for Seated {
 type Refusal = (StatusCode, &'static str);
 
 impl Endpoint {
-    /// Listens, until the process ends. [`ADDRESS`] is added to this machine's loopback interface if it is not there.
+    /// Listens, until the process ends. [`ADDRESS`] is added to this machine's loopback interface if it is not there; what comes
+    /// to its port 80 is led to another one, so that tasks can have the machine's port 80.
     pub async fn open(at: SocketAddr) -> io::Result<Arc<Self>> {
-        let listener = match TcpListener::bind(at).await {
-            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable && at == ADDRESS => {
-                let added =
-                    Command::new("ip").args(["address", "add", "169.254.170.2/32", "dev", "lo"]).output().await?;
-                if !added.status.success() {
-                    return Err(io::Error::other(String::from_utf8_lossy(&added.stderr).trim().to_owned()));
-                }
-                TcpListener::bind(at).await?
-            }
-            bound => bound?,
-        };
-        let at = listener.local_addr()?;
+        let listener = if at == ADDRESS { Self::bind().await? } else { TcpListener::bind(at).await? };
+        let at = if at == ADDRESS { at } else { listener.local_addr()? };
         let endpoint = Arc::new(Endpoint { at, seats: Mutex::default(), buckets: Mutex::default() });
         let serving = Arc::clone(&endpoint);
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
         tokio::spawn(async move {
             loop {
                 let Ok((stream, peer)) = listener.accept().await else {
@@ -176,13 +184,43 @@ impl Endpoint {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 };
-                tokio::spawn(Arc::clone(&serving).talk(stream, peer.ip()));
+                // Those who ask too much of the agent wait for each other, and not it for them.
+                let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+                let talk = Arc::clone(&serving).talk(stream, peer.ip());
+                tokio::spawn(async move {
+                    let _place = place;
+                    let _ = tokio::time::timeout(CONVERSATION, talk).await;
+                });
             }
         });
         Ok(endpoint)
     }
 
-    /// Where it listens.
+    async fn bind() -> io::Result<TcpListener> {
+        let own = SocketAddr::new(ADDRESS.ip(), PORT);
+        let listener = match TcpListener::bind(own).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                let added =
+                    Command::new("ip").args(["address", "add", "169.254.170.2/32", "dev", "lo"]).output().await?;
+                if !added.status.success() {
+                    return Err(io::Error::other(String::from_utf8_lossy(&added.stderr).trim().to_owned()));
+                }
+                TcpListener::bind(own).await?
+            }
+            bound => bound?,
+        };
+        let (ip, to) = (ADDRESS.ip().to_string(), own.to_string());
+        let rule = ["-d", &ip, "-p", "tcp", "--dport", "80", "-j", "DNAT", "--to-destination", &to];
+        for chain in ["PREROUTING", "OUTPUT"] {
+            // Before those of engines, which lead a machine's port 80 to a task of somebody's.
+            if !cni::ensure(chain, "-I", &rule).await {
+                return Err(io::Error::other(format!("iptables does not lead {ip}:80 to port {PORT}")));
+            }
+        }
+        Ok(listener)
+    }
+
+    /// Where containers find it.
     pub fn address(&self) -> SocketAddr {
         self.at
     }
@@ -232,18 +270,25 @@ impl Endpoint {
             .find_map(|kind| Some((kind, path.strip_prefix(kind)?)))
             .ok_or(unknown)?;
         let (token, what) = rest.split_once('/').unwrap_or((rest, ""));
+        if token.len() > TOKEN {
+            return Err((StatusCode::NOT_FOUND, "no such container"));
+        }
         if !self.buckets.lock().unwrap_or_else(PoisonError::into_inner).take(token) {
             return Err((StatusCode::TOO_MANY_REQUESTS, "more than 40 requests a second; ask less often"));
         }
         let (told, runtime) = self.ask(token).await.ok_or((StatusCode::NOT_FOUND, "no such container"))?;
-        if told.from.as_ref().is_some_and(|own| *own != peer.to_string()) {
+        if told.has_own_network && told.from != Some(peer.to_string()) {
             return Err((StatusCode::FORBIDDEN, "this is another task's address"));
         }
         match (kind, what) {
             ("/v2/credentials/", "") => {
-                let (role, secret) = told.credentials.ok_or((StatusCode::NOT_FOUND, "the task has no taskRoleArn"))?;
+                if told.role.is_empty() {
+                    return Err((StatusCode::NOT_FOUND, "the task has no taskRoleArn"));
+                }
+                let later = "the role's credentials are not known yet; ask again";
+                let secret = told.credentials.ok_or((StatusCode::SERVICE_UNAVAILABLE, later))?;
                 let until = Timestamp::from(SystemTime::now() + CREDENTIALS);
-                document::credentials(&role, &secret, until).ok_or((
+                document::credentials(&told.role, &secret, until).ok_or((
                     StatusCode::INTERNAL_SERVER_ERROR,
                     "the role's secret has no AccessKeyId and SecretAccessKey",
                 ))

@@ -23,6 +23,8 @@ const NETWORK: &str = "steady";
 const BRIDGE: &str = "steady0";
 /// The task's interface.
 const INTERFACE: &str = "eth0";
+/// What rules are known by.
+const COMMENT: &str = "steady-tasks";
 /// How long a plug-in may take.
 const LIMIT: Duration = Duration::from_secs(30);
 /// Only this version is spoken by all plug-ins of the last years.
@@ -30,6 +32,8 @@ const VERSION: &str = "0.4.0";
 
 /// What is kept of a result beyond it: ports of the machine.
 const PORTS: &str = "steadyPorts";
+/// Whether all was done that belongs to it.
+const DONE: &str = "steadyDone";
 
 /// The subnet of tasks' addresses where none is named.
 pub(crate) const DEFAULT_SUBNET: &str = "10.88.0.0/16";
@@ -39,17 +43,20 @@ pub(crate) const DEFAULT_SUBNET: &str = "10.88.0.0/16";
 pub(crate) struct Cni {
     plugins: PathBuf,
     subnet: String,
+    /// Addresses of tasks on all machines: what goes there keeps its task's address.
+    network: String,
     /// What tasks were given.
     results: PathBuf,
 }
 
 impl Cni {
     /// With the machine's plug-ins; `None` where it has none.
-    pub(crate) fn find(subnet: &str, results: PathBuf) -> Option<Self> {
+    pub(crate) fn find(subnet: &str, network: Option<&str>, results: PathBuf) -> Option<Self> {
         let has =
             |directory: &&&str| ["bridge", "host-local"].iter().all(|name| Path::new(directory).join(name).exists());
         let plugins = PathBuf::from(PLUGINS.iter().find(has)?);
-        Some(Cni { plugins, subnet: subnet.to_owned(), results })
+        let network = network.unwrap_or(subnet).to_owned();
+        Some(Cni { plugins, subnet: subnet.to_owned(), network, results })
     }
 
     fn result(&self, task: &str) -> PathBuf {
@@ -76,7 +83,11 @@ impl Cni {
 
     /// The address that a task was given.
     pub(crate) fn address(&self, task: &str) -> Option<String> {
-        address(&serde_json::from_slice(&fs::read(self.result(task)).ok()?).ok()?)
+        address(&self.kept(task)?)
+    }
+
+    fn kept(&self, task: &str) -> Option<Value> {
+        serde_json::from_slice(&fs::read(self.result(task)).ok()?).ok()
     }
 
     /// Leads ports of the machine to a container's.
@@ -96,7 +107,7 @@ impl Cni {
 
     /// Gives a network namespace an address, and ports of the machine; those that `task` has already, if it does.
     pub(crate) async fn add(&self, task: &str, namespace: &Path, ports: &[Port]) -> Result<String, String> {
-        if let Some(known) = self.address(task) {
+        if let Some(known) = self.kept(task).filter(|kept| kept[DONE] != json!(false)).and_then(|kept| address(&kept)) {
             return Ok(known);
         }
         self.masquerade().await;
@@ -105,13 +116,17 @@ impl Cni {
         let mut result = self.call("ADD", task, Some(namespace), &self.bridge()).await?;
         let address = address(&result).ok_or_else(|| format!("the bridge plug-in gave no address: {result}"))?;
         result[PORTS] = json!(ports);
+        result[DONE] = json!(false);
         // Kept before the rest is done: all of it is taken back by what is kept.
         self.keep(task, &result).map_err(|e| format!("{}: {e}", self.results.display()))?;
         let rest = self.lead_in(task, namespace, ports, &result).await;
         if rest.is_err() {
             self.del(task, Some(namespace)).await?;
         }
-        rest.map(|()| address)
+        rest?;
+        result[DONE] = json!(true);
+        self.keep(task, &result).map_err(|e| format!("{}: {e}", self.results.display()))?;
+        Ok(address)
     }
 
     async fn lead_in(&self, task: &str, namespace: &Path, ports: &[Port], result: &Value) -> Result<(), String> {
@@ -129,16 +144,32 @@ impl Cni {
         // Tasks that start together look one after the other.
         static LOOKING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
         let _looking = LOOKING.lock().await;
-        let rule = |verb: &'static str| {
-            let mut command = Command::new("iptables");
-            command.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
-            command.args(["--wait", "-t", "nat", verb, "POSTROUTING", "-s", &self.subnet, "!", "-o", BRIDGE]);
-            command.args(["-j", "MASQUERADE", "-m", "comment", "--comment", "steady: addresses of tasks"]);
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-            async move { tokio::time::timeout(LIMIT, command.status()).await.is_ok_and(|s| s.is_ok_and(|s| s.success())) }
-        };
-        if !rule("-C").await && !rule("-A").await {
-            tracing::warn!(subnet = self.subnet, "iptables does not masquerade tasks: they reach this machine only");
+        let (subnet, network) = (self.subnet.as_str(), self.network.as_str());
+        let rule = [
+            "-s",
+            subnet,
+            "!",
+            "-d",
+            network,
+            "!",
+            "-o",
+            BRIDGE,
+            "-j",
+            "MASQUERADE",
+            "-m",
+            "comment",
+            "--comment",
+            COMMENT,
+        ];
+        // One of another network, of an agent before, would go first.
+        let listed = iptables(&["-t", "nat", "-S", "POSTROUTING"]).await.unwrap_or_default();
+        let of_subnet = |line: &&str| line.contains(&format!("-s {subnet} ")) && line.contains(COMMENT);
+        for line in listed.lines().filter(of_subnet).filter(|line| !line.contains(&format!("! -d {network} "))) {
+            let words = line.split_whitespace().map(|word| if word == "-A" { "-D" } else { word.trim_matches('"') });
+            let _ = iptables(&["-t", "nat"].into_iter().chain(words).collect::<Vec<_>>()).await;
+        }
+        if !ensure("POSTROUTING", "-A", &rule).await {
+            tracing::warn!(subnet, "iptables does not masquerade tasks: they reach this machine only");
         }
     }
 
@@ -151,8 +182,7 @@ impl Cni {
 
     /// Takes a task's address back. One that has none is no error.
     pub(crate) async fn del(&self, task: &str, namespace: Option<&Path>) -> Result<(), String> {
-        let kept = fs::read(self.result(task)).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-        if let Some(result) = kept {
+        if let Some(result) = self.kept(task) {
             let ports: Vec<Port> = serde_json::from_value(result[PORTS].clone()).unwrap_or_default();
             if let Some(map) = Self::port_map(&ports, &result) {
                 self.call("DEL", task, namespace, &map).await?;
@@ -201,6 +231,21 @@ impl Cni {
             answer["msg"].as_str().map_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned(), str::to_owned);
         Err(failed(format!("{said} {}", answer["details"].as_str().unwrap_or_default()).trim().to_owned()))
     }
+}
+
+/// What iptables says; `None`: it failed.
+async fn iptables(args: &[&str]) -> Option<String> {
+    let mut command = Command::new("iptables");
+    command.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
+    command.arg("--wait").args(args).stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(LIMIT, command.output()).await.ok()?.ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Makes sure that a chain that rewrites addresses has a rule: at its end (`-A`) or its beginning (`-I`). Whether it has.
+pub(crate) async fn ensure(chain: &str, verb: &str, rule: &[&str]) -> bool {
+    let of = |verb| [&["-t", "nat", verb, chain], rule].concat();
+    iptables(&of("-C")).await.is_some() || iptables(&of(verb)).await.is_some()
 }
 
 /// The address of a result, without the length of its prefix.

@@ -16,8 +16,8 @@ use steady_core::{Clock, SystemClock};
 use tokio::sync::mpsc;
 
 use super::{
-    Command, ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Port, Runtime,
-    RuntimeError, State, Usage,
+    Command, ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Port, Pulled,
+    Runtime, RuntimeError, State, Usage,
 };
 
 /// How simulated containers behave.
@@ -116,8 +116,8 @@ impl Runtime for Hollow {
         Ok(self.lock().containers.iter().map(found).collect())
     }
 
-    async fn pull(&self, _: &str, _: Option<&Credentials>) -> Result<Option<String>, RuntimeError> {
-        Ok(None)
+    async fn pull(&self, _: &str, _: Option<&Credentials>) -> Result<Pulled, RuntimeError> {
+        Ok(Pulled::default())
     }
 
     async fn create(&self, spec: &ContainerSpec) -> Result<String, RuntimeError> {

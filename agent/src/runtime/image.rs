@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use backon::{ExponentialBuilder, Retryable as _};
 use bytes::Bytes;
 
-use super::{Credentials, RuntimeError};
+use super::{Credentials, Pulled, RuntimeError};
 
 /// The image that is the running steady program: examples need nothing else.
 pub(crate) const SELF: &str = "steady:self";
@@ -67,18 +67,18 @@ impl Pulls {
         Pulls { behavior, pulled: Arc::default() }
     }
 
-    /// Makes sure that an image is here. Its digest, if it has one.
+    /// Makes sure that an image is here.
     pub(crate) async fn pull(
         &self,
         images: &impl Images,
         image: &str,
         credentials: Option<&Credentials>,
-    ) -> Result<Option<String>, RuntimeError> {
+    ) -> Result<Pulled, RuntimeError> {
         // Containers that start together need it once.
         static MAKING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
         if image == SELF {
             let _making = MAKING.lock().await;
-            return images.make_self().await.map(|()| None);
+            return images.make_self().await.map(|()| Pulled::default());
         }
         let cached = images.digest(image).await?;
         let asked = self.pulled.lock().unwrap_or_else(PoisonError::into_inner).contains(image);
@@ -86,18 +86,18 @@ impl Pulls {
         if let Some(known) = &cached
             && !asks(self.behavior, &reference, asked)
         {
-            return Ok(known.clone());
+            return Ok(Pulled { digest: known.clone(), is_new: false });
         }
         let limited = tokio::time::timeout(PULL, fetch(images, &reference, credentials));
         let fetched = limited.await.unwrap_or_else(|_| Err(format!("not pulled within {PULL:?}")));
         match fetched {
             Ok(()) => {
                 self.pulled.lock().unwrap_or_else(PoisonError::into_inner).insert(image.to_owned());
-                Ok(images.digest(image).await?.flatten())
+                Ok(Pulled { digest: images.digest(image).await?.flatten(), is_new: cached.is_none() })
             }
             Err(error) if cached.is_some() && self.behavior != PullBehavior::Always => {
                 tracing::warn!(image, error, "the image could not be pulled; the one that is here does");
-                Ok(cached.flatten())
+                Ok(Pulled { digest: cached.flatten(), is_new: false })
             }
             Err(error) => Err(RuntimeError::Pull(format!("{image}: {error}"))),
         }

@@ -98,6 +98,8 @@ pub struct ContainerSpec {
     pub cpu_limit: Option<i32>,
     /// Hard limit of memory, MiB; `None`: none.
     pub memory_limit: Option<i32>,
+    /// GPUs of the machine that are this container's alone; `None`: the instance has none to give.
+    pub gpus: Option<Vec<u32>>,
     /// What must not be printed or written down.
     pub sensitive: Sensitive,
 }
@@ -154,6 +156,7 @@ impl ContainerSpec {
             ports: Vec::new(),
             cpu_limit: None,
             memory_limit: None,
+            gpus: None,
             sensitive: Sensitive::default(),
         }
     }
@@ -170,7 +173,10 @@ impl ContainerSpec {
         let own = own.map(|(name, value)| format!("{name}={value}"));
         let given = given.iter().map(|pair| format!("{}={}", pair.name, pair.value));
         let hidden = self.sensitive.variables.iter().map(|(name, value)| format!("{name}={value}"));
-        own.chain(given).chain(hidden).collect()
+        // What NVIDIA's runtime hands over: nobody has those of another by asking for all of them.
+        let gpus = self.gpus.as_ref().map(|gpus| format!("{VISIBLE_DEVICES}={}", gpu_list(gpus)));
+        let all = own.chain(given).chain(hidden).filter(|pair| gpus.is_none() || !pair.starts_with(VISIBLE_DEVICES));
+        all.chain(gpus.clone()).collect()
     }
 }
 
@@ -196,6 +202,26 @@ pub enum State {
     Exited(Exit),
 }
 
+/// An image that is here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pulled {
+    /// Its digest, where the runtime knows one.
+    pub digest: Option<String>,
+    /// It was not here before.
+    pub is_new: bool,
+}
+
+/// The variable by which NVIDIA's runtime knows which GPUs are a container's.
+const VISIBLE_DEVICES: &str = "NVIDIA_VISIBLE_DEVICES";
+
+/// `0,2`, or `void` for none of them.
+pub(crate) fn gpu_list(gpus: &[u32]) -> String {
+    if gpus.is_empty() {
+        return "void".to_owned();
+    }
+    gpus.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+}
+
 /// A container that a runtime has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -211,6 +237,8 @@ pub struct Found {
     pub ran: Duration,
     /// Of a pause container: the task's address.
     pub address: Option<String>,
+    /// GPUs that it was given.
+    pub gpus: Vec<u32>,
 }
 
 impl Found {
@@ -223,6 +251,7 @@ impl Found {
             ports: ports.to_vec(),
             ran: Duration::ZERO,
             address: None,
+            gpus: Vec::new(),
         }
     }
 }
@@ -377,8 +406,13 @@ pub trait Runtime: Send + Sync {
     /// Containers of this agent, running or not, whoever started them.
     async fn list(&self) -> Result<Vec<Found>, RuntimeError>;
 
-    /// Makes sure that the image is here. Returns its digest where the runtime knows one.
-    async fn pull(&self, image: &str, credentials: Option<&Credentials>) -> Result<Option<String>, RuntimeError>;
+    /// Makes sure that the image is here.
+    async fn pull(&self, image: &str, credentials: Option<&Credentials>) -> Result<Pulled, RuntimeError>;
+
+    /// Removes an image. Whether it is gone: one that is in use stays, and is no error.
+    async fn remove_image(&self, _: &str) -> Result<bool, RuntimeError> {
+        Ok(true)
+    }
 
     /// Makes the container; one of the same name that is there already is left as it is. Returns the runtime's id.
     async fn create(&self, spec: &ContainerSpec) -> Result<String, RuntimeError>;

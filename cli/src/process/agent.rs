@@ -1,6 +1,9 @@
 //! `steady agent`: this machine as a container instance.
 
+use std::time::Duration;
+
 use futures::future::try_join_all;
+use steady_agent::ImageCleanup;
 
 use super::ending::ending;
 use super::machine::{Connections, Wanted, address_towards, data_directory, host_name, lock, prepare};
@@ -21,6 +24,10 @@ pub async fn agent(args: Agent, global: &Global) -> Result<(), Failure> {
     let _lock = lock(&directory)?;
     let address =
         args.address.clone().unwrap_or_else(|| address_towards(servers.first().map_or("127.0.0.1:7443", |s| s)));
+    if args.instances > 1 && args.resources.iter().any(|(name, _)| name == "GPU") {
+        let message = "--resource GPU: several instances of one machine cannot share its GPUs; leave out --instances";
+        return Err(Failure::usage(message));
+    }
     let metadata = Metadata::of(args.metadata_address.as_deref())?;
     let mut running = Vec::new();
     for number in 1..=args.instances {
@@ -35,6 +42,11 @@ pub async fn agent(args: Agent, global: &Global) -> Result<(), Failure> {
             metadata: metadata.clone(),
             image_pull_behavior: args.image_pull_behavior,
             task_subnet: args.task_subnet.clone(),
+            task_network: args.task_network.clone(),
+            image_cleanup: (args.image_cleanup_interval > 0).then(|| ImageCleanup {
+                interval: Duration::from_secs(args.image_cleanup_interval.into()),
+                minimum_age: Duration::from_secs(args.image_minimum_cleanup_age.into()),
+            }),
             live_restore: !args.without_live_restore,
             address: address.clone(),
             cpu: args.cpu,

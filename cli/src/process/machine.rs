@@ -9,7 +9,7 @@ use rustix::fs::{FlockOperation, flock};
 use steady_agent::runtime::{
     Containerd, ContainerdSettings, Docker, DockerSettings, Hollow, HollowBehaviour, Process, Runtime, RuntimeError,
 };
-use steady_agent::{AgentError, Identity, Settings};
+use steady_agent::{AgentError, Identity, ImageCleanup, Settings};
 use steady_core::SystemClock;
 use steady_core::v1::{Attribute, ContainerInstanceSpec, HostPortRange, InstanceResources};
 use steady_runtime::{Client, holder};
@@ -64,6 +64,8 @@ pub(super) struct Wanted {
     pub(super) memory: Option<i32>,
     pub(super) image_pull_behavior: PullWhen,
     pub(super) task_subnet: Option<String>,
+    pub(super) task_network: Option<String>,
+    pub(super) image_cleanup: Option<ImageCleanup>,
     /// Docker has to keep containers running while it is restarted.
     pub(super) live_restore: bool,
     pub(super) attributes: Vec<(String, String)>,
@@ -120,6 +122,9 @@ pub(super) async fn prepare(wanted: Wanted) -> Result<Ready, Failure> {
     let identity = Identity::load(&wanted.directory, &wanted.name).map_err(|e| Failure::failed(e.to_string()))?;
     let runtime = runtime(&wanted, &identity).await?;
     let endpoint = wanted.metadata.endpoint(runtime.name()).await?;
+    if runtime.name() == "containerd" && wanted.resources.iter().any(|(name, _)| name == "GPU") {
+        return Err(Failure::usage("--resource GPU: GPUs are handed to containers by Docker; use --runtime docker"));
+    }
     let (cpu, memory) = if hollow { HOLLOW } else { share(wanted.share) };
     let mut attributes: Vec<Attribute> = [
         ("ecs.os-type", "linux"),
@@ -136,7 +141,11 @@ pub(super) async fn prepare(wanted: Wanted) -> Result<Ready, Failure> {
         registered_resources: Some(InstanceResources {
             cpu: wanted.cpu.unwrap_or(cpu),
             memory: wanted.memory.unwrap_or(memory),
-            reserved_ports: vec![HostPortRange { from: 22, to: 22 }, HostPortRange { from: 2375, to: 2376 }],
+            reserved_ports: vec![
+                HostPortRange { from: 22, to: 22 },
+                HostPortRange { from: 2375, to: 2376 },
+                HostPortRange { from: 51678, to: 51680 },
+            ],
             named: wanted.resources.into_iter().collect(),
         }),
         capacity_provider: wanted.capacity_provider,
@@ -152,6 +161,7 @@ pub(super) async fn prepare(wanted: Wanted) -> Result<Ready, Failure> {
         directory: (!hollow).then_some(wanted.directory),
         holder: holder(),
         endpoint,
+        image_cleanup: wanted.image_cleanup,
         stop_tasks: wanted.stop_tasks,
     };
     Ok(Ready { settings, identity, runtime })
@@ -193,6 +203,7 @@ async fn docker(wanted: &Wanted, identity: &Identity) -> Result<Arc<Docker>, Run
         logs: wanted.directory.join("logs"),
         pull_behavior: wanted.image_pull_behavior.into(),
         task_subnet: wanted.task_subnet.clone(),
+        task_network: wanted.task_network.clone(),
     };
     Ok(Arc::new(Docker::connect(settings).await?))
 }
@@ -207,6 +218,7 @@ async fn containerd(wanted: &Wanted, identity: &Identity) -> Result<Arc<dyn Runt
         program,
         pull_behavior: wanted.image_pull_behavior.into(),
         task_subnet: wanted.task_subnet.clone(),
+        task_network: wanted.task_network.clone(),
     };
     Ok(Arc::new(Containerd::connect(settings).await?))
 }

@@ -282,12 +282,22 @@ pub struct Agent {
     /// Register although Docker ends every container when it is restarted (its live-restore is off).
     #[arg(long)]
     pub without_live_restore: bool,
-    /// Where addresses of tasks come from (networkMode awsvpc) [default: 10.88.0.0/16].
+    /// Where addresses of this machine's tasks come from (networkMode awsvpc) [default: 10.88.0.0/16].
     #[arg(long, value_name = "CIDR")]
     pub task_subnet: Option<String>,
+    /// Where addresses of tasks on all machines come from: among each other they keep their addresses, for which the
+    /// machines need routes to each other's subnets [default: the task subnet].
+    #[arg(long, value_name = "CIDR")]
+    pub task_network: Option<String>,
     /// When images are asked for at their registry, though they are here.
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     pub image_pull_behavior: PullWhen,
+    /// How often it is looked for images that no task uses any more; 0: never (ECS_IMAGE_CLEANUP_INTERVAL).
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
+    pub image_cleanup_interval: u32,
+    /// How long an image was not used that is removed (ECS_IMAGE_MINIMUM_CLEANUP_AGE).
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    pub image_minimum_cleanup_age: u32,
     /// The capacity provider that this instance belongs to.
     #[arg(long, value_name = "NAME", default_value = "")]
     pub capacity_provider: String,

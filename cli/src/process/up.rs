@@ -126,6 +126,9 @@ async fn agents(
             metadata: metadata.clone(),
             image_pull_behavior: PullWhen::Default,
             task_subnet: None,
+            task_network: None,
+            // What is built while things are tried out stays.
+            image_cleanup: None,
             // To try things, a restart of Docker may end them.
             live_restore: false,
             address: "127.0.0.1".to_owned(),

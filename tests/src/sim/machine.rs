@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use steady_agent::runtime::{
-    Command, ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Port, Runtime,
-    RuntimeError, State, Usage,
+    Command, ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Port, Pulled,
+    Runtime, RuntimeError, State, Usage,
 };
 use steady_core::Clock;
 use tokio::sync::mpsc;
@@ -134,9 +134,9 @@ impl Runtime for MachineLink {
         Ok(lock(&self.machine.containers).iter().map(found).collect())
     }
 
-    async fn pull(&self, image: &str, _: Option<&Credentials>) -> Result<Option<String>, RuntimeError> {
+    async fn pull(&self, image: &str, _: Option<&Credentials>) -> Result<Pulled, RuntimeError> {
         tokio::time::sleep(self.world.latency()).await;
-        if image == "missing" { Err(RuntimeError::Pull("simulated: not found".into())) } else { Ok(None) }
+        if image == "missing" { Err(RuntimeError::Pull("simulated: not found".into())) } else { Ok(Pulled::default()) }
     }
 
     async fn create(&self, spec: &ContainerSpec) -> Result<String, RuntimeError> {

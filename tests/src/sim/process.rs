@@ -129,6 +129,7 @@ impl World {
             directory: Some(directory),
             holder: life.name.clone(),
             endpoint: None,
+            image_cleanup: None,
             stop_tasks: false,
         };
         let client = net::client(&self, &life);

@@ -32,6 +32,9 @@ pub(super) const START: Duration = Duration::from_secs(3 * 60);
 /// Of one step of an image: a layer that is unpacked.
 pub(super) const STEP: Duration = Duration::from_secs(30 * 60);
 
+/// Most bytes of an answer: a list of containers has all that they are made of.
+const LARGEST: usize = 64 << 20;
+
 /// Marks a request.
 #[derive(Debug, Clone)]
 pub(super) struct Scope {
@@ -61,7 +64,7 @@ pub(super) struct Api {
 macro_rules! services {
     ($($name:ident: $client:ident),+ $(,)?) => {
         $(pub(super) fn $name(&self) -> $client<Service> {
-            $client::with_interceptor(self.channel.clone(), self.scope.clone())
+            $client::with_interceptor(self.channel.clone(), self.scope.clone()).max_decoding_message_size(LARGEST)
         })+
     };
 }
@@ -149,6 +152,14 @@ pub(super) async fn call<T>(
 
 pub(super) fn failed(status: &Status) -> Failed {
     let text = status.message().split_whitespace().collect::<Vec<_>>().join(" ");
+    // What the connection says of itself has no code of its own; what containerd says has no source.
+    let is_broken = std::error::Error::source(status).is_some()
+        || ["transport error", "h2 protocol error", "error reading", "connection"]
+            .iter()
+            .any(|said| text.starts_with(said));
+    if is_broken {
+        return Failed::Silent(RuntimeError::Unreachable(format!("containerd does not answer: {text}")));
+    }
     match status.code() {
         Code::NotFound => Failed::NotFound(text),
         Code::AlreadyExists => Failed::Exists,

@@ -177,7 +177,7 @@ pub(super) fn specification(spec: &ContainerSpec, image: &Config, given: &Given)
         platform["readonlyPaths"] = json!(["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]);
     }
     if !security.unconfined {
-        platform["seccomp"] = seccomp();
+        platform["seccomp"] = seccomp(&capabilities);
     }
     let mut whole = json!({
         "ociVersion": "1.0.2",
@@ -279,31 +279,50 @@ fn node(path: &Path) -> Result<(&'static str, u64, u64), String> {
 fn devices(spec: &ContainerSpec, linux: &LinuxParameters) -> Result<Vec<Value>, String> {
     let mut all = Vec::new();
     for device in &linux.devices {
-        let (kind, major, minor) = node(Path::new(&device.host_path))?;
         let inside = if device.container_path.is_empty() { &device.host_path } else { &device.container_path };
-        all.push(json!({ "type": kind, "path": inside, "major": major, "minor": minor, "fileMode": 0o666, "uid": 0, "gid": 0 }));
+        all.push(self::device(Path::new(&device.host_path), inside)?);
     }
     if spec.definition.privileged {
-        // What runc makes by itself may not be there twice.
-        let own = ["null", "zero", "full", "random", "urandom", "tty", "console", "ptmx"];
-        for entry in fs::read_dir("/dev").into_iter().flatten().flatten() {
-            let path = entry.path();
-            let name = entry.file_name();
-            if own.iter().any(|own| name == *own) || linux.devices.iter().any(|d| Path::new(&d.host_path) == path) {
-                continue;
-            }
-            if entry.file_type().is_ok_and(|kind| kind.is_char_device() || kind.is_block_device())
-                && let Ok((kind, major, minor)) = node(&path)
-            {
-                all.push(json!({ "type": kind, "path": path, "major": major, "minor": minor }));
-            }
-        }
+        let given: Vec<PathBuf> = linux.devices.iter().map(|device| PathBuf::from(&device.host_path)).collect();
+        every_device(Path::new("/dev"), &given, &mut all);
     }
     Ok(all)
 }
 
+/// All devices of the machine, but for those that are there already.
+fn every_device(directory: &Path, given: &[PathBuf], all: &mut Vec<Value>) {
+    // What runc makes by itself, or is mounted.
+    const OWN: [&str; 12] =
+        ["null", "zero", "full", "random", "urandom", "tty", "console", "ptmx", "pts", "shm", "mqueue", "fd"];
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        let Ok(kind) = entry.file_type() else { continue };
+        if given.contains(&path) || (directory == Path::new("/dev") && OWN.iter().any(|own| name == *own)) {
+            continue;
+        }
+        if kind.is_dir() {
+            every_device(&path, given, all);
+        } else if kind.is_char_device() || kind.is_block_device() {
+            all.extend(device(&path, &path.display().to_string()).ok());
+        }
+    }
+}
+
+/// A device of the machine, as it is there.
+fn device(path: &Path, inside: &str) -> Result<Value, String> {
+    let (kind, major, minor) = node(path)?;
+    let found = fs::metadata(path).map_err(|e| format!("linuxParameters.devices: {}: {e}", path.display()))?;
+    let (mode, uid, gid) = (found.mode() & 0o777, found.uid(), found.gid());
+    Ok(
+        json!({ "type": kind, "path": inside, "major": major, "minor": minor, "fileMode": mode, "uid": uid, "gid": gid }),
+    )
+}
+
 fn mounts(spec: &ContainerSpec, linux: &LinuxParameters, given: &Given) -> Vec<Value> {
-    let mount = |to: &str, kind: &str, from: &str, options: &[&str]| json!({ "destination": to, "type": kind, "source": from, "options": options });
+    let mount = |to: &str, kind: &str, from: &str, options: &[&str]| {
+        let to = if to.len() > 1 { to.trim_end_matches('/') } else { to };
+        json!({ "destination": to, "type": kind, "source": from, "options": options })
+    };
     let system = if spec.definition.privileged { "rw" } else { "ro" };
     let mut all = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -348,11 +367,11 @@ fn mounts(spec: &ContainerSpec, linux: &LinuxParameters, given: &Given) -> Vec<V
         let access = if *read_only { "ro" } else { "rw" };
         mount(to, "bind", &from.display().to_string(), &["rbind", "rprivate", access])
     }));
-    // A mount in a mount comes after it.
-    own.sort_by_key(|mount| mount["destination"].as_str().unwrap_or_default().matches('/').count());
     // What the definition mounts takes the place of what everybody has.
     all.retain(|known| !own.iter().any(|mount| mount["destination"] == known["destination"]));
     all.extend(own);
+    // A mount in a mount comes after it.
+    all.sort_by_key(|mount| mount["destination"].as_str().unwrap_or_default().matches('/').count());
     all
 }
 

@@ -70,39 +70,57 @@ const ALL: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-/// Calls of the kernel's that no container makes: they reach past its namespaces, or have been used to.
-const DENIED: [&str; 30] = [
-    "acct",
-    "add_key",
-    "bpf",
-    "delete_module",
-    "fanotify_init",
-    "finit_module",
-    "fsconfig",
-    "fsmount",
-    "fsopen",
-    "init_module",
-    "io_uring_enter",
-    "io_uring_register",
-    "io_uring_setup",
-    "ioperm",
-    "iopl",
-    "kexec_file_load",
-    "kexec_load",
-    "keyctl",
-    "lookup_dcookie",
-    "move_mount",
-    "move_pages",
-    "nfsservctl",
-    "open_by_handle_at",
-    "open_tree",
-    "perf_event_open",
-    "quotactl",
-    "reboot",
-    "request_key",
-    "swapon",
-    "userfaultfd",
+/// Calls of the kernel's that reach past a container's namespaces, or have been used to; and the capability that they are let through
+/// with (`SYS_ADMIN` does for all).
+const DENIED: [(&str, &[&str]); 11] = [
+    ("SYS_PACCT", &["acct"]),
+    ("BPF", &["bpf"]),
+    ("PERFMON", &["perf_event_open"]),
+    ("SYS_MODULE", &["delete_module", "finit_module", "init_module"]),
+    ("SYS_BOOT", &["kexec_file_load", "kexec_load", "reboot"]),
+    ("SYS_RAWIO", &["ioperm", "iopl"]),
+    ("DAC_READ_SEARCH", &["open_by_handle_at"]),
+    ("SYS_TIME", &["clock_settime", "settimeofday", "stime"]),
+    ("SYS_NICE", &["move_pages"]),
+    ("SYS_PTRACE", &["kcmp", "userfaultfd"]),
+    (
+        ADMIN,
+        &[
+            "add_key",
+            "fanotify_init",
+            "fsconfig",
+            "fsmount",
+            "fsopen",
+            "fspick",
+            "io_uring_enter",
+            "io_uring_register",
+            "io_uring_setup",
+            "keyctl",
+            "lookup_dcookie",
+            "mount",
+            "mount_setattr",
+            "move_mount",
+            "nfsservctl",
+            "open_tree",
+            "pivot_root",
+            "quotactl",
+            "request_key",
+            "setns",
+            "swapoff",
+            "swapon",
+            "umount",
+            "umount2",
+            "unshare",
+        ],
+    ),
 ];
+
+/// The capability that is nearly all of them.
+const ADMIN: &str = "SYS_ADMIN";
+/// `CLONE_NEWUSER`: who may make namespaces of users is an administrator in them.
+const NEW_USERS: u64 = 0x1000_0000;
+/// `ENOSYS`: a program does the same by an older call.
+const NO_SUCH_CALL: u32 = 38;
 
 /// What a container may do that is not everybody's.
 pub(super) fn capabilities(spec: &ContainerSpec, linux: &LinuxParameters) -> Vec<String> {
@@ -161,18 +179,25 @@ pub(super) fn security(spec: &ContainerSpec) -> Result<Security, String> {
     Ok(found)
 }
 
-/// Refuses [`DENIED`].
-pub(super) fn seccomp() -> Value {
+/// A filter of system calls, for a container with these capabilities.
+pub(super) fn seccomp(capabilities: &[String]) -> Value {
+    let has = |name: &str| capabilities.iter().any(|capability| capability.strip_prefix("CAP_") == Some(name));
     let architectures = match std::env::consts::ARCH {
         "x86_64" => json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]),
         "aarch64" => json!(["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"]),
         _ => json!([]),
     };
-    json!({
-        "defaultAction": "SCMP_ACT_ALLOW",
-        "architectures": architectures,
-        "syscalls": [{ "names": DENIED, "action": "SCMP_ACT_ERRNO", "errnoRet": 1 }],
-    })
+    let refused = |names: &[&str], error: u32| json!({ "names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": error });
+    let mut calls: Vec<Value> = Vec::new();
+    if !has(ADMIN) {
+        let denied = DENIED.iter().filter(|(capability, _)| !has(capability)).flat_map(|(_, names)| *names);
+        calls.push(refused(&denied.copied().collect::<Vec<_>>(), 1));
+        let mut clone = refused(&["clone"], 1);
+        clone["args"] = json!([{ "index": 0, "value": NEW_USERS, "valueTwo": NEW_USERS, "op": "SCMP_CMP_MASKED_EQ" }]);
+        // What `clone3` is asked for cannot be seen by a filter.
+        calls.extend([clone, refused(&["clone3"], NO_SUCH_CALL)]);
+    }
+    json!({ "defaultAction": "SCMP_ACT_ALLOW", "architectures": architectures, "syscalls": calls })
 }
 
 #[cfg(test)]
@@ -197,6 +222,18 @@ mod tests {
         assert_eq!(of(&["net_admin"], &["ALL"]), ["CAP_NET_ADMIN"]);
         assert!(!of(&[], &["CHOWN"]).contains(&"CAP_CHOWN".to_owned()));
         assert_eq!(of(&[], &[]).len(), CAPABILITIES.len());
+    }
+
+    #[test]
+    fn a_capability_lets_its_calls_through() {
+        let denied = |capabilities: &[&str]| {
+            let own: Vec<String> = capabilities.iter().map(|name| format!("CAP_{name}")).collect();
+            seccomp(&own)["syscalls"].to_string()
+        };
+        assert!(denied(&[]).contains("\"bpf\"") && denied(&[]).contains("unshare"));
+        assert!(!denied(&["BPF"]).contains("\"bpf\"") && denied(&["BPF"]).contains("unshare"));
+        assert_eq!(denied(&["SYS_ADMIN"]), "[]");
+        assert!(DENIED.iter().all(|(capability, _)| ALL.contains(capability)));
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use containerd_client::services::v1::{AbortRequest, CreateRequest, DeleteRequest, WriteAction, WriteContentRequest};
+use containerd_client::services::v1::{
+    AbortRequest, AddResourceRequest, CreateRequest, DeleteRequest, Resource, WriteAction, WriteContentRequest,
+};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use steady_core::Timestamp;
@@ -13,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::api::{Api, Failed, LOOK, call, done, failed};
+use super::api::{Api, Failed, LOOK, call, failed};
 use crate::runtime::image::PULL;
 
 /// Most bytes of one message.
@@ -56,7 +58,10 @@ pub(super) async fn write(
         Ok((Err(broken), _)) => Err(broken),
         Ok((Ok(()), Ok(true))) => Ok(()),
         Ok((Ok(()), Ok(false))) => Err(format!("{digest} was not committed")),
-        Ok((Ok(()), Err(status))) => done(Err::<(), _>(failed(&status))).map_err(Failed::text),
+        Ok((Ok(()), Err(status))) => match failed(&status) {
+            Failed::Exists => Ok(()),
+            error => Err(error.text()),
+        },
     };
     if result.is_err() {
         let _ = call("abort", LOOK, api.content().abort(AbortRequest { r#ref: key })).await;
@@ -112,6 +117,16 @@ impl Lease {
         let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), until)]);
         call("lease", LOOK, api.leases().create(CreateRequest { id: id.clone(), labels })).await?;
         Ok(Lease { api: api.leased(&id), id })
+    }
+
+    /// What is there already stays as long as the lease, too.
+    pub(super) async fn hold(&self, kind: &str, id: &str) -> Result<(), Failed> {
+        let resource = Resource { id: id.to_owned(), r#type: kind.to_owned() };
+        let request = AddResourceRequest { id: self.id.clone(), resource: Some(resource) };
+        match call("hold", LOOK, self.api.leases().add_resource(request)).await {
+            Err(Failed::Exists) => Ok(()),
+            held => held,
+        }
     }
 
     pub(super) async fn end(self) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use containerd_client::services::v1::{
-    CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, ResizePtyRequest, StartRequest, WaitRequest,
+    CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, KillRequest, ResizePtyRequest, StartRequest, WaitRequest,
 };
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
@@ -56,11 +56,17 @@ impl Names {
         let _ = call("close input", LOOK, self.api.tasks().close_io(request)).await;
     }
 
+    async fn kill(&self) {
+        let (container_id, exec_id) = (self.container.clone(), self.exec.clone());
+        let request = KillRequest { container_id, exec_id, signal: 9, all: false };
+        let _ = call("kill", LOOK, self.api.tasks().kill(request)).await;
+    }
+
     async fn delete(&self) {
         let request = || DeleteProcessRequest { container_id: self.container.clone(), exec_id: self.exec.clone() };
         for _ in 0..DELETES {
             match call("delete exec", LOOK, self.api.tasks().delete_process(request())).await {
-                Err(Failed::Refused(_)) => tokio::time::sleep(DRAIN).await,
+                Err(Failed::Refused(_) | Failed::Silent(_)) => tokio::time::sleep(DRAIN).await,
                 _ => break,
             }
         }
@@ -72,6 +78,7 @@ struct Running {
     names: Names,
     /// It leads a group of its own. `None` once it has ended, or before it began.
     group: Option<Pid>,
+    has_ended: bool,
     pipes: PathBuf,
 }
 
@@ -81,8 +88,13 @@ impl Drop for Running {
         if let Some(group) = self.group {
             let _ = kill_process_group(group, Signal::KILL);
         }
-        let names = self.names.clone();
-        tokio::spawn(async move { names.delete().await });
+        let (names, has_ended) = (self.names.clone(), self.has_ended);
+        tokio::spawn(async move {
+            if !has_ended {
+                names.kill().await;
+            }
+            names.delete().await;
+        });
     }
 }
 
@@ -108,7 +120,7 @@ pub(super) async fn start(
     let exec = pipes.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     fs::create_dir_all(&pipes).map_err(|e| other(&e))?;
     let names = Names { api: api.clone(), container: container.to_owned(), exec: exec.clone() };
-    let mut running = Running { names, group: None, pipes };
+    let mut running = Running { names, group: None, has_ended: false, pipes };
     let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
     let (stdin, stdout) =
         (command.interactive.then(|| named(&running.pipes, "in")).transpose()?, named(&running.pipes, "out")?);
@@ -191,6 +203,7 @@ async fn pump(
                     Ok(ended) => {
                         // Its number may be another's from now on.
                         running.group = None;
+                        running.has_ended = true;
                         Ok(CommandOutput::Exit(ended.into_inner().exit_status as i32))
                     }
                     Err(status) => Err(failed(&status).or(RuntimeError::Other)),

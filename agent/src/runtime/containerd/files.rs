@@ -2,11 +2,13 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use containerd_client::types::Mount;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat2};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mknodat, open, openat2};
+use rustix::io::Errno;
 use steady_core::resources::parse_link;
 use steady_core::v1::network_mode::Value as NetworkMode;
 
@@ -57,12 +59,25 @@ impl Files {
         if self.exit().is_some() {
             return Ok(());
         }
-        fs::create_dir_all(&self.path)?;
         self.write(EXIT, &serde_json::to_vec(exit)?)
     }
 
-    pub(super) fn is_started(&self) -> bool {
-        self.path.join("started").exists()
+    /// When it was last started.
+    pub(super) fn started(&self) -> Option<SystemTime> {
+        fs::metadata(self.path.join("started")).and_then(|file| file.modified()).ok()
+    }
+
+    /// An input that stays open, though nobody writes.
+    pub(super) fn make_input(&self) -> io::Result<()> {
+        match mknodat(CWD, self.input(), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0) {
+            Err(error) if error != Errno::EXIST => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where that is, if it has one.
+    pub(super) fn input(&self) -> PathBuf {
+        self.path.join("stdin")
     }
 
     pub(super) fn set_started(&self) -> io::Result<()> {
@@ -82,9 +97,7 @@ impl Files {
 
     /// How long it has run in this state, since its last start.
     pub(super) fn ran(&self, state: &State) -> Duration {
-        let Ok(started) = fs::metadata(self.path.join("started")).and_then(|file| file.modified()) else {
-            return Duration::ZERO;
-        };
+        let Some(started) = self.started() else { return Duration::ZERO };
         match state {
             State::Exited(exit) => exit.at.since(started.into()),
             _ => started.elapsed().unwrap_or_default(),
@@ -189,12 +202,32 @@ fn layers(mount: &Mount) -> Vec<PathBuf> {
 
 /// A file below a root, whose links do not lead out of it.
 fn within(root: &Path, name: &str) -> Option<String> {
-    let root = open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let found = openat2(&root, name, flags, Mode::empty(), ResolveFlags::IN_ROOT).ok()?;
+    let found = below(root, name)?;
+    // An image may have anything under this name: a device is not to be opened.
+    if !FileType::from_raw_mode(fstat(&found).ok()?.st_mode).is_file() {
+        return None;
+    }
     let mut text = String::new();
-    File::from(found).take(1024 * 1024).read_to_string(&mut text).ok()?;
+    File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))
+        .ok()?
+        .take(1024 * 1024)
+        .read_to_string(&mut text)
+        .ok()?;
     Some(text)
+}
+
+/// What a path is below a root, not opened.
+fn below(root: &Path, name: &str) -> Option<OwnedFd> {
+    let root = open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    openat2(&root, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT).ok()
+}
+
+/// Gives a directory the owner and the mode that a path has in a root file system that is not mounted.
+pub(super) fn own_like(directory: &Path, root: &[Mount], path: &str) -> io::Result<()> {
+    let found = root.iter().flat_map(layers).find_map(|layer| fstat(below(&layer, path)?).ok());
+    let Some(found) = found.filter(|found| FileType::from_raw_mode(found.st_mode).is_dir()) else { return Ok(()) };
+    std::os::unix::fs::chown(directory, Some(found.st_uid), Some(found.st_gid))?;
+    fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(found.st_mode & 0o7777))
 }
 
 /// An init program of this machine's.

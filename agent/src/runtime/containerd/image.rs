@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Once;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -10,8 +11,8 @@ use containerd_client::services::v1::snapshots::{
     CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
 use containerd_client::services::v1::{
-    ApplyRequest, CreateImageRequest, GetImageRequest, Image, Info, InfoRequest, ReadContentRequest,
-    UpdateImageRequest, UpdateRequest,
+    ApplyRequest, CreateImageRequest, DeleteImageRequest, GetImageRequest, Image, Info, InfoRequest,
+    ReadContentRequest, UpdateImageRequest, UpdateRequest,
 };
 use containerd_client::types::Descriptor;
 use futures::{StreamExt, stream};
@@ -33,6 +34,11 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+/// Most bytes of a manifest or a config.
+const LARGEST: usize = 8 << 20;
+/// How long a registry may be silent.
+const CONNECT: Duration = Duration::from_secs(30);
+const SILENCE: Duration = Duration::from_secs(60);
 /// Label with the digest by which the image can be pulled again: of the list where it is of several platforms.
 const DIGEST: &str = "steady.digest";
 
@@ -148,6 +154,13 @@ impl Store {
         Ok(optional(found)?.and_then(|found| found.image))
     }
 
+    /// Removes an image's name; its parts go when nothing else has them. Containers keep theirs.
+    pub(super) async fn remove(&self, image: &str) -> Result<(), Failed> {
+        let name = full(image).map_err(Failed::Refused)?.whole();
+        let request = DeleteImageRequest { name, sync: true, target: None };
+        done(call("remove image", STEP, self.api.images().delete(request)).await)
+    }
+
     /// What an image says of its containers, and the snapshot to make them of: unpacked now if it is not yet.
     pub(super) async fn unpacked(&self, image: &str) -> Result<Unpacked, RuntimeError> {
         let failed = |failed: Failed| failed.or(|text| RuntimeError::Pull(format!("{image}: {text}")));
@@ -155,13 +168,13 @@ impl Store {
         let target = found.and_then(|found| found.target);
         let target = target.ok_or_else(|| RuntimeError::Pull(format!("{image}: no such image")))?;
         let leased = Lease::take(&self.api).await.map_err(failed)?;
-        let unpacked = self.unpack(&leased.api, &target.digest).await;
+        let unpacked = self.unpack(&leased, &target.digest).await;
         leased.end().await;
         unpacked.map_err(failed)
     }
 
     /// Unpacks what is in the content store.
-    async fn unpack(&self, api: &Api, target: &str) -> Result<Unpacked, Failed> {
+    async fn unpack(&self, lease: &Lease, target: &str) -> Result<Unpacked, Failed> {
         let mut manifest: Manifest = self.read(target).await?;
         if manifest.config.is_none() {
             let own = manifest
@@ -180,7 +193,7 @@ impl Store {
         }
         let mut parent = String::new();
         for ((layer, name), id) in manifest.layers.iter().zip(&chain).zip(&file.rootfs.diff_ids) {
-            self.layer(api, layer, id, name, &parent).await?;
+            self.layer(lease, layer, id, name, &parent).await?;
             parent.clone_from(name);
         }
         // As long as the config is there the snapshot is.
@@ -193,11 +206,11 @@ impl Store {
     }
 
     /// Unpacks one layer onto those below it.
-    async fn layer(&self, api: &Api, layer: &Named, id: &str, name: &str, parent: &str) -> Result<(), Failed> {
-        let snapshotter = || self.snapshotter.clone();
+    async fn layer(&self, lease: &Lease, layer: &Named, id: &str, name: &str, parent: &str) -> Result<(), Failed> {
+        let (snapshotter, api) = (|| self.snapshotter.clone(), &lease.api);
         let stat = StatSnapshotRequest { snapshotter: snapshotter(), key: name.to_owned() };
         if optional(call("snapshot", LOOK, api.snapshots().stat(stat)).await)?.is_some() {
-            return Ok(());
+            return lease.hold(&format!("snapshots/{}", self.snapshotter), name).await;
         }
         let key = format!("steady-unpack-{}-{name}", unique());
         let request = PrepareSnapshotRequest {
@@ -235,7 +248,10 @@ impl Store {
             Err(error) => {
                 let request = RemoveSnapshotRequest { snapshotter: snapshotter(), key };
                 let _ = call("remove", LOOK, api.snapshots().remove(request)).await;
-                done(Err::<(), _>(error))
+                match error {
+                    Failed::Exists => Ok(()),
+                    error => Err(error),
+                }
             }
         }
     }
@@ -244,9 +260,18 @@ impl Store {
         let request = ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
         let mut stream = call("read", LOOK, self.api.content().read(request)).await?;
         let mut bytes = Vec::new();
-        while let Some(piece) = stream.message().await.map_err(|status| failed(&status))? {
-            bytes.extend_from_slice(&piece.data);
-        }
+        let rest = async {
+            while let Some(piece) = stream.message().await.map_err(|status| failed(&status))? {
+                bytes.extend_from_slice(&piece.data);
+                if bytes.len() > LARGEST {
+                    return Err(Failed::Refused(format!("{digest} has more than {LARGEST} bytes")));
+                }
+            }
+            Ok(())
+        };
+        let silent =
+            |_| Failed::Silent(RuntimeError::Timeout(format!("containerd did not send {digest} within {LOOK:?}")));
+        tokio::time::timeout(LOOK, rest).await.map_err(silent)??;
         serde_json::from_slice(&bytes).map_err(|e| Failed::Refused(format!("{digest}: {e}")))
     }
 
@@ -281,13 +306,14 @@ impl Store {
         }
     }
 
-    async fn pull(&self, api: &Api, reference: &Reference, auth: &RegistryAuth) -> Result<(), String> {
-        let client = registry(reference);
+    async fn pull(&self, lease: &Lease, reference: &Reference, auth: &RegistryAuth) -> Result<(), String> {
+        let (client, api) = (registry(reference), &lease.api);
         let (manifest, own, list) = client.pull_image_manifest_and_list_digest(reference, auth).await.map_err(said)?;
         let pinned = reference.clone_with_digest(own.clone());
         let (raw, _) = client.pull_manifest_raw(&pinned, auth, &[MANIFEST, DOCKER_MANIFEST]).await.map_err(said)?;
         for blob in manifest.layers.iter().chain([&manifest.config]) {
             if self.has(&blob.digest).await.map_err(Failed::text)? {
+                lease.hold("content", &blob.digest).await.map_err(Failed::text)?;
                 continue;
             }
             let stream = client.pull_blob_stream(&pinned, blob).await.map_err(said)?;
@@ -300,12 +326,13 @@ impl Store {
         write(api, &own, size, stream::iter([Ok(raw)]).boxed(), labels).await?;
         let media_type = manifest.media_type.unwrap_or_else(|| MANIFEST.to_owned());
         let target = Descriptor { media_type, digest: own.clone(), size, annotations: HashMap::new() };
-        self.unpack(api, &own).await.map_err(Failed::text)?;
+        self.unpack(lease, &own).await.map_err(Failed::text)?;
         let labels = HashMap::from([(DIGEST.to_owned(), list.unwrap_or(own))]);
         self.name(&reference.whole(), &target, labels).await.map_err(Failed::text)
     }
 
-    async fn import_self(&self, api: &Api, of: &str) -> Result<(), String> {
+    async fn import_self(&self, lease: &Lease, of: &str) -> Result<(), String> {
+        let api = &lease.api;
         let files =
             tokio::task::spawn_blocking(archive).await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
         let layer = digest(&files);
@@ -332,7 +359,7 @@ impl Store {
         write(api, &config_digest, config_size, stream::iter([Ok(config)]).boxed(), HashMap::new()).await?;
         let labels = references(&config_digest, [layer]);
         write(api, &target.digest, target.size, stream::iter([Ok(manifest)]).boxed(), labels).await?;
-        self.unpack(api, &target.digest).await.map_err(Failed::text)?;
+        self.unpack(lease, &target.digest).await.map_err(Failed::text)?;
         let name = full(SELF)?.whole();
         self.name(&name, &target, HashMap::new()).await.map_err(Failed::text)
     }
@@ -355,7 +382,8 @@ fn registry(reference: &Reference) -> Client {
     let name = host.rsplit_once(':').map_or(host.as_str(), |(name, _)| name);
     let local = name == "localhost" || name.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback());
     let protocol = if local { ClientProtocol::HttpsExcept(vec![host]) } else { ClientProtocol::Https };
-    Client::new(ClientConfig { protocol, ..ClientConfig::default() })
+    let (connect_timeout, read_timeout) = (Some(CONNECT), Some(SILENCE));
+    Client::new(ClientConfig { protocol, connect_timeout, read_timeout, ..ClientConfig::default() })
 }
 
 /// What a registry said, as Docker words it where it does.
@@ -390,7 +418,7 @@ impl Images for Store {
             RegistryAuth::Basic(given.username.clone(), given.password.clone())
         });
         let leased = Lease::take(&self.api).await.map_err(Failed::text)?;
-        let pulled = self.pull(&leased.api, &reference, &auth).await;
+        let pulled = self.pull(&leased, &reference, &auth).await;
         leased.end().await;
         pulled
     }
@@ -404,7 +432,7 @@ impl Images for Store {
             return Ok(());
         }
         let leased = Lease::take(&self.api).await.map_err(|e| failed(e.text()))?;
-        let made = self.import_self(&leased.api, &of).await;
+        let made = self.import_self(&leased, &of).await;
         leased.end().await;
         made.map_err(failed)
     }

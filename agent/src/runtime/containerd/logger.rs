@@ -114,25 +114,22 @@ impl Copy {
 fn copy(copies: &mut [Copy; 2], changes: &OwnedFd, is_last: bool) -> io::Result<bool> {
     let limit = is_last.then_some(Timespec { tv_sec: 0, tv_nsec: LAST });
     let ready = {
-        let open = |copy: &Copy| if copy.ended { PollFlags::empty() } else { PollFlags::IN };
-        let mut watched = [
-            PollFd::new(&copies[0].from, open(&copies[0])),
-            PollFd::new(&copies[1].from, open(&copies[1])),
-            PollFd::new(changes, PollFlags::IN),
-        ];
+        // One that has ended is always ready.
+        let mut watched = vec![PollFd::new(changes, PollFlags::IN)];
+        watched.extend(copies.iter().filter(|copy| !copy.ended).map(|copy| PollFd::new(&copy.from, PollFlags::IN)));
         match poll(&mut watched, limit.as_ref()) {
             Err(rustix::io::Errno::INTR) => return Ok(true),
             polled => polled?,
         };
-        watched.map(|fd| !fd.revents().is_empty())
+        watched.iter().map(|fd| !fd.revents().is_empty()).collect::<Vec<_>>()
     };
-    if ready[2] {
+    if ready[0] {
         // What changed is looked at, not told.
         let _ = rustix::io::read(changes, &mut [0_u8; 4096]);
     }
     let mut moved = false;
-    for (copy, ready) in copies.iter_mut().zip(ready) {
-        if ready && !copy.ended {
+    for (copy, ready) in copies.iter_mut().filter(|copy| !copy.ended).zip(&ready[1..]) {
+        if *ready {
             copy.once();
             moved = true;
         }

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use containerd_client::services::v1::container::Runtime as ShimName;
 use containerd_client::services::v1::snapshots::PrepareSnapshotRequest;
 use containerd_client::services::v1::{Container, CreateContainerRequest};
+use containerd_client::types::Mount;
+use containerd_client::types::v1::Status;
 use steady_core::v1::network_mode::Value as NetworkMode;
 use steady_core::{Clock, SystemClock};
 
@@ -18,7 +20,7 @@ use crate::runtime::{ContainerId, ContainerSpec, PAUSE, RuntimeError, cgroup};
 
 impl Containerd {
     /// What a container mounts of its task's volumes, which are made if they have to be.
-    async fn mounts(&self, spec: &ContainerSpec) -> Result<Vec<(PathBuf, String, bool)>, RuntimeError> {
+    async fn mounts(&self, spec: &ContainerSpec, root: &[Mount]) -> Result<Vec<(PathBuf, String, bool)>, RuntimeError> {
         let mut mounts = Vec::new();
         for mount in &spec.definition.mount_points {
             let volume = spec.volumes.iter().find(|volume| volume.name == mount.source_volume);
@@ -47,6 +49,10 @@ impl Containerd {
             if !path.exists() {
                 let failed = |e: io::Error| RuntimeError::Volume(format!("{}: {e}", path.display()));
                 fs::create_dir_all(&path).map_err(failed)?;
+                // As whose it is in the image: who runs there may write (Docker copies what is in it, too).
+                if host.is_empty() {
+                    files::own_like(&path, root, &mount.container_path).map_err(failed)?;
+                }
             }
             mounts.push((path, mount.container_path.clone(), mount.read_only));
         }
@@ -61,6 +67,11 @@ impl Containerd {
 
     pub(super) async fn make(&self, spec: &ContainerSpec) -> Result<String, RuntimeError> {
         let (id, key) = (&spec.id, name(&spec.id));
+        if spec.gpus.as_ref().is_some_and(|gpus| !gpus.is_empty()) {
+            let message =
+                "resourceRequirements GPU needs Docker with NVIDIA's runtime; use an instance with runtime docker";
+            return Err(RuntimeError::Create(message.into()));
+        }
         let image = self.store.unpacked(&spec.definition.image).await?;
         let failed = |e: Failed| e.or(RuntimeError::Create);
         let snapshotter = self.store.snapshotter().to_owned();
@@ -71,7 +82,11 @@ impl Containerd {
             // Until a container refers to it.
             labels: HashMap::from([("containerd.io/gc.root".to_owned(), SystemClock.now().to_string())]),
         };
-        done(call("prepare", LOOK, self.api.snapshots().prepare(request)).await).map_err(failed)?;
+        // One of a former attempt is as good.
+        match call("prepare", LOOK, self.api.snapshots().prepare(request)).await {
+            Err(Failed::Exists) | Ok(_) => {}
+            Err(error) => return Err(failed(error)),
+        }
         let user = if spec.definition.user.is_empty() { &image.config.user } else { &spec.definition.user };
         let mounts = self.snapshot_mounts(&key).await?;
         let files = self.files(id);
@@ -80,7 +95,11 @@ impl Containerd {
         let pause = ContainerId { task: id.task.clone(), name: PAUSE.to_owned() };
         let shares = spec.network_mode == NetworkMode::Awsvpc || spec.modes.pid == "task" || spec.modes.ipc == "task";
         let held = shares && id.name != PAUSE;
-        let process = if held { self.task(&pause).await?.map(|task| task.pid) } else { None };
+        let process = if held {
+            self.task(&pause).await?.filter(|task| task.status() == Status::Running).map(|task| task.pid)
+        } else {
+            None
+        };
         if held && process.is_none() {
             return Err(RuntimeError::Create(format!("{pause} does not run")));
         }
@@ -90,7 +109,7 @@ impl Containerd {
             files: files.path().to_owned(),
             network_files: (held && spec.network_mode == NetworkMode::Awsvpc)
                 .then(|| self.files(&pause).path().to_owned()),
-            mounts: self.mounts(spec).await?,
+            mounts: self.mounts(spec, &mounts).await?,
             pause: process,
             shared_memory: (spec.modes.ipc == "task")
                 .then(|| files::shared_memory(&id.task))
@@ -102,6 +121,9 @@ impl Containerd {
         };
         let specification = bundle::specification(spec, &image.config, &given).map_err(RuntimeError::Create)?;
         files.make(spec).map_err(|e| RuntimeError::Create(e.to_string()))?;
+        if spec.definition.interactive {
+            files.make_input().map_err(|e| RuntimeError::Create(e.to_string()))?;
+        }
         let container = Container {
             id: key.clone(),
             labels: self.labels(spec, &image.config.stop_signal),
@@ -126,6 +148,7 @@ impl Containerd {
             (labels::TASK, spec.id.task.clone()),
             (labels::CONTAINER, spec.id.name.clone()),
             (labels::PORTS, serde_json::to_string(&spec.ports).unwrap_or_default()),
+            (labels::GPUS, serde_json::to_string(spec.gpus.as_deref().unwrap_or_default()).unwrap_or_default()),
             (labels::STOP_SIGNAL, stop_signal.to_owned()),
             (labels::LINKS, links),
         ];

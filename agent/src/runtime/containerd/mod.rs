@@ -17,7 +17,6 @@ mod making;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -45,7 +44,7 @@ use super::cni::{Cni, DEFAULT_SUBNET};
 use super::image::{PullBehavior, Pulls};
 use super::{
     Command, ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, PAUSE, Port,
-    Runtime, RuntimeError, State, Usage, cgroup, output, usage,
+    Pulled, Runtime, RuntimeError, State, Usage, cgroup, output, usage,
 };
 use api::{Api, CONNECT, Failed, LOOK, NAMESPACE, START, call, done, optional};
 use files::Files;
@@ -78,6 +77,8 @@ mod labels {
     pub(super) const PORTS: &str = "steady.ports";
     pub(super) const CPU: &str = "steady.cpu";
     pub(super) const STOP_SIGNAL: &str = "steady.stop-signal";
+    /// GPUs that it was given.
+    pub(super) const GPUS: &str = "steady.gpus";
     /// `bridge`: it has a network namespace of its own, and an address in it.
     pub(super) const NETWORK: &str = "steady.network";
     /// Containers that it is linked to, by which names.
@@ -112,6 +113,8 @@ pub struct ContainerdSettings {
     pub pull_behavior: PullBehavior,
     /// Subnet of tasks' own addresses; `None`: 10.88.0.0/16.
     pub task_subnet: Option<String>,
+    /// Subnet of tasks' addresses on all machines; `None`: that of this one.
+    pub task_network: Option<String>,
 }
 
 /// containerd's name of a container: it has to be short, and of few characters.
@@ -179,7 +182,7 @@ impl Containerd {
             RuntimeError::Other("this containerd has neither the overlayfs nor the native snapshotter".into())
         })?;
         let subnet = settings.task_subnet.as_deref().unwrap_or(DEFAULT_SUBNET);
-        let cni = Cni::find(subnet, settings.base.join("networks"));
+        let cni = Cni::find(subnet, settings.task_network.as_deref(), settings.base.join("networks"));
         let pulls = Pulls::new(settings.pull_behavior);
         let store = Store::new(api.clone(), snapshotter.to_owned());
         Ok(Containerd { api, settings: Arc::new(settings), pulls, store, cni })
@@ -210,10 +213,17 @@ impl Containerd {
     /// What a container does that is there.
     async fn state(&self, id: &ContainerId) -> Result<State, RuntimeError> {
         let files = self.files(id);
-        if let Some(exit) = files.exit() {
-            return Ok(State::Exited(exit));
-        }
-        let task = self.task(id).await?;
+        let (started, task) = loop {
+            if let Some(exit) = files.exit() {
+                return Ok(State::Exited(exit));
+            }
+            let started = files.started();
+            let task = self.task(id).await?;
+            // It was started meanwhile: the answer may be of the time before.
+            if files.started() == started {
+                break (started, task);
+            }
+        };
         let exit = match task.as_ref().map(Process::status) {
             Some(Status::Created) => return Ok(State::Created),
             Some(Status::Running | Status::Paused | Status::Pausing) => return Ok(State::Running),
@@ -228,18 +238,35 @@ impl Containerd {
                 }
             }
             Some(Status::Unknown) => return Err(RuntimeError::Unreachable(format!("{id}: its shim does not answer"))),
-            None if !files.is_started() => return Ok(State::Created),
+            None if started.is_none() => return Ok(State::Created),
             // The machine was restarted, or its shim was killed: nobody saw it end.
             None => Exit { code: None, out_of_memory: false, at: SystemClock.now() },
         };
-        files.set_exit(&exit).map_err(|e| RuntimeError::Other(format!("{}: {e}", files.path().display())))?;
+        // On a full disk it is told all the same.
+        if let Err(error) = files.set_exit(&exit) {
+            tracing::warn!(container = %id, %error, "its end could not be written down");
+        }
         Ok(State::Exited(files.exit().unwrap_or(exit)))
     }
 
     fn found(&self, id: ContainerId, container: &Container, state: State) -> Found {
         let address = self.cni.as_ref().filter(|_| id.name == PAUSE).and_then(|cni| cni.address(&id.task));
         let ran = self.files(&id).ran(&state);
-        Found { ports: ports_of(container), runtime_id: container.id.clone(), ran, state, address, id }
+        let gpus = container.labels.get(labels::GPUS).and_then(|gpus| serde_json::from_str(gpus).ok());
+        Found {
+            gpus: gpus.unwrap_or_default(),
+            ports: ports_of(container),
+            runtime_id: container.id.clone(),
+            ran,
+            state,
+            address,
+            id,
+        }
+    }
+
+    fn is_own(&self, container: &Container) -> bool {
+        let is = |label: &str, value: &String| container.labels.get(label) == Some(value);
+        is(labels::CLUSTER, &self.settings.cluster) && is(labels::INSTANCE, &self.settings.instance)
     }
 
     async fn containers(&self) -> Result<Vec<Container>, RuntimeError> {
@@ -272,6 +299,10 @@ impl Containerd {
             let request = CreateTaskRequest {
                 container_id: container.id.clone(),
                 rootfs: self.snapshot_mounts(&container.id).await?,
+                stdin: Some(files.input())
+                    .filter(|path| path.exists())
+                    .map(|p| p.display().to_string())
+                    .unwrap_or_default(),
                 stdout: address.clone(),
                 stderr: if terminal { String::new() } else { address },
                 terminal,
@@ -325,7 +356,7 @@ impl Containerd {
     }
 
     /// Forgets the processes of a container that has ended, and takes its network back.
-    async fn clear(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+    async fn clear(&self, id: &ContainerId, container: &Container) -> Result<(), RuntimeError> {
         let files = self.files(id);
         let began = tokio::time::Instant::now();
         while logger::is_busy(files.path()) && began.elapsed() < LAST_OUTPUT {
@@ -333,13 +364,11 @@ impl Containerd {
         }
         let task = self.task(id).await?;
         if let Some(cni) = &self.cni {
-            let namespace = task
-                .as_ref()
-                .filter(|task| task.pid > 0)
-                .map(|task| PathBuf::from(format!("/proc/{}/ns/net", task.pid)));
-            let namespace = namespace.filter(|path| path.exists());
+            // Of a process that has ended the number may be another's by now.
+            let runs = task.as_ref().filter(|task| matches!(task.status(), Status::Created | Status::Running));
+            let namespace = runs.map(|task| PathBuf::from(format!("/proc/{}/ns/net", task.pid)));
             let key = if id.name == PAUSE { id.task.clone() } else { name(id) };
-            if cni.address(&key).is_some() {
+            if id.name == PAUSE || container.labels.contains_key(labels::NETWORK) {
                 cni.del(&key, namespace.as_deref()).await.map_err(RuntimeError::Other)?;
             }
         }
@@ -386,12 +415,22 @@ impl Containerd {
         exits: &mpsc::UnboundedSender<(ContainerId, Exit)>,
         only: Option<&str>,
     ) -> Result<(), RuntimeError> {
-        for container in self.containers().await? {
-            if only.is_none_or(|only| container.id == only)
-                && let Some(id) = id_of(&container)
-                && let State::Exited(exit) = self.state(&id).await?
-            {
-                let _ = exits.send((id, exit));
+        let containers = match only {
+            None => self.containers().await?,
+            Some(id) => {
+                let found =
+                    call("container", LOOK, self.api.containers().get(GetContainerRequest { id: id.to_owned() })).await;
+                let found = optional(found).map_err(|e| e.or(RuntimeError::Other))?.and_then(|found| found.container);
+                found.into_iter().filter(|container| self.is_own(container)).collect()
+            }
+        };
+        for container in containers {
+            let Some(id) = id_of(&container) else { continue };
+            match self.state(&id).await {
+                Ok(State::Exited(exit)) => drop(exits.send((id, exit))),
+                Ok(_) => {}
+                // One that says nothing does not hide the others.
+                Err(error) => tracing::warn!(container = %id, %error, "it is not known whether it runs"),
             }
         }
         Ok(())
@@ -420,15 +459,26 @@ impl Runtime for Containerd {
         let mut found = Vec::new();
         for container in self.containers().await? {
             if let Some(id) = id_of(&container) {
-                let state = self.state(&id).await?;
+                let state = match self.state(&id).await {
+                    // Its shim does not answer: that is no end.
+                    Err(RuntimeError::Unreachable(why)) => {
+                        tracing::warn!(container = %id, why, "taken to be running");
+                        State::Running
+                    }
+                    state => state?,
+                };
                 found.push(self.found(id, &container, state));
             }
         }
         Ok(found)
     }
 
-    async fn pull(&self, image: &str, credentials: Option<&Credentials>) -> Result<Option<String>, RuntimeError> {
+    async fn pull(&self, image: &str, credentials: Option<&Credentials>) -> Result<Pulled, RuntimeError> {
         self.pulls.pull(&self.store, image, credentials).await
+    }
+
+    async fn remove_image(&self, image: &str) -> Result<bool, RuntimeError> {
+        self.store.remove(image).await.map(|()| true).map_err(|e| e.or(RuntimeError::Other))
     }
 
     async fn create(&self, spec: &ContainerSpec) -> Result<String, RuntimeError> {
@@ -466,7 +516,7 @@ impl Runtime for Containerd {
             if let Some(units) = container.labels.get(labels::CPU).and_then(|units| units.parse().ok()) {
                 cgroup::cap(&id.task, units);
             }
-            self.clear(id).await?;
+            self.clear(id, &container).await?;
             self.files(id).forget_exit().map_err(|e| RuntimeError::Start(e.to_string()))?;
         }
         if self.state(id).await? == State::Created {
@@ -477,7 +527,8 @@ impl Runtime for Containerd {
 
     async fn stop(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
         let Some(container) = self.find(id).await? else { return Ok(()) };
-        if self.state(id).await? != State::Running {
+        // One whose shim does not answer is signalled all the same.
+        if self.state(id).await.is_ok_and(|state| state != State::Running) {
             return Ok(());
         }
         let own = container.labels.get(labels::STOP_SIGNAL).and_then(|name| signal(name));
@@ -498,9 +549,9 @@ impl Runtime for Containerd {
         let key = name(id);
         let failed = |e: Failed| e.or(RuntimeError::Other);
         let files = self.files(id);
-        if self.find(id).await?.is_some() {
+        if let Some(container) = self.find(id).await? {
             self.stop(id, Duration::ZERO).await?;
-            self.clear(id).await?;
+            self.clear(id, &container).await?;
             if id.name != PAUSE {
                 output::keep(&self.settings.base, id, files.path());
             }
@@ -520,12 +571,11 @@ impl Runtime for Containerd {
     }
 
     async fn execute(&self, id: &ContainerId, command: Command) -> Result<Execution, RuntimeError> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
         let container = self.find(id).await?.ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
         if self.state(id).await? != State::Running {
             return Err(RuntimeError::NotFound(id.clone()));
         }
-        let exec = format!("exec-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let exec = format!("exec-{}", content::unique());
         let pipes = self.files(id).path().join(exec);
         let base = specification(&container)["process"].take();
         execution::start(&self.api, id, &container.id, &base, pipes, command).await

@@ -19,6 +19,8 @@ pub(super) mod labels {
     pub(in super::super) const TASK: &str = "steady.task";
     pub(in super::super) const CONTAINER: &str = "steady.container";
     pub(in super::super) const PORTS: &str = "steady.ports";
+    /// GPUs that it was given.
+    pub(in super::super) const GPUS: &str = "steady.gpus";
     /// The task's hard limit of CPU units.
     pub(in super::super) const CPU: &str = "steady.cpu";
 }
@@ -64,6 +66,7 @@ pub(super) fn container(spec: &ContainerSpec, cgroup_parent: Option<String>) -> 
         (labels::TASK.to_owned(), spec.id.task.clone()),
         (labels::CONTAINER.to_owned(), spec.id.name.clone()),
         (labels::PORTS.to_owned(), serde_json::to_string(&spec.ports).unwrap_or_default()),
+        (labels::GPUS.to_owned(), serde_json::to_string(spec.gpus.as_deref().unwrap_or_default()).unwrap_or_default()),
     ]);
     let bridged = spec.network_mode == NetworkMode::Bridge;
     let exposed = spec.ports.iter().map(|port| port_key(*port)).collect();

@@ -17,8 +17,8 @@ use async_trait::async_trait;
 use bollard::errors::Error;
 use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, SystemInfoCgroupDriverEnum};
 use bollard::query_parameters::{
-    CreateContainerOptions, EventsOptions, ListContainersOptions, RemoveContainerOptions, RemoveVolumeOptions,
-    StatsOptions, StopContainerOptions,
+    CreateContainerOptions, EventsOptions, ListContainersOptions, RemoveContainerOptions, RemoveImageOptions,
+    RemoveVolumeOptions, StatsOptions, StopContainerOptions,
 };
 use futures::StreamExt;
 use futures::stream::BoxStream;
@@ -31,8 +31,8 @@ use super::cgroup;
 use super::cni::{Cni, DEFAULT_SUBNET};
 use super::image::{PullBehavior, Pulls};
 use super::{
-    Command, ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Port, Runtime,
-    RuntimeError, State,
+    Command, ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Port, Pulled,
+    Runtime, RuntimeError, State,
 };
 use super::{PAUSE, Usage};
 use mapping::{labels, name, volume_name};
@@ -43,6 +43,8 @@ const LOOK: Duration = Duration::from_secs(30);
 const CREATE: Duration = Duration::from_secs(4 * 60);
 const START: Duration = Duration::from_secs(3 * 60);
 const SLACK: Duration = Duration::from_secs(2 * 60);
+/// The engine's name of the runtime that hands GPUs over (as ECS' agent asks for).
+const NVIDIA: &str = "nvidia";
 /// How often every container is looked at, should an event be lost.
 const RELIST: Duration = Duration::from_secs(10);
 
@@ -74,6 +76,8 @@ pub struct DockerSettings {
     pub pull_behavior: PullBehavior,
     /// Subnet of tasks' own addresses; `None`: 10.88.0.0/16.
     pub task_subnet: Option<String>,
+    /// Subnet of tasks' addresses on all machines; `None`: that of this one.
+    pub task_network: Option<String>,
 }
 
 impl Docker {
@@ -93,15 +97,17 @@ impl Docker {
                 drivers: info.plugins.as_ref().and_then(|plugins| plugins.log.clone()).unwrap_or_default(),
                 volumes: info.plugins.and_then(|plugins| plugins.volume).unwrap_or_default(),
                 live_restore: info.live_restore_enabled,
+                nvidia: info.runtimes.is_some_and(|runtimes| runtimes.contains_key(NVIDIA)),
                 cgroupfs: info.cgroup_driver == Some(SystemInfoCgroupDriverEnum::CGROUPFS),
             },
             Ok(Err(error)) => Facts::unknown(&text(&error)),
             Err(error) => Facts::unknown(&error.to_string()),
         };
-        let DockerSettings { cluster, instance, logs, pull_behavior, task_subnet, .. } = settings;
+        let DockerSettings { cluster, instance, logs, pull_behavior, task_subnet, task_network, .. } = settings;
         let subnet = task_subnet.as_deref().unwrap_or(DEFAULT_SUBNET);
         // Only root makes networks.
-        let cni = Cni::find(subnet, logs.with_file_name("networks")).filter(|_| geteuid().is_root());
+        let cni =
+            Cni::find(subnet, task_network.as_deref(), logs.with_file_name("networks")).filter(|_| geteuid().is_root());
         Ok(Docker { engine, cluster, instance, logs, facts, pulls: Pulls::new(pull_behavior), cni })
     }
 
@@ -234,6 +240,8 @@ struct Facts {
     /// Volume drivers that it has.
     volumes: Vec<String>,
     live_restore: Option<bool>,
+    /// It knows NVIDIA's runtime, which hands GPUs over.
+    nvidia: bool,
     /// It makes cgroups where it is told to.
     cgroupfs: bool,
 }
@@ -316,14 +324,26 @@ impl Runtime for Docker {
                 labels.get(labels::PORTS).and_then(|ports| serde_json::from_str(ports).ok()).unwrap_or_default();
             if let Some((runtime_id, state, ran)) = self.inspect(&id).await? {
                 let address = self.cni.as_ref().filter(|_| id.name == PAUSE).and_then(|cni| cni.address(&id.task));
-                found.push(Found { id, runtime_id, state, ports, ran, address });
+                let gpus =
+                    labels.get(labels::GPUS).and_then(|gpus| serde_json::from_str(gpus).ok()).unwrap_or_default();
+                found.push(Found { id, runtime_id, state, ports, ran, address, gpus });
             }
         }
         Ok(found)
     }
 
-    async fn pull(&self, image: &str, credentials: Option<&Credentials>) -> Result<Option<String>, RuntimeError> {
+    async fn pull(&self, image: &str, credentials: Option<&Credentials>) -> Result<Pulled, RuntimeError> {
         self.pulls.pull(&self.engine, image, credentials).await
+    }
+
+    async fn remove_image(&self, image: &str) -> Result<bool, RuntimeError> {
+        let options = Some(RemoveImageOptions { force: false, noprune: false, ..RemoveImageOptions::default() });
+        match within("remove image", SLACK, self.engine.remove_image(image, options, None)).await? {
+            // A container has it that is not this agent's.
+            Err(error) if status(&error) == Some(409) => Ok(false),
+            Err(error) if status(&error) != Some(404) => Err(failed(&error, RuntimeError::Other)),
+            _ => Ok(true),
+        }
     }
 
     async fn create(&self, spec: &ContainerSpec) -> Result<String, RuntimeError> {
@@ -332,7 +352,10 @@ impl Runtime for Docker {
         // Without a cgroup of the task's, each container is capped by itself.
         let cap = spec.cpu_limit.filter(|units| *units > 0 && self.facts.cgroupfs);
         let parent = cap.filter(|units| cgroup::cap(&spec.id.task, *units));
-        let body = mapping::container(spec, parent.map(|_| format!("/{}", cgroup::of_task(&spec.id.task))));
+        let mut body = mapping::container(spec, parent.map(|_| format!("/{}", cgroup::of_task(&spec.id.task))));
+        if self.facts.nvidia && spec.gpus.as_ref().is_some_and(|gpus| !gpus.is_empty()) {
+            body.host_config.get_or_insert_default().runtime = Some(NVIDIA.to_owned());
+        }
         match within("create", CREATE, self.engine.create_container(Some(options), body)).await? {
             Ok(made) => {
                 for warning in made.warnings {

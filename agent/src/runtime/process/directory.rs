@@ -214,6 +214,7 @@ mod tests {
             cgroups: vec![],
             cpu: None,
             memory: None,
+            gpus: vec![],
             sensitive: None,
         };
         directory.create(&launch).expect("made");

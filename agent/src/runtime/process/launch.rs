@@ -10,7 +10,7 @@ use steady_core::v1::ContainerDefinition;
 use steady_core::v1::network_mode::Value as NetworkMode;
 
 use super::sensitive;
-use crate::runtime::{ContainerSpec, Modes, Port, RuntimeError};
+use crate::runtime::{ContainerSpec, Modes, Port, RuntimeError, gpu_list};
 
 /// Where commands are looked for, after the steady program's own directory.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -29,6 +29,9 @@ pub(super) struct Launch {
     pub(super) cpu: Option<i32>,
     #[serde(default)]
     pub(super) memory: Option<i32>,
+    /// GPUs that it was given.
+    #[serde(default)]
+    pub(super) gpus: Vec<u32>,
     /// Where the variables are that are not written down here.
     #[serde(default)]
     pub(super) sensitive: Option<PathBuf>,
@@ -50,7 +53,17 @@ impl Launch {
         };
         let env = environment(spec, definition, program);
         let (ports, cpu, memory) = (spec.ports.clone(), spec.cpu_limit, spec.memory_limit);
-        Ok(Launch { argv, env, cwd, ports, cgroups: Vec::new(), cpu, memory, sensitive: None })
+        Ok(Launch {
+            argv,
+            env,
+            cwd,
+            ports,
+            cgroups: Vec::new(),
+            cpu,
+            memory,
+            gpus: spec.gpus.clone().unwrap_or_default(),
+            sensitive: None,
+        })
     }
 
     /// All variables of its environment.
@@ -87,6 +100,8 @@ fn environment(spec: &ContainerSpec, definition: &ContainerDefinition, program: 
     // What is kept elsewhere counts before what is only a default.
     env.retain(|name, _| !spec.sensitive.variables.iter().any(|(hidden, _)| hidden == name));
     env.extend(definition.environment.iter().map(|pair| (pair.name.clone(), pair.value.clone())));
+    // What CUDA's programs heed without a container engine.
+    env.extend(spec.gpus.as_ref().map(|gpus| ("CUDA_VISIBLE_DEVICES".to_owned(), gpu_list(gpus))));
     env
 }
 

@@ -27,7 +27,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::{
-    ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Runtime, RuntimeError, State,
+    ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Pulled, Runtime,
+    RuntimeError, State,
 };
 use super::{Usage, cgroup, output, usage};
 use directory::Directory;
@@ -126,15 +127,15 @@ impl Runtime for Process {
             }
             let runtime_id = directory.pid().map(|pid| pid.pid.to_string()).unwrap_or_default();
             let ran = directory.ran(&state);
-            found.push(Found { id, runtime_id, state, ports: launch.ports, ran, address: None });
+            found.push(Found { id, runtime_id, state, ports: launch.ports, ran, address: None, gpus: launch.gpus });
         }
         let there: Vec<ContainerId> = found.iter().map(|found| found.id.clone()).collect();
         sensitive::sweep(&self.base, &there);
         Ok(found)
     }
 
-    async fn pull(&self, _: &str, _: Option<&Credentials>) -> Result<Option<String>, RuntimeError> {
-        Ok(None)
+    async fn pull(&self, _: &str, _: Option<&Credentials>) -> Result<Pulled, RuntimeError> {
+        Ok(Pulled::default())
     }
 
     async fn create(&self, spec: &ContainerSpec) -> Result<String, RuntimeError> {
