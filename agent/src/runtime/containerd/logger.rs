@@ -66,11 +66,12 @@ fn keep(directory: &Path) -> io::Result<()> {
         Copy { from: pipe(3)?, to: open(false)?, path: output::file(directory, false), since: 0, ended: false },
         Copy { from: pipe(4)?, to: open(true)?, path: output::file(directory, true), since: 0, ended: false },
     ];
-    let changes = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-    inotify::add_watch(&changes, directory, inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::DELETE_SELF)?;
+    let changes = watch(directory)?;
     File::options().write(true).open("/proc/self/fd/5")?.write_all(b"1")?;
     // The shim holds the pipes open until what has ended is removed: that it has ended is seen in the directory.
-    let over = || !directory.exists() || is_over(directory);
+    // A directory whose files are open is not told to be gone; its files are.
+    let kept = output::file(directory, false);
+    let over = || !kept.exists() || is_over(directory);
     loop {
         let last = over();
         let moved = copy(&mut copies, &changes, last)?;
@@ -78,6 +79,13 @@ fn keep(directory: &Path) -> io::Result<()> {
             return Ok(());
         }
     }
+}
+
+/// Tells when a container's end was written down, or it is removed.
+fn watch(directory: &Path) -> io::Result<OwnedFd> {
+    let changes = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    inotify::add_watch(&changes, directory, inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::DELETE)?;
+    Ok(changes)
 }
 
 /// One kind of output.
@@ -140,6 +148,36 @@ fn copy(copies: &mut [Copy; 2], changes: &OwnedFd, is_last: bool) -> io::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn what_goes_with_its_container_ends_the_wait() {
+        let base = tempfile::tempdir().expect("a directory");
+        let directory = base.path().join("c");
+        fs::create_dir(&directory).expect("made");
+        let changes = watch(&directory).expect("watched");
+        let (reader, _writer) = rustix::pipe::pipe().expect("a pipe");
+        let (other, _other_writer) = rustix::pipe::pipe().expect("a pipe");
+        let open = |stderr| File::create(output::file(&directory, stderr)).expect("made");
+        let copy_of = |from, stderr| Copy {
+            from: File::from(from),
+            to: open(stderr),
+            path: output::file(&directory, stderr),
+            since: 0,
+            ended: false,
+        };
+        let mut copies = [copy_of(reader, false), copy_of(other, true)];
+        let gone = directory.clone();
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            fs::remove_dir_all(gone).expect("removed");
+        });
+        let began = Instant::now();
+        while output::file(&directory, false).exists() {
+            copy(&mut copies, &changes, false).expect("looked");
+            assert!(began.elapsed() < Duration::from_secs(10));
+        }
+    }
 
     #[test]
     fn its_address_names_program_and_directory() {
