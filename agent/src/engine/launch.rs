@@ -16,7 +16,7 @@ impl Engine {
         let known = entry.record.gpus.get(container).cloned();
         let Some(gpus) = known.or_else(|| self.gpus.give(name, wanted)) else {
             // Whose they are is told already that it has stopped: it is about to be over.
-            tracing::info!(task = name, container, "waiting for a GPU of this instance");
+            tracing::debug!(task = name, container, "waiting for a GPU of this instance");
             return;
         };
         entry.record.launched.insert(container.to_owned());
