@@ -8,7 +8,7 @@ use steady_agent::ImageCleanup;
 use super::ending::ending;
 use super::machine::{Connections, Wanted, address_towards, data_directory, host_name, lock, prepare};
 use super::metadata::Metadata;
-use super::{Agent, log};
+use super::{Agent, RuntimeChoice, log};
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::out::note;
@@ -24,7 +24,10 @@ pub async fn agent(args: Agent, global: &Global) -> Result<(), Failure> {
     let _lock = lock(&directory)?;
     let address =
         args.address.clone().unwrap_or_else(|| address_towards(servers.first().map_or("127.0.0.1:7443", |s| s)));
-    if args.instances > 1 && args.resources.iter().any(|(name, _)| name == "GPU") {
+    if args.instances > 1
+        && args.runtime != RuntimeChoice::Hollow
+        && args.resources.iter().any(|(name, _)| name == "GPU")
+    {
         let message = "--resource GPU: several instances of one machine cannot share its GPUs; leave out --instances";
         return Err(Failure::usage(message));
     }
