@@ -200,6 +200,16 @@ impl Place {
         })
     }
 
+    /// An etcd, an API server and controllers, each a process, that end with what is returned.
+    pub fn control_plane(&self) -> [Running; 3] {
+        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let client = url(free_port());
+        let etcd = self.etcd_at(&client, &url(free_port()), &[]);
+        let api = self.apiserver(&client);
+        let controllers = Running::start(self.command(&["controller"]), &self.path("controller.log"));
+        [controllers, api, etcd]
+    }
+
     /// A service of hollow tasks.
     pub fn declare(&self, service: &str, count: usize) {
         let manifest = format!(

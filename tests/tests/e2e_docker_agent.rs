@@ -35,10 +35,7 @@ spec: {taskDefinition: box, desiredCount: 3, deploymentConfiguration: {minimumHe
 
 /// Kills the agent again and again while tasks come and go, then looks.
 fn is_killed_at_every_step(place: &Place, args: &[&str], containers: &dyn Fn() -> usize) {
-    let (url, peer) = (format!("http://127.0.0.1:{}", free_port()), format!("http://127.0.0.1:{}", free_port()));
-    let _etcd = place.etcd_at(&url, &peer, &[]);
-    let _api = place.apiserver(&url);
-    let _controllers = Running::start(place.command(&["controller"]), &place.path("controller.log"));
+    let _control_plane = place.control_plane();
     let directory = place.path("agent").display().to_string();
     let start = || {
         let all = ["agent", "--name", "a", "--data-dir", &directory, "--without-live-restore"];
@@ -166,10 +163,7 @@ fn an_agent_whose_disk_is_full_starts_nothing_that_it_cannot_remember_and_stops_
     let place = Place::new();
     let engine = Engine::start(&place);
     engine.busybox("box:1");
-    let (url, peer) = (format!("http://127.0.0.1:{}", free_port()), format!("http://127.0.0.1:{}", free_port()));
-    let _etcd = place.etcd_at(&url, &peer, &[]);
-    let _api = place.apiserver(&url);
-    let _controllers = Running::start(place.command(&["controller"]), &place.path("controller.log"));
+    let _control_plane = place.control_plane();
     let small = Small::mount(place.path("small"));
     let directory = small.0.display().to_string();
     let args = ["agent", "--name", "a", "--data-dir", &directory, "--without-live-restore", "--runtime", "docker"];
@@ -206,10 +200,7 @@ fn an_image_that_no_task_uses_any_more_is_removed_and_a_gpu_is_one_container_s_a
     engine.docker(&["push", &image]);
     engine.docker(&["rmi", &image]);
     engine.busybox("mine:1");
-    let (url, peer) = (format!("http://127.0.0.1:{}", free_port()), format!("http://127.0.0.1:{}", free_port()));
-    let _etcd = place.etcd_at(&url, &peer, &[]);
-    let _api = place.apiserver(&url);
-    let _controllers = Running::start(place.command(&["controller"]), &place.path("controller.log"));
+    let _control_plane = place.control_plane();
     let directory = place.path("agent").display().to_string();
     let start = || {
         let args = ["agent", "--name", "a", "--data-dir", &directory, "--without-live-restore", "--runtime", "docker"];

@@ -9,6 +9,7 @@ mod containerd;
 mod docker;
 mod hollow;
 mod image;
+mod labels;
 mod output;
 mod process;
 mod usage;
@@ -24,7 +25,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use steady_core::Timestamp;
-use steady_core::v1::{ContainerDefinition, Volume, network_mode, transport_protocol};
+use steady_core::v1::{ContainerDefinition, Device, Volume, network_mode, transport_protocol};
 use tokio::sync::mpsc;
 
 pub use containerd::{Containerd, ContainerdSettings, run_logger};
@@ -111,6 +112,13 @@ pub struct Modes {
     pub pid: String,
     /// `host`, `task` or `none`.
     pub ipc: String,
+}
+
+/// What a container may do with a device, as cgroups have it: all of it unless it says otherwise.
+pub(crate) fn device_access(device: &Device) -> String {
+    let may = |what: &str| device.permissions.is_empty() || device.permissions.iter().any(|given| given == what);
+    let letters = [("read", 'r'), ("write", 'w'), ("mknod", 'm')];
+    letters.into_iter().filter(|(name, _)| may(name)).map(|(_, letter)| letter).collect()
 }
 
 /// Name of the container that holds what a task's containers share. No container of a definition can have it.

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::{ContainerId, LogPiece, LogRequest, RuntimeError};
 
@@ -18,6 +19,8 @@ const MOST: u64 = 10 * 1024 * 1024;
 /// How much of it is kept once the container is removed, and for how long.
 const KEPT: u64 = 1024 * 1024;
 const KEPT_FOR: Duration = Duration::from_secs(3 * 3600);
+/// Most bytes of one piece of what a command writes.
+const COMMAND_PIECE: usize = 16 * 1024;
 /// How often new output is looked for.
 const POLL: Duration = Duration::from_millis(100);
 /// Most bytes of one piece.
@@ -159,6 +162,22 @@ impl Reader {
         }
         Ok(bytes)
     }
+}
+
+/// Pieces of what a command writes, until it has ended, or nobody has it open any more.
+pub(crate) fn pieces<R: AsyncRead + Send + Unpin + 'static>(
+    from: Option<R>,
+    stderr: bool,
+) -> BoxStream<'static, LogPiece> {
+    stream::unfold(from, move |from| async move {
+        let mut from = from?;
+        let mut piece = vec![0; COMMAND_PIECE];
+        // A terminal that nobody has open any more answers with an error.
+        let count = from.read(&mut piece).await.ok().filter(|count| *count > 0)?;
+        piece.truncate(count);
+        Some((LogPiece { data: Bytes::from(piece), stderr }, Some(from)))
+    })
+    .boxed()
 }
 
 #[cfg(test)]

@@ -100,7 +100,7 @@ impl Api {
 }
 
 /// An error and what it comes from.
-fn causes(error: &dyn std::error::Error) -> String {
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

@@ -10,7 +10,7 @@ use steady_core::v1::{LinuxParameters, Tmpfs};
 
 use super::confinement::{capabilities, seccomp, security};
 use super::image::Config;
-use crate::runtime::{ContainerSpec, PAUSE};
+use crate::runtime::{ContainerSpec, PAUSE, device_access};
 
 const MIB: i64 = 1024 * 1024;
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -254,10 +254,9 @@ fn resources(spec: &ContainerSpec, linux: &LinuxParameters, given: &Given) -> Va
         rules.push(allow("c", 136, None));
         rules.extend(linux.devices.iter().filter_map(|device| {
             let (kind, major, minor) = node(Path::new(&device.host_path)).ok()?;
-            let may = |what: &str| device.permissions.is_empty() || device.permissions.iter().any(|p| p == what);
-            let letters = [("read", 'r'), ("write", 'w'), ("mknod", 'm')];
-            let access: String = letters.into_iter().filter(|(name, _)| may(name)).map(|(_, letter)| letter).collect();
-            Some(json!({ "allow": true, "type": kind, "major": major, "minor": minor, "access": access }))
+            Some(
+                json!({ "allow": true, "type": kind, "major": major, "minor": minor, "access": device_access(device) }),
+            )
         }));
     }
     json!({ "cpu": cpu, "memory": memory, "devices": rules })

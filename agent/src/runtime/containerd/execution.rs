@@ -4,7 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bytes::Bytes;
 use containerd_client::services::v1::{
     CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, KillRequest, ResizePtyRequest, StartRequest, WaitRequest,
 };
@@ -13,13 +12,14 @@ use futures::stream::{self, BoxStream};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::unix::pipe::{self, Receiver, Sender};
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::pipe::{self, Sender};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::api::{Api, Failed, LOOK, call, failed};
 use super::process;
+use crate::runtime::output::pieces;
 use crate::runtime::{Command, CommandInput, CommandOutput, ContainerId, Execution, LogPiece, RuntimeError, Terminal};
 
 /// Pieces of output or input that may wait.
@@ -28,8 +28,6 @@ const PENDING: usize = 64;
 const DRAIN: Duration = Duration::from_millis(500);
 /// How often it is tried to have a command that ended forgotten.
 const DELETES: usize = 10;
-/// Most bytes of one piece.
-const PIECE: usize = 16 * 1024;
 
 /// A command's names.
 #[derive(Debug, Clone)]
@@ -217,17 +215,6 @@ async fn pump(
     if let Some(exit) = exit {
         let _ = to.send(exit).await;
     }
-}
-
-fn pieces(from: Option<Receiver>, stderr: bool) -> BoxStream<'static, LogPiece> {
-    stream::unfold(from, move |from| async move {
-        let mut from = from?;
-        let mut piece = vec![0; PIECE];
-        let count = from.read(&mut piece).await.ok().filter(|count| *count > 0)?;
-        piece.truncate(count);
-        Some((LogPiece { data: Bytes::from(piece), stderr }, Some(from)))
-    })
-    .boxed()
 }
 
 async fn feed(names: Names, mut to: Option<Sender>, terminal: bool, mut inputs: mpsc::Receiver<CommandInput>) {

@@ -24,7 +24,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::api::{Api, Failed, LOOK, STEP, call, done, failed, optional};
+use super::api::{Api, Failed, LOOK, STEP, call, causes, done, failed, optional};
 use super::content::{Lease, unique, write};
 use crate::runtime::image::{Images, MADE_OF, SELF, SELF_PATH, archive, identity};
 use crate::runtime::{Credentials, RuntimeError};
@@ -393,15 +393,7 @@ fn said(error: oci_client::errors::OciDistributionError) -> String {
         Error::ImageManifestNotFoundError(what) => format!("not found: manifest unknown: {what}"),
         Error::AuthenticationFailure(what) => format!("unauthorized: {what}"),
         Error::UnauthorizedError { url } => format!("unauthorized: authentication required ({url})"),
-        other => {
-            let mut text = other.to_string();
-            let mut source = std::error::Error::source(&other);
-            while let Some(error) = source {
-                text = format!("{text}: {error}");
-                source = error.source();
-            }
-            text.split_whitespace().collect::<Vec<_>>().join(" ")
-        }
+        other => causes(&other).split_whitespace().collect::<Vec<_>>().join(" "),
     }
 }
 

@@ -9,6 +9,7 @@ mod bundle;
 mod confinement;
 mod content;
 mod execution;
+mod exits;
 mod files;
 mod image;
 mod logger;
@@ -20,25 +21,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use containerd_client::events::TaskExit;
 use containerd_client::services::v1::snapshots::{MountsRequest, RemoveSnapshotRequest};
 use containerd_client::services::v1::{
     Container, CreateNamespaceRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest,
     GetContainerRequest, GetRequest, KillRequest, ListContainersRequest, Namespace, PluginsRequest, StartRequest,
-    SubscribeRequest, WaitRequest,
+    WaitRequest,
 };
 use containerd_client::types::v1::{Process, Status};
-use futures::stream::{self, BoxStream};
-use futures::{StreamExt as _, TryStreamExt as _};
-use prost::Message as _;
+use futures::stream::BoxStream;
 use prost_types::Any;
 use rustix::process::geteuid;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use steady_core::resources::capability;
 use steady_core::{Clock, SystemClock, Timestamp};
 use tokio::sync::mpsc;
-use tonic::Response;
 
 use super::cni::{Cni, DEFAULT_SUBNET};
 use super::image::{PullBehavior, Pulls};
@@ -62,23 +60,15 @@ const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process
 const KILLED: Duration = Duration::from_secs(60);
 /// How long the last of a container's output may take.
 const LAST_OUTPUT: Duration = Duration::from_secs(2);
-/// How often every container is looked at, should an event be lost.
-const RELIST: Duration = Duration::from_secs(10);
 
 /// Of a container with a network of its own.
 const BRIDGE: &str = "bridge";
 
-/// Labels that say whose a container is.
+/// Labels of these containers alone, beside those of every engine's.
 mod labels {
-    pub(super) const CLUSTER: &str = "steady.cluster";
-    pub(super) const INSTANCE: &str = "steady.instance";
-    pub(super) const TASK: &str = "steady.task";
-    pub(super) const CONTAINER: &str = "steady.container";
-    pub(super) const PORTS: &str = "steady.ports";
-    pub(super) const CPU: &str = "steady.cpu";
+    pub(super) use crate::runtime::labels::*;
+
     pub(super) const STOP_SIGNAL: &str = "steady.stop-signal";
-    /// GPUs that it was given.
-    pub(super) const GPUS: &str = "steady.gpus";
     /// `bridge`: it has a network namespace of its own, and an address in it.
     pub(super) const NETWORK: &str = "steady.network";
     /// Containers that it is linked to, by which names.
@@ -136,8 +126,14 @@ fn id_of(container: &Container) -> Option<ContainerId> {
     Some(ContainerId { task: label(labels::TASK)?, name: label(labels::CONTAINER)? })
 }
 
-fn ports_of(container: &Container) -> Vec<Port> {
-    container.labels.get(labels::PORTS).and_then(|ports| serde_json::from_str(ports).ok()).unwrap_or_default()
+/// What a label says, in JSON; the default where it says nothing.
+fn label<T: DeserializeOwned + Default>(container: &Container, name: &str) -> T {
+    container.labels.get(name).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+}
+
+/// The network namespace of a process.
+fn network_of(task: &Process) -> PathBuf {
+    PathBuf::from(format!("/proc/{}/ns/net", task.pid))
 }
 
 /// The number of a signal by its name or number.
@@ -198,10 +194,14 @@ impl Containerd {
     }
 
     async fn find(&self, id: &ContainerId) -> Result<Option<Container>, RuntimeError> {
-        let found = call("container", LOOK, self.api.containers().get(GetContainerRequest { id: name(id) })).await;
-        let found = optional(found).map_err(|e| e.or(RuntimeError::Other))?;
         let own = |container: &Container| id_of(container).is_some_and(|of| of == *id);
-        Ok(found.and_then(|found| found.container).filter(own))
+        Ok(self.get(name(id)).await?.filter(own))
+    }
+
+    /// By its name in containerd, whosever it is.
+    async fn get(&self, id: String) -> Result<Option<Container>, RuntimeError> {
+        let found = call("container", LOOK, self.api.containers().get(GetContainerRequest { id })).await;
+        Ok(optional(found).map_err(|e| e.or(RuntimeError::Other))?.and_then(|found| found.container))
     }
 
     async fn task(&self, id: &ContainerId) -> Result<Option<Process>, RuntimeError> {
@@ -252,10 +252,9 @@ impl Containerd {
     fn found(&self, id: ContainerId, container: &Container, state: State) -> Found {
         let address = self.cni.as_ref().filter(|_| id.name == PAUSE).and_then(|cni| cni.address(&id.task));
         let ran = self.files(&id).ran(&state);
-        let gpus = container.labels.get(labels::GPUS).and_then(|gpus| serde_json::from_str(gpus).ok());
         Found {
-            gpus: gpus.unwrap_or_default(),
-            ports: ports_of(container),
+            gpus: label(container, labels::GPUS),
+            ports: label(container, labels::PORTS),
             runtime_id: container.id.clone(),
             ran,
             state,
@@ -314,18 +313,16 @@ impl Containerd {
             }
             task = self.task(id).await?;
         }
-        let pid = task.map(|task| task.pid).ok_or_else(|| RuntimeError::Start(format!("{id}: its shim has ended")))?;
+        let task = task.ok_or_else(|| RuntimeError::Start(format!("{id}: its shim has ended")))?;
         if container.labels.get(labels::NETWORK).is_some_and(|network| network == BRIDGE) {
             let cni = self.cni.as_ref().ok_or_else(|| {
                 RuntimeError::Resource("networkMode bridge needs CNI's plug-ins (containernetworking-plugins)".into())
             })?;
-            let namespace = PathBuf::from(format!("/proc/{pid}/ns/net"));
-            let address =
-                cni.add(&container.id, &namespace, &ports_of(container)).await.map_err(RuntimeError::Resource)?;
-            let links: Option<Vec<String>> =
-                container.labels.get(labels::LINKS).and_then(|links| serde_json::from_str(links).ok());
+            let ports: Vec<Port> = label(container, labels::PORTS);
+            let address = cni.add(&container.id, &network_of(&task), &ports).await.map_err(RuntimeError::Resource)?;
+            let links: Vec<String> = label(container, labels::LINKS);
             let known = |name: &str| self.address_of(&ContainerId { task: id.task.clone(), name: name.to_owned() });
-            let joined = files.join(&address, &links.unwrap_or_default(), known);
+            let joined = files.join(&address, &links, known);
             joined.map_err(|e| RuntimeError::Start(format!("{}: {e}", files.path().display())))?;
         }
         // From here on it may have run.
@@ -366,7 +363,7 @@ impl Containerd {
         if let Some(cni) = &self.cni {
             // Of a process that has ended the number may be another's by now.
             let runs = task.as_ref().filter(|task| matches!(task.status(), Status::Created | Status::Running));
-            let namespace = runs.map(|task| PathBuf::from(format!("/proc/{}/ns/net", task.pid)));
+            let namespace = runs.map(network_of);
             let key = if id.name == PAUSE { id.task.clone() } else { name(id) };
             if id.name == PAUSE || container.labels.contains_key(labels::NETWORK) {
                 cni.del(&key, namespace.as_deref()).await.map_err(RuntimeError::Other)?;
@@ -374,66 +371,6 @@ impl Containerd {
         }
         let request = DeleteTaskRequest { container_id: name(id) };
         done(call("delete task", START, self.api.tasks().delete(request)).await).map_err(|e| e.or(RuntimeError::Other))
-    }
-
-    async fn follow(self, exits: mpsc::UnboundedSender<(ContainerId, Exit)>) {
-        let filters = vec![format!("topic==\"/tasks/exit\",namespace=={NAMESPACE}")];
-        while !exits.is_closed() {
-            let request = SubscribeRequest { filters: filters.clone() };
-            let api = self.api.clone();
-            // It answers with the first event: what is looked at meanwhile must not wait for that.
-            let events = stream::once(async move { api.events().subscribe(request).await.map(Response::into_inner) });
-            let mut events = std::pin::pin!(events.try_flatten());
-            let mut relist = tokio::time::interval(RELIST);
-            loop {
-                let envelope = tokio::select! {
-                    biased;
-                    event = events.next() => match event {
-                        Some(Ok(envelope)) => envelope,
-                        _ => break,
-                    },
-                    _ = relist.tick() => {
-                        if let Err(error) = self.tell_ended(&exits, None).await {
-                            tracing::warn!(%error, "containers could not be listed");
-                        }
-                        continue;
-                    }
-                };
-                let exit = envelope.event.and_then(|event| TaskExit::decode(event.value.as_slice()).ok());
-                // Of a command in a container nobody is told here.
-                let Some(exit) = exit.filter(|exit| exit.id == exit.container_id) else { continue };
-                let _ = self.tell_ended(&exits, Some(&exit.container_id)).await;
-            }
-            tracing::warn!("containerd's events ended; following them again");
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-    }
-
-    /// Tells of every container that has ended, or of one. Telling it again does no harm.
-    async fn tell_ended(
-        &self,
-        exits: &mpsc::UnboundedSender<(ContainerId, Exit)>,
-        only: Option<&str>,
-    ) -> Result<(), RuntimeError> {
-        let containers = match only {
-            None => self.containers().await?,
-            Some(id) => {
-                let found =
-                    call("container", LOOK, self.api.containers().get(GetContainerRequest { id: id.to_owned() })).await;
-                let found = optional(found).map_err(|e| e.or(RuntimeError::Other))?.and_then(|found| found.container);
-                found.into_iter().filter(|container| self.is_own(container)).collect()
-            }
-        };
-        for container in containers {
-            let Some(id) = id_of(&container) else { continue };
-            match self.state(&id).await {
-                Ok(State::Exited(exit)) => drop(exits.send((id, exit))),
-                Ok(_) => {}
-                // One that says nothing does not hide the others.
-                Err(error) => tracing::warn!(container = %id, %error, "it is not known whether it runs"),
-            }
-        }
-        Ok(())
     }
 }
 
@@ -503,8 +440,7 @@ impl Runtime for Containerd {
         })?;
         let task = self.task(id).await?.filter(|task| task.status() == Status::Running);
         let task = task.ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
-        let namespace = PathBuf::from(format!("/proc/{}/ns/net", task.pid));
-        let address = cni.add(&id.task, &namespace, &[]).await.map_err(RuntimeError::Resource)?;
+        let address = cni.add(&id.task, &network_of(&task), &[]).await.map_err(RuntimeError::Resource)?;
         self.files(id).join(&address, &[], |_| None).map_err(|e| RuntimeError::Resource(e.to_string()))?;
         Ok(address)
     }

@@ -10,20 +10,7 @@ use steady_core::resources::parse_link;
 use steady_core::v1::network_mode::Value as NetworkMode;
 use steady_core::v1::{Capabilities, LinuxParameters, LogConfiguration, Volume, VolumeFrom};
 
-use crate::runtime::{ContainerId, ContainerSpec, PAUSE, Port, Usage};
-
-/// Labels that say whose a container is.
-pub(super) mod labels {
-    pub(in super::super) const CLUSTER: &str = "steady.cluster";
-    pub(in super::super) const INSTANCE: &str = "steady.instance";
-    pub(in super::super) const TASK: &str = "steady.task";
-    pub(in super::super) const CONTAINER: &str = "steady.container";
-    pub(in super::super) const PORTS: &str = "steady.ports";
-    /// GPUs that it was given.
-    pub(in super::super) const GPUS: &str = "steady.gpus";
-    /// The task's hard limit of CPU units.
-    pub(in super::super) const CPU: &str = "steady.cpu";
-}
+use crate::runtime::{ContainerId, ContainerSpec, PAUSE, Port, Usage, device_access, labels};
 
 const MIB: i64 = 1024 * 1024;
 
@@ -212,13 +199,10 @@ fn linux(given: Option<&LinuxParameters>, memory: Option<i32>) -> HostConfig {
     let Capabilities { add, drop } = linux.capabilities.clone().unwrap_or_default();
     let devices = linux.devices.iter().map(|device| {
         let inside = if device.container_path.is_empty() { &device.host_path } else { &device.container_path };
-        let may = |what: &str| device.permissions.is_empty() || device.permissions.iter().any(|given| given == what);
-        let letters = [("read", 'r'), ("write", 'w'), ("mknod", 'm')];
-        let permissions = letters.into_iter().filter(|(name, _)| may(name)).map(|(_, letter)| letter).collect();
         DeviceMapping {
             path_on_host: Some(device.host_path.clone()),
             path_in_container: Some(inside.clone()),
-            cgroup_permissions: Some(permissions),
+            cgroup_permissions: Some(device_access(device)),
         }
     });
     let tmpfs = linux.tmpfs.iter().map(|tmpfs| {

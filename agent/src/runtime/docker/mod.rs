@@ -30,12 +30,13 @@ use tokio::sync::mpsc;
 use super::cgroup;
 use super::cni::{Cni, DEFAULT_SUBNET};
 use super::image::{PullBehavior, Pulls};
+use super::labels;
 use super::{
     Command, ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Port, Pulled,
     Runtime, RuntimeError, State,
 };
 use super::{PAUSE, Usage};
-use mapping::{labels, name, volume_name};
+use mapping::{name, volume_name};
 
 /// Deadlines of the engine's calls (ECS' agent has the same for create and start).
 const CONNECT: Duration = Duration::from_secs(2);

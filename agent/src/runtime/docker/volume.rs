@@ -8,9 +8,9 @@ use bollard::models::VolumeCreateRequest;
 use bollard::query_parameters::ListVolumesOptions;
 use steady_core::v1::Volume;
 
-use super::mapping::{is_shared, labels, volume_name};
+use super::mapping::{is_shared, volume_name};
 use super::{LOOK, failed, status, within};
-use crate::runtime::{ContainerSpec, RuntimeError};
+use crate::runtime::{ContainerSpec, RuntimeError, labels};
 
 /// Makes sure that the volumes are there that a container mounts.
 pub(super) async fn prepare(engine: &Docker, spec: &ContainerSpec) -> Result<(), RuntimeError> {

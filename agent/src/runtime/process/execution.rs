@@ -9,7 +9,6 @@ use std::process::{Command as Program, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use rustix::fs::{Mode, OFlags};
@@ -17,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process_group, setsid};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::fs::File;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::process::Child;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -25,7 +24,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::directory::Directory;
 use super::launch::Launch;
 use super::shim;
-use crate::runtime::{Command, CommandInput, CommandOutput, Execution, LogPiece, RuntimeError, State, Terminal};
+use crate::runtime::output::pieces;
+use crate::runtime::{Command, CommandInput, CommandOutput, Execution, RuntimeError, State, Terminal};
 
 /// Pieces of input that may wait for the command.
 const PENDING: usize = 64;
@@ -33,8 +33,6 @@ const PENDING: usize = 64;
 const DRAIN: Duration = Duration::from_secs(2);
 /// How often it is seen whether the container still runs.
 const LOOK: Duration = Duration::from_millis(500);
-/// Most bytes of one piece.
-const PIECE: usize = 16 * 1024;
 
 type Reader = Box<dyn AsyncRead + Send + Unpin>;
 type Writer = Box<dyn AsyncWrite + Send + Unpin>;
@@ -88,7 +86,7 @@ fn open(program: &Path, directory: &Directory, launch: &Launch, command: &Comman
         tokio::spawn(feed(writer, None, inputs));
         (child.stdout.take().map(|out| Box::new(out) as Reader), child.stderr.take().map(|err| Box::new(err) as Reader))
     };
-    let read = stream::select(pieces(reader, false), pieces(errors, true)).boxed();
+    let read = stream::select(pieces(reader, false), pieces(errors, true)).map(CommandOutput::Piece).boxed();
     let (to, output) = mpsc::channel(PENDING);
     tokio::spawn(pump(read, child, kill, directory.clone(), to));
     Ok(Execution { input, output: ReceiverStream::new(output).boxed() })
@@ -161,18 +159,6 @@ async fn pump(
         _ => -1,
     };
     let _ = to.send(Ok(CommandOutput::Exit(code))).await;
-}
-
-fn pieces(from: Option<Reader>, stderr: bool) -> BoxStream<'static, CommandOutput> {
-    stream::unfold(from, move |from| async move {
-        let mut from = from?;
-        let mut piece = vec![0; PIECE];
-        // A terminal that nobody has open any more answers with an error.
-        let count = from.read(&mut piece).await.ok().filter(|count| *count > 0)?;
-        piece.truncate(count);
-        Some((CommandOutput::Piece(LogPiece { data: Bytes::from(piece), stderr }), Some(from)))
-    })
-    .boxed()
 }
 
 async fn feed(mut to: Option<Writer>, terminal: Option<OwnedFd>, mut inputs: mpsc::Receiver<CommandInput>) {
