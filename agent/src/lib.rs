@@ -97,7 +97,8 @@ pub async fn run(
     if let (Some(endpoint), Some(directory)) = (&settings.endpoint, &settings.directory) {
         let opened = metadata::Addresses::open(endpoint.address(), directory);
         addresses = Some(opened.map_err(|e| AgentError::Local(format!("{}: {e}", directory.display())))?);
-        seated = Some(endpoint.join(&identity.uid, to_engine.clone(), Arc::clone(&runtime)));
+        let protector = metadata::Protector { client: client.clone(), cluster: settings.cluster.clone() };
+        seated = Some(endpoint.join(&identity.uid, to_engine.clone(), Arc::clone(&runtime), protector));
     }
     let place = engine::Place {
         cluster: settings.cluster.clone(),

@@ -197,6 +197,7 @@ impl Session {
         let input = match message {
             Down::Assignments(new) if new.snapshot => Input::Snapshot(new.assignments),
             Down::Assignments(new) => Input::Changed(new.assignments),
+            Down::SecurityGroups(told) => Input::SecurityGroups(told.groups),
             Down::Absent(absent) => {
                 open.verifying = false;
                 Input::Absent(absent.tasks)

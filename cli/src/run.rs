@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Args;
 use steady_core::{Key, Kind, derived_id, task};
 use steady_proto::v1::{
-    CapacityProviderStrategyItem, ContainerOverride, KeyValuePair, Object, RunTaskRequest, TaskDefinitionSpec,
-    TaskOverride,
+    AwsVpcConfiguration, CapacityProviderStrategyItem, ContainerOverride, KeyValuePair, NetworkConfiguration, Object,
+    RunTaskRequest, TaskDefinitionSpec, TaskOverride,
 };
 
 use crate::args::Global;
@@ -56,6 +56,9 @@ pub struct Run {
     /// Placed by this scheduler, not by Steady's own.
     #[arg(long, value_name = "NAME", default_value = "")]
     pub scheduler: String,
+    /// Security group of its network (networkMode awsvpc); may be given several times.
+    #[arg(long, value_name = "NAME")]
+    pub security_group: Vec<String>,
     /// Run this instead of the container's own command.
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
@@ -87,6 +90,9 @@ pub async fn run(args: Run, global: &Global, out: &mut Out) -> Result<(), Failur
             .map(|name| CapacityProviderStrategyItem { capacity_provider: name, weight: 1, base: 0 })
             .collect(),
         scheduler_name: args.scheduler,
+        network_configuration: (!args.security_group.is_empty()).then_some(NetworkConfiguration {
+            awsvpc_configuration: Some(AwsVpcConfiguration { security_groups: args.security_group }),
+        }),
         client_token: token(),
         ..RunTaskRequest::default()
     };

@@ -14,6 +14,7 @@ mod plan;
 pub mod query;
 pub mod resources;
 pub mod secrets;
+pub mod security;
 pub mod service;
 pub mod task;
 mod time;

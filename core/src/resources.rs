@@ -176,6 +176,8 @@ pub mod capability {
     pub const TASK_ENI: &str = "ecs.capability.task-eni";
     /// A Docker Engine: the settings that are its own.
     pub const ENGINE: &str = "com.amazonaws.ecs.capability.docker-remote-api.1.24";
+    /// Security groups: nftables in networks of tasks.
+    pub const SECURITY_GROUPS: &str = "steady.capability.security-groups";
     /// A log driver, by its name.
     pub const LOGGING_DRIVER: &str = "com.amazonaws.ecs.capability.logging-driver.";
 }

@@ -11,7 +11,7 @@ use steady_proto::v1::scheduling_strategy::Value as Scheduling;
 use steady_proto::v1::threshold_type::Value as ThresholdType;
 use steady_proto::v1::{DeploymentConfiguration, Object, Service, ServiceSpec, ServiceStatus, TaskSet, object};
 
-use crate::{View, derived_id};
+use crate::{View, derived_id, security};
 
 /// Most tasks that may be live, and fewest that must be healthy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +118,10 @@ pub const DEFAULT_PERCENT: i32 = 50;
 
 /// Digest of the fields whose change starts a deployment (ECS `UpdateService`).
 pub fn revision_digest(spec: &ServiceSpec) -> String {
-    derived_id(&[&spec.task_definition, &spec.force_new_deployment.to_string()])
+    let force = spec.force_new_deployment.to_string();
+    let groups = security::groups(spec.network_configuration.as_ref());
+    let own = [spec.task_definition.as_str(), force.as_str()].into_iter();
+    derived_id(&own.chain(groups.iter().map(String::as_str)).collect::<Vec<_>>())
 }
 
 /// The object with another status.

@@ -23,6 +23,7 @@ impl KindExt for Kind {
         Kind::TaskDefinition,
         Kind::Alarm,
         Kind::Secret,
+        Kind::SecurityGroup,
         Kind::Service,
         Kind::TaskSet,
         Kind::Deployment,
@@ -53,6 +54,7 @@ impl KindExt for Kind {
             Kind::Alarm => "alarms",
             Kind::TaskSet => "tasksets",
             Kind::Secret => "secrets",
+            Kind::SecurityGroup => "securitygroups",
         }
     }
 
@@ -65,6 +67,7 @@ impl KindExt for Kind {
         let short = match name.as_str() {
             "svc" => Some(Kind::Service),
             "td" | "taskdef" | "taskdefs" => Some(Kind::TaskDefinition),
+            "sg" => Some(Kind::SecurityGroup),
             "ci" | "instance" | "instances" => Some(Kind::ContainerInstance),
             _ => None,
         };

@@ -238,6 +238,7 @@ fn document(text: &str, cluster: &str) -> Result<Option<Object>, Fault> {
         Kind::Alarm,
         Kind::TaskSet,
         Kind::Secret,
+        Kind::SecurityGroup,
     ];
     let Some(kind) = known.into_iter().find(|k| k.name() == kind) else {
         let names: Vec<&str> = known.iter().map(|k| k.name()).collect();
@@ -253,6 +254,7 @@ fn document(text: &str, cluster: &str) -> Result<Option<Object>, Fault> {
         Kind::TaskSet => body(text, |spec| v1::TaskSet { spec, status: None })?,
         Kind::Alarm => body(text, |spec| v1::Alarm { spec, status: None })?,
         Kind::Secret => body(text, |spec| v1::Secret { spec, status: None })?,
+        Kind::SecurityGroup => body(text, |spec| v1::SecurityGroup { spec })?,
         _ => body(text, |spec| v1::ContainerInstance { spec, status: None })?,
     };
     let mut meta = meta.unwrap_or_default();

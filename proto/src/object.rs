@@ -48,6 +48,7 @@ kinds!(
     (Alarm, as_alarm),
     (TaskSet, as_task_set),
     (Secret, as_secret),
+    (SecurityGroup, as_security_group),
 );
 
 impl Object {

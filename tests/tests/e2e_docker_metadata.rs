@@ -107,6 +107,19 @@ impl Story<'_> {
         assert!(self.json(first, "/stats")["memory_stats"]["usage"].as_u64().unwrap() > 0);
         assert_eq!(self.json(first, "/task/stats").as_object().unwrap().len(), 2);
         assert!(!task.to_string().contains("canary"), "no secret is told where it is not asked for");
+        // A task has itself protected.
+        let state = self.fetch(first, "ECS_AGENT_URI", "/task-protection/v1/state");
+        assert!(state.contains("\"ProtectionEnabled\":false"), "{state}");
+        let put = r#"
+            body='{"ProtectionEnabled": true, "ExpiresInMinutes": 30}'
+            path=${ECS_AGENT_URI#http://169.254.170.2}/task-protection/v1/state
+            printf 'PUT %s HTTP/1.0\r\nContent-Length: %s\r\n\r\n%s' "$path" "${#body}" "$body" | nc 169.254.170.2 80"#;
+        let answer = text(&place.steady(&["exec", first, "--container", "side", "--", "sh", "-c", put]));
+        assert!(answer.contains("ExpirationDate") && answer.contains("\"ProtectionEnabled\":true"), "{answer}");
+        assert!(!place.json(&["get", &format!("task/{first}")])["spec"]["protectedUntil"].is_null());
+        let state = self.fetch(second, "ECS_AGENT_URI", "/task-protection/v1/state");
+        assert!(state.contains("\"ProtectionEnabled\":false"), "each its own: {state}");
+        place.ok(&["protect", &format!("task/{first}"), "--off"]);
         let unknown = status(&format!("/v4/{first}-00112233445566778899aabbccddeeff/task"));
         assert!(unknown.ends_with(" 404"), "a token is whole or none: {unknown}");
 

@@ -10,7 +10,7 @@ use steady_core::v1::task_last_status::Value as Status;
 use steady_core::v1::{ContainerDefinition, Object, Task, TaskDefinitionSpec};
 
 use super::model::{ContainerState, Phase, TaskState};
-use super::{Engine, Entry, effects, id};
+use super::{Engine, Entry, effects, firewall, id};
 use crate::record::Record;
 use crate::runtime::{Exit, Found, PAUSE, State};
 
@@ -78,12 +78,13 @@ impl Engine {
         }
         state.host_ports().for_each(|port| self.ports.take(port.host, port.udp));
         let name = state.name().to_owned();
+        let rules = firewall::rules(&state, &self.groups);
         record.gpus.values().for_each(|gpus| self.gpus.take(&name, gpus));
         tracing::info!(task = name, containers = found.len(), "adopted");
         self.insert(state, record);
         self.touched.insert(name);
         if let Some((id, runtime_id)) = attaches {
-            effects::attach(Arc::clone(&self.runtime), self.inputs.clone(), id, runtime_id);
+            effects::attach(Arc::clone(&self.runtime), self.inputs.clone(), id, runtime_id, rules);
         }
         for (id, exit) in restarts {
             self.restart(&id, exit);

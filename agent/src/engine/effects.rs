@@ -18,6 +18,9 @@ use crate::runtime::{Command, ContainerId, ContainerSpec, Exit, Modes, PAUSE, Po
 /// Held by whoever needs an image to stay until there is a container of it.
 pub(super) static LAUNCHING: RwLock<()> = RwLock::const_new(());
 
+/// Between attempts to change the rules of a network.
+const FILTER_AGAIN: Duration = Duration::from_secs(2);
+
 /// How long an engine may take to say that it is there.
 const ANSWERS: Duration = Duration::from_secs(3);
 
@@ -28,6 +31,8 @@ pub(crate) struct Launched {
     pub(crate) digest: Option<String>,
     /// Of a pause container: the task's.
     pub(crate) address: Option<String>,
+    /// Of a pause container: the rules of its network.
+    pub(crate) firewall: Option<String>,
 }
 
 /// All that a runtime needs to know of a container.
@@ -110,6 +115,7 @@ pub(super) fn launch(
     inputs: UnboundedSender<Input>,
     spec: ContainerSpec,
     secrets: Secrets,
+    firewall: Option<String>,
     clock: Arc<dyn Clock>,
 ) {
     tokio::spawn(async move {
@@ -127,11 +133,31 @@ pub(super) fn launch(
             drop(launching);
             let runtime_id = runtime.start(&spec.id).await?;
             let attaches = spec.id.name == PAUSE && spec.network_mode == NetworkMode::Awsvpc;
-            let address = if attaches { Some(runtime.attach_network(&spec.id).await?) } else { None };
-            Ok(Launched { runtime_id, digest, address })
+            let firewall = firewall.filter(|_| attaches);
+            let address = if attaches { Some(network(&*runtime, &spec.id, firewall.as_deref()).await?) } else { None };
+            Ok(Launched { runtime_id, digest, address, firewall })
         }
         .await;
         let _ = inputs.send(Input::Launched { id, result });
+    });
+}
+
+/// The address of a task's own: what must not reach it is kept away before it has one.
+async fn network(runtime: &dyn Runtime, id: &ContainerId, rules: Option<&str>) -> Result<String, RuntimeError> {
+    if let Some(rules) = rules {
+        runtime.filter_network(id, rules).await?;
+    }
+    runtime.attach_network(id).await
+}
+
+/// Gives the network of a task other rules.
+pub(super) fn filter(runtime: Arc<dyn Runtime>, inputs: UnboundedSender<Input>, id: ContainerId, rules: String) {
+    tokio::spawn(async move {
+        let result = runtime.filter_network(&id, &rules).await.map(|()| rules);
+        if result.is_err() {
+            tokio::time::sleep(FILTER_AGAIN).await;
+        }
+        let _ = inputs.send(Input::Filtered { task: id.task, result });
     });
 }
 
@@ -154,10 +180,16 @@ async fn until_answered<T, F: Future<Output = Result<T, RuntimeError>>>(
 }
 
 /// Gives a task its address whose pause container an agent before started.
-pub(super) fn attach(runtime: Arc<dyn Runtime>, inputs: UnboundedSender<Input>, id: ContainerId, runtime_id: String) {
+pub(super) fn attach(
+    runtime: Arc<dyn Runtime>,
+    inputs: UnboundedSender<Input>,
+    id: ContainerId,
+    runtime_id: String,
+    firewall: Option<String>,
+) {
     tokio::spawn(async move {
-        let result = until_answered(&id, || runtime.attach_network(&id)).await;
-        let result = result.map(|address| Launched { runtime_id, digest: None, address: Some(address) });
+        let result = until_answered(&id, || network(&*runtime, &id, firewall.as_deref())).await;
+        let result = result.map(|address| Launched { runtime_id, digest: None, address: Some(address), firewall });
         let _ = inputs.send(Input::Launched { id, result });
     });
 }

@@ -6,7 +6,7 @@ use steady_core::resources;
 use steady_core::v1::{KeyValuePair, network_mode, transport_protocol};
 
 use super::model::Phase;
-use super::{Engine, effects, id};
+use super::{Engine, effects, firewall, id};
 use crate::runtime::{PAUSE, Port, RuntimeError};
 
 impl Engine {
@@ -75,6 +75,7 @@ impl Engine {
             }
         }
         let (runtime, clock) = (Arc::clone(&self.runtime), Arc::clone(&self.clock));
-        effects::launch(runtime, self.inputs.clone(), spec, entry.state.secrets.clone(), clock);
+        let rules = firewall::rules(&entry.state, &self.groups).filter(|_| container == PAUSE);
+        effects::launch(runtime, self.inputs.clone(), spec, entry.state.secrets.clone(), rules, clock);
     }
 }

@@ -9,6 +9,7 @@ mod adoption;
 mod assignment;
 mod effects;
 mod environment;
+mod firewall;
 mod gpus;
 mod images;
 mod launch;
@@ -25,7 +26,7 @@ use std::time::Duration;
 use steady_core::guard::{self, Guard};
 use steady_core::v1::network_mode::Value as NetworkMode;
 use steady_core::v1::task_last_status::Value as Status;
-use steady_core::v1::{Assignment, TaskDefinitionSpec, TaskReport, TaskStatus};
+use steady_core::v1::{Assignment, ResolvedSecurityGroup, TaskDefinitionSpec, TaskReport, TaskStatus};
 use steady_core::{Clock, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -34,6 +35,7 @@ use crate::metadata::{Addresses, Told, document};
 use crate::ports::Ports;
 use crate::record::{Record, Records};
 use crate::runtime::{ContainerId, Exit, Found, PAUSE, Runtime, RuntimeError};
+use firewall::{Applied, Groups};
 use gpus::Gpus;
 pub use images::ImageCleanup;
 use images::Images;
@@ -72,6 +74,10 @@ pub(crate) enum Input {
     Snapshot(Vec<Assignment>),
     /// Tasks that changed.
     Changed(Vec<Assignment>),
+    /// The security groups that its tasks have, all of them.
+    SecurityGroups(Vec<ResolvedSecurityGroup>),
+    /// A task's network has these rules, or could not be given them.
+    Filtered { task: String, result: Result<String, RuntimeError> },
     /// Tasks that are verified not to be this instance's.
     Absent(Vec<String>),
     /// These statuses are stored, but for those refused for good.
@@ -121,6 +127,7 @@ struct Entry {
     /// Not in the last snapshot.
     missing: bool,
     removing: bool,
+    firewall: Applied,
 }
 
 /// The engine.
@@ -132,6 +139,9 @@ pub(crate) struct Engine {
     ports: Ports,
     gpus: Gpus,
     images: Images,
+    /// Security groups; not known before the control plane has said something.
+    groups: Groups,
+    is_told: bool,
     tasks: BTreeMap<String, Entry>,
     /// Containers that were found without a record of their task.
     strays: BTreeMap<String, Vec<Found>>,
@@ -167,6 +177,8 @@ impl Engine {
             ports: Ports::default(),
             gpus,
             images,
+            groups: Groups::new(),
+            is_told: false,
             tasks: BTreeMap::new(),
             strays: BTreeMap::new(),
             over: Over::default(),
@@ -236,7 +248,12 @@ impl Engine {
 
     fn take(&mut self, input: Input) {
         match input {
-            Input::Snapshot(assignments) => self.snapshot(assignments),
+            Input::Snapshot(assignments) => {
+                self.is_told = true;
+                self.snapshot(assignments);
+            }
+            Input::SecurityGroups(groups) => self.grouped(groups),
+            Input::Filtered { task, result } => self.filtered(&task, result),
             Input::Changed(assignments) => assignments.into_iter().for_each(|a| self.assign(a)),
             Input::Absent(names) => self.absent(&names),
             Input::Stored { versions, refused } => self.stored(&versions, &refused),
@@ -313,6 +330,7 @@ impl Engine {
             running: running.map(|c| (id(task, &c.definition.name), c.runtime_id.clone())).collect(),
             role: role.clone(),
             credentials: state.secrets.role(),
+            protected_until: steady_core::task::of(&state.object).and_then(|task| task.protected_until()),
         })
     }
 
@@ -336,11 +354,13 @@ impl Engine {
     }
 
     fn launched(&mut self, id: &ContainerId, result: Result<effects::Launched, RuntimeError>) {
+        let mut filtered = None;
         self.with(id, |container, now| match result {
             Ok(launched) => {
                 container.runtime_id = launched.runtime_id;
                 container.digest = launched.digest.unwrap_or_default();
                 container.address = launched.address;
+                filtered = launched.firewall;
                 if container.phase == Phase::Starting {
                     effects::runs(container, now);
                     // It may have ended before its start was known here.
@@ -356,6 +376,9 @@ impl Engine {
                 }
             }
         });
+        if let Some((entry, rules)) = self.tasks.get_mut(&id.task).zip(filtered) {
+            entry.firewall = Applied::made(rules);
+        }
     }
 
     fn exited(&mut self, id: &ContainerId, exit: Exit) {
@@ -445,6 +468,7 @@ impl Engine {
                 break;
             }
         }
+        self.filter(name);
         self.tell(name);
     }
 
@@ -501,7 +525,16 @@ impl Engine {
 impl Entry {
     fn new(state: TaskState, record: Record) -> Self {
         let told = TaskStatus::default();
-        Entry { state, record, told, version: 0, stored: 0, missing: false, removing: false }
+        Entry {
+            state,
+            record,
+            told,
+            version: 0,
+            stored: 0,
+            missing: false,
+            removing: false,
+            firewall: Applied::default(),
+        }
     }
 
     /// Time alone can change something about it.

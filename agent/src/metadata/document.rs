@@ -11,7 +11,7 @@ use crate::engine::{ContainerState, Phase, Place, TaskState};
 use crate::runtime::{PAUSE, Usage};
 
 /// As an ARN: tools take its last part for the id.
-fn arn(kind: &str, rest: &str) -> String {
+pub(super) fn arn(kind: &str, rest: &str) -> String {
     format!("arn:aws:ecs:steady:000000000000:{kind}/{rest}")
 }
 

@@ -6,6 +6,7 @@
 
 mod bucket;
 pub(crate) mod document;
+mod protection;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -17,7 +18,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -32,6 +33,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::engine::Input;
 use crate::runtime::{ContainerId, Runtime, cni};
 use bucket::Buckets;
+pub(crate) use protection::Protector;
 
 /// Where containers ask (ECS).
 pub const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)), 80);
@@ -45,6 +47,8 @@ const CONNECTIONS: usize = 256;
 const CONVERSATION: Duration = Duration::from_secs(30);
 /// Longest token.
 const TOKEN: usize = 100;
+/// Largest body, bytes.
+const BODY: usize = 4096;
 /// How long an engine may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long credentials may be used before they are asked for again.
@@ -66,6 +70,8 @@ pub(crate) struct Told {
     pub(crate) role: String,
     /// The role's credentials: members of a secret.
     pub(crate) credentials: Option<String>,
+    /// Its service does not choose it to stop before this.
+    pub(crate) protected_until: Option<Timestamp>,
 }
 
 impl fmt::Debug for Told {
@@ -123,6 +129,7 @@ impl Addresses {
         let mut all = vec![
             ("ECS_CONTAINER_METADATA_URI_V4".to_owned(), format!("{base}/v4/{token}")),
             ("ECS_CONTAINER_METADATA_URI".to_owned(), format!("{base}/v3/{token}")),
+            ("ECS_AGENT_URI".to_owned(), format!("{base}/api/{token}")),
         ];
         let path = format!("/v2/credentials/{token}");
         if has_role && self.at == ADDRESS {
@@ -143,6 +150,7 @@ struct Seat {
     instance: String,
     engine: mpsc::UnboundedSender<Input>,
     runtime: Arc<dyn Runtime>,
+    protector: Protector,
 }
 
 /// The endpoint of all agents of a process.
@@ -230,8 +238,9 @@ impl Endpoint {
         instance: &str,
         engine: mpsc::UnboundedSender<Input>,
         runtime: Arc<dyn Runtime>,
+        protector: Protector,
     ) -> Seated {
-        let seat = Seat { instance: instance.to_owned(), engine, runtime };
+        let seat = Seat { instance: instance.to_owned(), engine, runtime, protector };
         self.seats.lock().unwrap_or_else(PoisonError::into_inner).push(seat);
         Seated { endpoint: Arc::clone(self), instance: instance.to_owned() }
     }
@@ -240,9 +249,15 @@ impl Endpoint {
         let service = service_fn(move |request: Request<Incoming>| {
             let endpoint = Arc::clone(&self);
             async move {
-                let answer = endpoint.answer(request.method(), request.uri().path(), peer).await;
+                let (head, body) = request.into_parts();
+                // What has no body at all is asked for most of the time.
+                let body = Limited::new(body, BODY).collect().await.map(http_body_util::Collected::to_bytes);
+                let answer = match body {
+                    Ok(body) => endpoint.answer(&head.method, head.uri.path(), &body, peer).await,
+                    Err(_) => Err((StatusCode::PAYLOAD_TOO_LARGE, "more than 4 KiB")),
+                };
                 let (status, body) = match answer {
-                    Ok(body) => (StatusCode::OK, body.to_string()),
+                    Ok((status, body)) => (status, body.to_string()),
                     Err((status, message)) => {
                         (status, json!({ "code": status.as_u16(), "message": message }).to_string())
                     }
@@ -256,31 +271,42 @@ impl Endpoint {
             }
         });
         let mut connection = http1::Builder::new();
-        connection.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+        connection.timer(TokioTimer::new()).header_read_timeout(PATIENCE).half_close(true);
         let _ = connection.serve_connection(TokioIo::new(stream), service).await;
     }
 
-    async fn answer(&self, method: &Method, path: &str, peer: IpAddr) -> Result<Value, Refusal> {
+    async fn answer(
+        &self,
+        method: &Method,
+        path: &str,
+        body: &[u8],
+        peer: IpAddr,
+    ) -> Result<(StatusCode, Value), Refusal> {
         let unknown = (StatusCode::NOT_FOUND, "there is nothing at this path");
-        if method != Method::GET {
-            return Err((StatusCode::METHOD_NOT_ALLOWED, "only GET"));
-        }
-        let (kind, rest) = ["/v4/", "/v3/", "/v2/credentials/"]
+        let (kind, rest) = ["/v4/", "/v3/", "/v2/credentials/", "/api/"]
             .into_iter()
             .find_map(|kind| Some((kind, path.strip_prefix(kind)?)))
             .ok_or(unknown)?;
         let (token, what) = rest.split_once('/').unwrap_or((rest, ""));
+        let is_protection = kind == "/api/" && what == protection::PATH;
+        if method != Method::GET && !(is_protection && method == Method::PUT) {
+            return Err((StatusCode::METHOD_NOT_ALLOWED, "only GET; of task protection, PUT too"));
+        }
         if token.len() > TOKEN {
             return Err((StatusCode::NOT_FOUND, "no such container"));
         }
         if !self.buckets.lock().unwrap_or_else(PoisonError::into_inner).take(token) {
             return Err((StatusCode::TOO_MANY_REQUESTS, "more than 40 requests a second; ask less often"));
         }
-        let (told, runtime) = self.ask(token).await.ok_or((StatusCode::NOT_FOUND, "no such container"))?;
+        let (told, runtime, protector) = self.ask(token).await.ok_or((StatusCode::NOT_FOUND, "no such container"))?;
         if told.has_own_network && told.from != Some(peer.to_string()) {
             return Err((StatusCode::FORBIDDEN, "this is another task's address"));
         }
-        match (kind, what) {
+        if is_protection {
+            let (task, now) = (&told.id.task, Timestamp::from(SystemTime::now()));
+            return Ok(protector.answer(task, told.protected_until, method, body, now).await);
+        }
+        let told = match (kind, what) {
             ("/v2/credentials/", "") => {
                 if told.role.is_empty() {
                     return Err((StatusCode::NOT_FOUND, "the task has no taskRoleArn"));
@@ -308,20 +334,22 @@ impl Endpoint {
                 Ok(Value::Object(all))
             }
             _ => Err(unknown),
-        }
+        };
+        told.map(|body| (StatusCode::OK, body))
     }
 
     /// Whose container has this token.
-    async fn ask(&self, token: &str) -> Option<(Told, Arc<dyn Runtime>)> {
+    async fn ask(&self, token: &str) -> Option<(Told, Arc<dyn Runtime>, Protector)> {
         let seats: Vec<_> = {
             let seats = self.seats.lock().unwrap_or_else(PoisonError::into_inner);
-            seats.iter().map(|seat| (seat.engine.clone(), Arc::clone(&seat.runtime))).collect()
+            let seat = |seat: &Seat| (seat.engine.clone(), Arc::clone(&seat.runtime), seat.protector.clone());
+            seats.iter().map(seat).collect()
         };
-        for (engine, runtime) in seats {
+        for (engine, runtime, protector) in seats {
             let (answer, answered) = oneshot::channel();
             let _ = engine.send(Input::Asked { token: token.to_owned(), answer });
             if let Ok(Ok(told)) = tokio::time::timeout(ANSWER, answered).await {
-                return Some((told, runtime));
+                return Some((told, runtime, protector));
             }
         }
         None

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use super::Port;
+use super::{Port, nft};
 
 /// Where plug-ins are: as containerd and Kubernetes have them, and as Debian does.
 const PLUGINS: [&str; 2] = ["/opt/cni/bin", "/usr/lib/cni"];
@@ -201,11 +201,10 @@ impl Cni {
     async fn call(&self, verb: &str, task: &str, namespace: Option<&Path>, config: &Value) -> Result<Value, String> {
         let kind = config["type"].as_str().unwrap_or_default();
         let failed = |what: String| format!("CNI {kind} {verb}: {what}");
-        let path = std::env::var("PATH").unwrap_or_default();
         let mut command = Command::new(self.plugins.join(kind));
         // The firewall's tools may be where a user's own path does not lead.
         command.env_clear().envs(BTreeMap::from([
-            ("PATH", format!("{path}:/usr/sbin:/sbin")),
+            ("PATH", nft::path()),
             ("CNI_COMMAND", verb.to_owned()),
             ("CNI_CONTAINERID", task.to_owned()),
             ("CNI_NETNS", namespace.map(|path| path.display().to_string()).unwrap_or_default()),
@@ -236,7 +235,7 @@ impl Cni {
 /// What iptables says; `None`: it failed.
 async fn iptables(args: &[&str]) -> Option<String> {
     let mut command = Command::new("iptables");
-    command.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
+    command.env("PATH", nft::path());
     command.arg("--wait").args(args).stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(LIMIT, command.output()).await.ok()?.ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())

@@ -10,6 +10,7 @@ mod docker;
 mod hollow;
 mod image;
 mod labels;
+mod nft;
 mod output;
 mod process;
 mod usage;
@@ -431,6 +432,11 @@ pub trait Runtime: Send + Sync {
     /// Gives the task of a pause container that runs an address of its own, or says which one it has.
     async fn attach_network(&self, id: &ContainerId) -> Result<String, RuntimeError> {
         Err(RuntimeError::Resource(format!("{id}: networkMode awsvpc needs a container engine and CNI plug-ins")))
+    }
+
+    /// Has the network of a pause container that runs let through what a table of nftables says, and nothing else.
+    async fn filter_network(&self, id: &ContainerId, _: &str) -> Result<(), RuntimeError> {
+        Err(RuntimeError::Resource(format!("{id}: security groups need networkMode awsvpc, nftables and nsenter")))
     }
 
     /// Starts one that has ended once more, as it was made. One that runs already is left alone. Returns the runtime's

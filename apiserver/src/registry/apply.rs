@@ -7,7 +7,7 @@ use v1::{ApplyResult, Object, object, service_state};
 
 use super::upsert::{result, unknown, upsert};
 use super::writes::Writes;
-use super::{MAX_SERVICES, Registry, RegistryError, definitions, fault, run, secrets};
+use super::{MAX_SERVICES, Registry, RegistryError, definitions, fault, network, run, secrets};
 use crate::seal::Keys;
 use steady_core::Revision;
 use steady_core::service::settings;
@@ -16,12 +16,22 @@ use steady_core::service::settings;
 pub(super) const TASKS_FINALIZER: &str = "steady/tasks";
 /// Task sets of a service.
 const MAX_TASK_SETS: usize = 20;
+/// Where specs say which network tasks have.
+const NETWORK: &str = "spec.networkConfiguration";
 /// Most objects of one request: they are one transaction.
 const MAX_OBJECTS: usize = 50;
 
 /// Kinds that people declare, in the order in which others refer to them.
-const APPLIED: [Kind; 7] =
-    [Kind::Cluster, Kind::Alarm, Kind::Secret, Kind::TaskDefinition, Kind::Service, Kind::TaskSet, Kind::Task];
+const APPLIED: [Kind; 8] = [
+    Kind::Cluster,
+    Kind::Alarm,
+    Kind::Secret,
+    Kind::SecurityGroup,
+    Kind::TaskDefinition,
+    Kind::Service,
+    Kind::TaskSet,
+    Kind::Task,
+];
 
 type Faults = Vec<(usize, Fault)>;
 
@@ -83,9 +93,13 @@ fn decide(writes: &mut Writes, keys: Option<&Keys>, objects: &[Object]) -> Resul
         for (index, object) in objects.iter().enumerate().filter(|(_, o)| o.kind() == kind) {
             let decided = match kind {
                 Kind::Cluster => Ok(upsert(writes, object.clone())),
-                Kind::Alarm | Kind::Secret => match cluster_fault(writes, object.cluster()) {
+                Kind::Alarm | Kind::Secret | Kind::SecurityGroup => match cluster_fault(writes, object.cluster()) {
                     Some(fault) => Err(vec![fault]),
                     None if kind == Kind::Secret => secrets::declared(writes, keys, object),
+                    None if kind == Kind::SecurityGroup => match network::referenced(writes, object, objects) {
+                        faults if faults.is_empty() => Ok(upsert(writes, object.clone())),
+                        faults => Err(faults),
+                    },
                     None => Ok(upsert(writes, object.clone())),
                 },
                 Kind::TaskDefinition => definitions::register(writes, object),
@@ -166,6 +180,10 @@ fn declared(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Fau
             Ok(name) => spec.task_definition = name,
             Err(message) => faults.push(fault("spec.taskDefinition", message)),
         }
+        let cluster = wanted.meta.as_ref().map_or("", |meta| &meta.cluster);
+        let definition = (!service::is_external(spec)).then_some(spec.task_definition.as_str());
+        let configuration = spec.network_configuration.as_ref();
+        faults.extend(network::faults(writes, cluster, configuration, definition, NETWORK));
         if current.is_none() {
             let active = service_state::Value::Active.into();
             found.status = Some(v1::ServiceStatus { status: active, ..Default::default() });
@@ -219,6 +237,11 @@ fn task_set(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Fau
             .map_err(|message| vec![fault("spec.taskDefinition", message)])?
     };
     let spec = v1::TaskSetSpec { task_definition: definition, ..spec };
+    let configuration = spec.network_configuration.as_ref();
+    let faults = network::faults(writes, &key.cluster, configuration, Some(&spec.task_definition), NETWORK);
+    if !faults.is_empty() {
+        return Err(faults);
+    }
     if current.is_some() && (v1::TaskSetSpec { scale: old.scale, ..spec.clone() }) != old {
         let message = format!("task set `{}` is there, and only its scale can change; make another one", key.name);
         return Err(vec![fault("spec", message)]);
@@ -257,6 +280,11 @@ fn task(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Fault>>
     }
     let definition = definitions::resolve(writes, &spec.task_definition, "")
         .map_err(|message| vec![fault("spec.taskDefinition", message)])?;
+    let configuration = spec.network_configuration.as_ref();
+    let faults = network::faults(writes, wanted.cluster(), configuration, Some(&definition), NETWORK);
+    if !faults.is_empty() {
+        return Err(faults);
+    }
     let mut object = run::standalone(writes, wanted.cluster(), wanted.name(), &definition, spec);
     object.meta_mut().labels.clone_from(&wanted.meta().labels);
     object.meta_mut().annotations.clone_from(&wanted.meta().annotations);

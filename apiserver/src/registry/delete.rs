@@ -5,7 +5,7 @@ use steady_core::v1::{Object, ObjectRef, object, service_state};
 use steady_core::{DEFAULT_CLUSTER, Key, Kind, KindExt, Revision, task};
 
 use super::writes::Writes;
-use super::{Registry, RegistryError};
+use super::{Registry, RegistryError, network};
 
 impl Registry {
     /// Deletes an object. Returns it as it is now: `None` when it is gone.
@@ -60,6 +60,12 @@ fn delete(writes: &mut Writes, key: &Key, mut object: Object) -> Result<Option<O
             return Err(RegistryError::Refused(format!(
                 "{kind} objects are Steady's own and go with what they belong to"
             )));
+        }
+        Kind::SecurityGroup => {
+            if let Some(users) = network::in_use(writes, key) {
+                let message = format!("{key} is in use by {users} (DependencyViolation); take it from them first");
+                return Err(RegistryError::Refused(message));
+            }
         }
         Kind::Task | Kind::TaskDefinition | Kind::Event | Kind::Alarm | Kind::Secret => {}
     }

@@ -12,6 +12,7 @@ mod delete;
 mod deployments;
 mod instances;
 mod leases;
+mod network;
 mod run;
 mod secrets;
 mod upsert;

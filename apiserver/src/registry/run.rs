@@ -10,10 +10,10 @@ use steady_core::v1::{
     Object, RunTaskRequest, StopTaskRequest, Task, TaskSpec, TaskStatus, UpdateTaskProtectionRequest, desired_status,
     object, task_last_status,
 };
-use steady_core::{Key, Kind, Revision, Timestamp, capacity, derived_id, resources, task, validate};
+use steady_core::{Key, Kind, Revision, Timestamp, capacity, derived_id, resources, security, task, validate};
 
 use super::writes::Writes;
-use super::{Registry, RegistryError, cluster, definitions, fault};
+use super::{Registry, RegistryError, cluster, definitions, fault, network};
 
 /// Most tasks of one `RunTask` (ECS), and of one `UpdateTaskProtection`.
 const MAX_COUNT: i32 = 10;
@@ -129,6 +129,11 @@ fn run(
     let definition = definitions::resolve(writes, &request.task_definition, "")
         .map_err(|message| RegistryError::Invalid(vec![(0, fault("taskDefinition", message))]))?;
     let strategy = &request.capacity_provider_strategy;
+    let network = request.network_configuration.as_ref();
+    let faults = network::faults(writes, cluster, network, Some(&definition), "networkConfiguration");
+    if !faults.is_empty() {
+        return Err(RegistryError::Invalid(faults.into_iter().map(|fault| (0, fault)).collect()));
+    }
     let faults = validate::capacity_provider_strategy("capacityProviderStrategy", strategy);
     if !faults.is_empty() {
         return Err(RegistryError::Invalid(faults.into_iter().map(|fault| (0, fault)).collect()));
@@ -156,6 +161,7 @@ fn run(
             priority: request.priority,
             preemptible: request.preemptible,
             scheduler_name: request.scheduler_name.clone(),
+            network_configuration: request.network_configuration.clone(),
             capacity_provider: capacity::next_provider(strategy, &have).unwrap_or_default().to_owned(),
             ..TaskSpec::default()
         };
@@ -178,6 +184,8 @@ pub(super) fn standalone(writes: &Writes, cluster: &str, name: &str, definition:
     let family = definition.split(':').next().unwrap_or_default();
     let asked = found.map_or(&[][..], |definition| &definition.placement_constraints);
     let placement_constraints = [&spec.placement_constraints[..], asked].concat();
+    let mut requires_attributes = found.map(resources::requires_attributes).unwrap_or_default();
+    requires_attributes.extend(security::requires_attributes(spec.network_configuration.as_ref()));
     let group = if spec.group.is_empty() { format!("family:{family}") } else { spec.group };
     let spec = TaskSpec {
         task_definition: definition.to_owned(),
@@ -193,7 +201,7 @@ pub(super) fn standalone(writes: &Writes, cluster: &str, name: &str, definition:
         replaces: String::new(),
         protected_until: None,
         image_digests: BTreeMap::new(),
-        requires_attributes: found.map(resources::requires_attributes).unwrap_or_default(),
+        requires_attributes,
         ..spec
     };
     let status = TaskStatus {

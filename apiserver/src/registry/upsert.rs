@@ -36,6 +36,10 @@ pub(super) fn upsert(writes: &mut Writes, wanted: Object) -> ApplyResult {
             respecified = new.spec != wanted.spec;
             new.spec = wanted.spec;
         }
+        (Some(object::Kind::SecurityGroup(new)), Some(object::Kind::SecurityGroup(wanted))) => {
+            respecified = new.spec != wanted.spec;
+            new.spec = wanted.spec;
+        }
         _ => {}
     }
     if new == old {

@@ -1,21 +1,22 @@
 //! `steady.v1.Agent`: one session for each agent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use steady_core::secrets::parse_role;
+use steady_core::security::{Resolved, groups};
 use steady_core::v1::agent_server::Agent;
 use steady_core::v1::session_request::Message as FromAgent;
 use steady_core::v1::session_response::Message as ToAgent;
 use steady_core::v1::task_last_status::Value as LastStatus;
 use steady_core::v1::{
-    Absent, Assignment, Assignments, HeartbeatSeen, Object, Registered, Report, ReportStored, SessionRequest,
-    SessionResponse,
+    Absent, Assignment, Assignments, HeartbeatSeen, Object, Registered, Report, ReportStored, ResolvedSecurityGroup,
+    SecurityGroupsTold, SessionRequest, SessionResponse,
 };
 use steady_core::{DEFAULT_CLUSTER, Key, Kind, Revision, View, instance_lease, task};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -86,9 +87,11 @@ async fn open(
         return Err(Status::invalid_argument("the first message of a session is the registration"));
     };
     let Registration { instance, uid, .. } = registry.register(&register).await.map_err(status::of)?;
-    let mut session = Session { registry, relay, sender: sender.clone(), instance, uid, at: Revision(0), lease: None };
+    let (groups, told) = (dispatch.security_groups(), Vec::new());
+    let sender = sender.clone();
+    let mut session = Session { registry, relay, sender, instance, uid, at: Revision(0), lease: None, groups, told };
     session.stay_alive().await?;
-    let number = session.relay.opened(&session.instance, sender.clone());
+    let number = session.relay.opened(&session.instance, session.sender.clone());
     let ended = session.run(incoming, dispatch).await;
     session.relay.closed(&session.instance, number);
     ended
@@ -104,6 +107,9 @@ struct Session {
     at: Revision,
     /// The number of its lease.
     lease: Option<LeaseId>,
+    /// Every security group, and those that the agent was told.
+    groups: watch::Receiver<Arc<Resolved>>,
+    told: Vec<ResolvedSecurityGroup>,
 }
 
 impl Session {
@@ -147,6 +153,10 @@ impl Session {
                     let view = self.registry.cache().view();
                     self.snapshot(&view).await?;
                 },
+                Ok(()) = self.groups.changed() => {
+                    let view = self.registry.cache().view();
+                    self.tell_groups(&view).await?;
+                }
             }
         }
     }
@@ -156,8 +166,28 @@ impl Session {
         self.sender.send(Ok(message)).await.map_err(|_| Status::cancelled("the agent hung up"))
     }
 
+    /// Tells the agent the security groups of its tasks, if they are not what it was told last.
+    async fn tell_groups(&mut self, view: &View) -> Result<(), Status> {
+        let known = Arc::clone(&self.groups.borrow_and_update());
+        if known.is_empty() && self.told.is_empty() {
+            return Ok(());
+        }
+        let cluster = &self.instance.cluster;
+        let tasks = view.on_instance(cluster, &self.instance.name).filter_map(|object| task::of(object));
+        let names: BTreeSet<&str> =
+            tasks.flat_map(|task| groups(task.spec.network_configuration.as_ref())).map(String::as_str).collect();
+        let groups = names.into_iter().filter_map(|name| known.get(&(cluster.clone(), name.into())).cloned());
+        let groups: Vec<ResolvedSecurityGroup> = groups.collect();
+        if groups != self.told {
+            self.told.clone_from(&groups);
+            self.send(ToAgent::SecurityGroups(SecurityGroupsTold { groups })).await?;
+        }
+        Ok(())
+    }
+
     async fn snapshot(&mut self, view: &View) -> Result<(), Status> {
         self.at = view.revision();
+        self.tell_groups(view).await?;
         let tasks = view.on_instance(&self.instance.cluster, &self.instance.name);
         let assignments = tasks.map(|task| self.assignment(view, task)).collect();
         self.send(ToAgent::Assignments(Assignments { snapshot: true, assignments })).await
@@ -173,6 +203,7 @@ impl Session {
             return Ok(());
         }
         let view = self.registry.cache().view();
+        self.tell_groups(&view).await?;
         let assignments = latest.into_values().map(|change| self.assignment(&view, &change.object)).collect();
         self.send(ToAgent::Assignments(Assignments { snapshot: false, assignments })).await
     }

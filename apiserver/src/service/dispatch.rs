@@ -1,11 +1,13 @@
 //! Tells each agent's session the changes of its own tasks. One reader of the cache does so for all of them: if every
-//! session looked at every change, a change would cost more with every instance of the cluster.
+//! session looked at every change, a change would cost more with every instance of the cluster. It works out security groups, too.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use steady_core::security::{self, Resolved};
 use steady_core::{Key, Kind, Revision, task};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use crate::cache::{Cache, Changed};
@@ -14,6 +16,8 @@ use crate::cache::{Cache, Changed};
 const PENDING: usize = 1_000;
 /// Changes read at once.
 const MAX_CHANGES: usize = 500;
+/// Changes of security groups are gathered for so long before they are told.
+const GATHER: Duration = Duration::from_millis(50);
 
 type Sender = mpsc::Sender<Arc<Changed>>;
 
@@ -24,12 +28,13 @@ struct Sessions(Arc<Mutex<HashMap<Key, Vec<Sender>>>>);
 /// Ends its reader when it goes.
 pub(super) struct Dispatch {
     sessions: Sessions,
-    reader: AbortHandle,
+    groups: watch::Receiver<Arc<Resolved>>,
+    readers: [AbortHandle; 2],
 }
 
 impl Drop for Dispatch {
     fn drop(&mut self) {
-        self.reader.abort();
+        self.readers.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -37,8 +42,16 @@ impl Dispatch {
     /// Reads a cache from now on.
     pub(super) fn of(cache: Cache) -> Self {
         let sessions = Sessions::default();
-        let reader = tokio::spawn(sessions.clone().read(cache)).abort_handle();
-        Dispatch { sessions, reader }
+        let (sender, touched) = watch::channel(());
+        let (told, groups) = watch::channel(Arc::default());
+        let resolver = tokio::spawn(resolve(cache.clone(), touched, told)).abort_handle();
+        let reader = tokio::spawn(sessions.clone().read(cache, sender)).abort_handle();
+        Dispatch { sessions, groups, readers: [reader, resolver] }
+    }
+
+    /// Every security group, as it changes: at times a little later than the view.
+    pub(super) fn security_groups(&self) -> watch::Receiver<Arc<Resolved>> {
+        self.groups.clone()
     }
 
     /// The tasks of an instance, as they change: whatever the cache's view does not show yet, and perhaps some that it
@@ -53,22 +66,49 @@ impl Dispatch {
     }
 }
 
+/// Works security groups out whenever they may have changed.
+async fn resolve(cache: Cache, mut changes: watch::Receiver<()>, told: watch::Sender<Arc<Resolved>>) {
+    while changes.changed().await.is_ok() {
+        let view = cache.view();
+        let resolved = security::resolve(&view);
+        drop(view);
+        told.send_if_modified(|known| {
+            let is_new = **known != resolved;
+            if is_new {
+                *known = Arc::new(resolved);
+            }
+            is_new
+        });
+        tokio::time::sleep(GATHER).await;
+    }
+}
+
+/// Whether a change may be one of a security group's addresses or rules.
+fn concerns_groups(change: &Changed) -> bool {
+    let object = &change.object;
+    object.kind() == Kind::SecurityGroup || task::of(object).is_some_and(|task| security::is_member(task.spec))
+}
+
 impl Sessions {
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Vec<Sender>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn read(self, cache: Cache) {
+    async fn read(self, cache: Cache, changed: watch::Sender<()>) {
         let mut progress = cache.progress();
         let mut at = Revision(0);
         while progress.wait_for(|revision| *revision > at).await.is_ok() {
             if let Ok((changes, reached)) = cache.changes(at, MAX_CHANGES) {
                 self.tell(&changes);
+                if changes.iter().any(|change| concerns_groups(change)) {
+                    changed.send_replace(());
+                }
                 at = reached;
             } else {
                 // What happened meanwhile is not known: everybody has to look for themselves.
                 at = cache.revision();
                 self.lock().clear();
+                changed.send_replace(());
             }
         }
     }
@@ -101,7 +141,8 @@ mod tests {
     }
 
     fn dispatch() -> Dispatch {
-        Dispatch { sessions: Sessions::default(), reader: tokio::spawn(async {}).abort_handle() }
+        let readers = [(); 2].map(|()| tokio::spawn(async {}).abort_handle());
+        Dispatch { sessions: Sessions::default(), groups: watch::channel(Arc::default()).1, readers }
     }
 
     #[tokio::test]

@@ -10,8 +10,8 @@ pub use tasks::{addresses, reason as task_reason, short_id, status_word, urls};
 
 use std::sync::Arc;
 
-use steady_core::{Kind, KindExt, Timestamp, condition};
-use steady_proto::v1::Object;
+use steady_core::{Kind, KindExt, Timestamp, condition, security};
+use steady_proto::v1::{Object, SecurityGroupRule};
 
 use crate::span;
 use crate::table::Cell;
@@ -107,6 +107,7 @@ impl Columns {
                 ],
                 &["EXTERNAL-ID"],
             ),
+            Kind::SecurityGroup => (&["NAME", "INGRESS", "EGRESS", "DESCRIPTION", "AGE"], &[]),
             Kind::Secret => (&["NAME", "LAST-CHANGED", "DESCRIPTION", "AGE"], &[]),
             Kind::Alarm => (&["NAME", "STATE", "SINCE", "REASON"], &["DESCRIPTION"]),
             Kind::Event => (&["AGE", "SEVERITY", "ABOUT", "REASON", "MESSAGE"], &["SOURCE"]),
@@ -134,6 +135,7 @@ impl Columns {
                 (counts::cluster(object, world), counts::schedulable(object, world, self.wide && !self.live))
             }
             Kind::TaskSet => task_set(object, age),
+            Kind::SecurityGroup => security_group(object, age),
             Kind::Secret => secret(object, now, age),
             Kind::Alarm => alarm(object, now),
             Kind::Event => event(object, now),
@@ -175,6 +177,24 @@ fn secret(object: &Object, now: Timestamp, age: String) -> Row {
     let secret = object.as_secret().cloned().unwrap_or_default();
     let changed = span::age(secret.status.and_then(|status| status.last_changed).as_ref(), now);
     (vec![object.name().into(), changed.into(), secret.spec.unwrap_or_default().description.into(), age.into()], vec![])
+}
+
+fn security_group(object: &Object, age: String) -> Row {
+    let spec = object.as_security_group().and_then(|group| group.spec.clone()).unwrap_or_default();
+    let rules = |rules: &[SecurityGroupRule], none: &str| {
+        let shown = rules.iter().map(|rule| {
+            let ports = match security::ports(rule) {
+                Some((from, to)) if from != to => format!(":{from}-{to}"),
+                Some((port, _)) => format!(":{port}"),
+                None => String::new(),
+            };
+            let protocol = if rule.ip_protocol == security::ANY { "all" } else { &rule.ip_protocol };
+            format!("{protocol}{ports} {}{}", rule.cidr_ipv4, rule.referenced_group)
+        });
+        if rules.is_empty() { none.to_owned() } else { shown.collect::<Vec<_>>().join(", ") }
+    };
+    let (ingress, egress) = (rules(&spec.ingress, "nothing"), rules(&spec.egress, "everything"));
+    (vec![object.name().into(), ingress.into(), egress.into(), spec.description.into(), age.into()], vec![])
 }
 
 fn alarm(object: &Object, now: Timestamp) -> Row {

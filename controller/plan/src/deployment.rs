@@ -216,6 +216,7 @@ impl Rolled<'_> {
                 sequence,
                 revision_digest: digest,
                 force_new_deployment: self.spec.force_new_deployment,
+                network_configuration: self.spec.network_configuration.clone(),
                 ..DeploymentSpec::default()
             }),
             status: Some(DeploymentStatus {

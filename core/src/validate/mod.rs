@@ -3,6 +3,7 @@
 mod common;
 mod engine;
 mod instance;
+mod network;
 mod secret;
 mod service;
 mod task;
@@ -61,12 +62,16 @@ pub fn object(object: &Object) -> Vec<Fault> {
             if !(0.0..=100.0).contains(&scale) {
                 faults.add("spec.scale.value", format!("{scale} is out of range; expected 0 to 100 percent"));
             }
+            network::configuration(spec.network_configuration.as_ref(), &mut faults);
             if spec.external_id.len() > 128 {
                 faults.add("spec.externalId", format!("has {} characters; at most 128", spec.external_id.len()));
             }
         }
         Some(object::Kind::Secret(secret)) => {
             secret::check(secret.spec.as_ref().unwrap_or(&<_>::default()), &mut faults);
+        }
+        Some(object::Kind::SecurityGroup(group)) => {
+            network::check(group.spec.as_ref().unwrap_or(&<_>::default()), &mut faults);
         }
         Some(object::Kind::Alarm(alarm)) => {
             let description = alarm.spec.as_ref().map_or(0, |spec| spec.alarm_description.len());

@@ -9,6 +9,7 @@ use steady_proto::v1::threshold_type::Value as ThresholdType;
 use steady_proto::v1::{DeploymentAlarms, DeploymentConfiguration, DeploymentLifecycleHook, ServiceSpec};
 
 use super::common::{Faults, capacity, constraints, priority, strategies};
+use super::network;
 use crate::service::{DEFAULT_PERCENT, bounds, is_daemon, is_external, is_rolling, settings};
 
 /// Most tasks of one service (ECS quota).
@@ -40,6 +41,7 @@ pub(super) fn check(spec: &ServiceSpec, faults: &mut Faults) {
     strategies(faults, "spec.placementStrategy", &spec.placement_strategy);
     priority(faults, spec.priority, &spec.scheduler_name);
     capacity(faults, "spec.capacityProviderStrategy", &spec.capacity_provider_strategy);
+    network::configuration(spec.network_configuration.as_ref(), faults);
     percentages(spec, faults);
     breaker(spec, faults);
     strategy(settings(spec), faults);

@@ -3,6 +3,7 @@
 use steady_proto::v1::TaskSpec;
 
 use super::common::{Faults, constraints, name, priority, strategies};
+use super::network;
 
 /// Most characters of `startedBy` (ECS).
 const MAX_STARTED_BY: usize = 128;
@@ -17,6 +18,7 @@ pub(super) fn check(spec: &TaskSpec, faults: &mut Faults) {
     constraints(faults, "spec.placementConstraints", &spec.placement_constraints, false);
     strategies(faults, "spec.placementStrategy", &spec.placement_strategy);
     priority(faults, spec.priority, &spec.scheduler_name);
+    network::configuration(spec.network_configuration.as_ref(), faults);
     if !spec.capacity_provider.is_empty() {
         name(faults, "spec.capacityProvider", &spec.capacity_provider);
     }

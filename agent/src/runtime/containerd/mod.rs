@@ -40,6 +40,7 @@ use tokio::sync::mpsc;
 
 use super::cni::{Cni, DEFAULT_SUBNET};
 use super::image::{PullBehavior, Pulls};
+use super::nft;
 use super::{
     Command, ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, PAUSE, Port,
     Pulled, Runtime, RuntimeError, State, Usage, cgroup, output, usage,
@@ -388,8 +389,8 @@ impl Runtime for Containerd {
     fn attributes(&self) -> BTreeMap<String, String> {
         let driver = |name: &str| format!("{}{name}", capability::LOGGING_DRIVER);
         let own = [capability::PRIVILEGED.to_owned(), capability::ENGINE.to_owned(), driver("json-file")];
-        let eni = self.cni.iter().map(|_| capability::TASK_ENI.to_owned());
-        own.into_iter().chain(eni).map(|name| (name, String::new())).collect()
+        let networks = self.cni.iter().flat_map(|_| nft::capabilities());
+        own.into_iter().chain(networks).map(|name| (name, String::new())).collect()
     }
 
     async fn list(&self) -> Result<Vec<Found>, RuntimeError> {
@@ -443,6 +444,20 @@ impl Runtime for Containerd {
         let address = cni.add(&id.task, &network_of(&task), &[]).await.map_err(RuntimeError::Resource)?;
         self.files(id).join(&address, &[], |_| None).map_err(|e| RuntimeError::Resource(e.to_string()))?;
         Ok(address)
+    }
+
+    async fn filter_network(&self, id: &ContainerId, rules: &str) -> Result<(), RuntimeError> {
+        let running = async || {
+            let task = self.task(id).await?.filter(|task| task.status() == Status::Running);
+            task.map(|task| network_of(&task)).ok_or_else(|| RuntimeError::NotFound(id.clone()))
+        };
+        let path = running().await?;
+        let namespace = nft::open(&path).map_err(RuntimeError::Resource)?;
+        // The process of that number is its own, then and now.
+        if running().await? != path {
+            return Err(RuntimeError::NotFound(id.clone()));
+        }
+        nft::replace(&namespace, rules).await.map_err(RuntimeError::Resource)
     }
 
     async fn restart(&self, id: &ContainerId) -> Result<String, RuntimeError> {

@@ -31,6 +31,7 @@ use super::cgroup;
 use super::cni::{Cni, DEFAULT_SUBNET};
 use super::image::{PullBehavior, Pulls};
 use super::labels;
+use super::nft;
 use super::{
     Command, ContainerId, ContainerSpec, Credentials, Execution, Exit, Found, LogPiece, LogRequest, Port, Pulled,
     Runtime, RuntimeError, State,
@@ -305,9 +306,9 @@ impl Runtime for Docker {
         // The engine does not list the one that drops everything.
         let none = format!("{}none", capability::LOGGING_DRIVER);
         let volumes = self.facts.volumes.iter().map(|driver| format!("{}{driver}", capability::DOCKER_PLUGIN));
-        let eni = self.cni.iter().map(|_| capability::TASK_ENI.to_owned());
+        let networks = self.cni.iter().flat_map(|_| nft::capabilities());
         let own = [capability::PRIVILEGED, capability::ENGINE].map(str::to_owned);
-        let all = own.into_iter().chain(drivers).chain([none]).chain(volumes).chain(eni);
+        let all = own.into_iter().chain(drivers).chain([none]).chain(volumes).chain(networks);
         all.map(|name| (name, String::new())).collect()
     }
 
@@ -385,6 +386,17 @@ impl Runtime for Docker {
         };
         let namespace = self.namespace(id).await?.ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
         cni.add(&id.task, &namespace, &[]).await.map_err(RuntimeError::Resource)
+    }
+
+    async fn filter_network(&self, id: &ContainerId, rules: &str) -> Result<(), RuntimeError> {
+        let gone = || RuntimeError::NotFound(id.clone());
+        let path = self.namespace(id).await?.ok_or_else(gone)?;
+        let namespace = nft::open(&path).map_err(RuntimeError::Resource)?;
+        // The process of that number is its own, then and now.
+        if self.namespace(id).await?.as_ref() != Some(&path) {
+            return Err(gone());
+        }
+        nft::replace(&namespace, rules).await.map_err(RuntimeError::Resource)
     }
 
     async fn restart(&self, id: &ContainerId) -> Result<String, RuntimeError> {

@@ -95,6 +95,7 @@ impl Rolled<'_> {
                 target_count: target,
                 sequence,
                 revision_digest: meta.uid.clone(),
+                network_configuration: spec.network_configuration,
                 ..DeploymentSpec::default()
             }),
             status: Some(DeploymentStatus {

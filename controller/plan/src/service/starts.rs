@@ -8,7 +8,7 @@ use steady_core::v1::version_consistency::Value as VersionConsistency;
 use steady_core::v1::{
     Object, Task, TaskDefinitionSpec, TaskSpec, TaskStatus, desired_status, severity, task_last_status,
 };
-use steady_core::{Change, Key, Plan, Waiting, capacity, derived_id, resources, service, task};
+use steady_core::{Change, Key, Plan, Waiting, capacity, derived_id, resources, security, service, task};
 
 use super::{Known, balance, choice, failures, listed, throttle};
 use crate::deployment::{Rolling, is_tripped};
@@ -140,6 +140,9 @@ fn new_task(
     attempt: i64,
 ) -> TaskSpec {
     let (meta, name) = (known.object.meta(), deployment.object.name());
+    let network = deployment.spec.network_configuration.as_ref();
+    let mut requires_attributes = resources::requires_attributes(definition);
+    requires_attributes.extend(security::requires_attributes(network));
     TaskSpec {
         task_definition: deployment.spec.task_definition.clone(),
         group: format!("service:{}", meta.name),
@@ -151,7 +154,8 @@ fn new_task(
         placement_strategy: known.spec.placement_strategy.clone(),
         priority: known.spec.priority,
         preemptible: known.spec.preemptible,
-        requires_attributes: resources::requires_attributes(definition),
+        requires_attributes,
+        network_configuration: network.cloned(),
         scheduler_name: known.spec.scheduler_name.clone(),
         slot,
         attempt,
