@@ -369,9 +369,10 @@ mod tests {
         assert_ne!(open().token(&id("web")), open().token(&id("side")));
         let variables = open().variables(&id("web"), true);
         assert!(variables[0].1.starts_with("http://169.254.170.2/v4/t-"), "{variables:?}");
-        assert!(variables[2].1.starts_with("/v2/credentials/t-"), "{variables:?}");
+        assert!(variables[2].1.starts_with("http://169.254.170.2/api/t-"), "{variables:?}");
+        assert!(variables[3].1.starts_with("/v2/credentials/t-"), "{variables:?}");
         let elsewhere = Addresses { at: "127.0.0.1:51679".parse().expect("an address"), ..open() };
         let variables = elsewhere.variables(&id("web"), true);
-        assert!(variables[2].1.starts_with("http://127.0.0.1:51679/v2/credentials/t-"), "{variables:?}");
+        assert!(variables[3].1.starts_with("http://127.0.0.1:51679/v2/credentials/t-"), "{variables:?}");
     }
 }
