@@ -38,7 +38,9 @@ pub fn ports(rule: &SecurityGroupRule) -> Option<(i32, i32)> {
 /// bits behind the prefix are set.
 pub fn parse_cidr(text: &str) -> Option<(Ipv4Addr, u8)> {
     let (address, bits) = text.split_once('/').unwrap_or((text, "32"));
-    let (address, bits) = (address.parse::<Ipv4Addr>().ok()?, bits.parse::<u8>().ok().filter(|bits| *bits <= 32)?);
+    // Whoever reads it next may take `010` for eight.
+    let number = bits.parse::<u8>().ok().filter(|number| *number <= 32 && number.to_string() == bits);
+    let (address, bits) = (address.parse::<Ipv4Addr>().ok()?, number?);
     let host = u32::MAX.checked_shr(bits.into()).unwrap_or(0);
     (u32::from(address) & host == 0).then_some((address, bits))
 }
@@ -75,7 +77,7 @@ pub fn resolve(view: &View) -> Resolved {
         let rule = |rule: &SecurityGroupRule| {
             let (from_port, to_port) = ports(rule).unwrap_or_default();
             let cidrs = match rule.referenced_group.as_str() {
-                "" => vec![rule.cidr_ipv4.clone()],
+                "" => parse_cidr(&rule.cidr_ipv4).iter().map(|(at, bits)| format!("{at}/{bits}")).collect(),
                 group => members.get(&(object.cluster(), group)).cloned().unwrap_or_default(),
             };
             ResolvedRule { ip_protocol: rule.ip_protocol.clone(), from_port, to_port, cidrs }
@@ -152,7 +154,7 @@ mod tests {
         assert_eq!(parse_cidr("10.0.0.0/8"), Some((Ipv4Addr::new(10, 0, 0, 0), 8)));
         assert_eq!(parse_cidr("0.0.0.0/0"), Some((Ipv4Addr::UNSPECIFIED, 0)));
         assert_eq!(parse_cidr("10.1.2.3"), Some((Ipv4Addr::new(10, 1, 2, 3), 32)));
-        for wrong in ["10.0.0.1/8", "10.0.0.0/33", "10.0.0/8", "web", ""] {
+        for wrong in ["10.0.0.1/8", "10.0.0.0/33", "10.0.0/8", "10.1.2.0/024", "10.0.0.0/+8", "web", ""] {
             assert_eq!(parse_cidr(wrong), None, "{wrong}");
         }
     }

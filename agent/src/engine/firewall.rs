@@ -56,7 +56,7 @@ impl Engine {
         }
         let Some(entry) = self.tasks.get_mut(name) else { return };
         let runs = entry.state.container(PAUSE).is_some_and(|pause| pause.phase == Phase::Running);
-        if entry.firewall.busy || !runs || entry.state.stop.is_some() {
+        if entry.firewall.busy || !runs {
             return;
         }
         let Some(wanted) = rules(&entry.state, &self.groups) else { return };

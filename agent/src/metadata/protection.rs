@@ -52,6 +52,9 @@ impl Protector {
                 return refused(&arn, &Status::invalid_argument(message));
             }
         };
+        if wanted.expires_in_minutes == Some(0) {
+            return refused(&arn, &Status::invalid_argument("ExpiresInMinutes: 0 is out of range; expected 1 to 2880"));
+        }
         let request = UpdateTaskProtectionRequest {
             cluster: self.cluster.clone(),
             tasks: vec![task.to_owned()],
@@ -79,7 +82,7 @@ fn protection(arn: &str, until: Option<Timestamp>) -> Value {
 
 /// What ECS calls a failure is the task's; all else is an error.
 fn refused(arn: &str, status: &Status) -> (StatusCode, Value) {
-    let message = status.message();
+    let message = status.message().trim_start_matches("objects[0].");
     if status.code() == Code::FailedPrecondition {
         return (StatusCode::OK, json!({ "failure": { "Arn": arn, "Reason": "TASK_NOT_VALID", "Detail": message } }));
     }

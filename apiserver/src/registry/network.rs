@@ -90,6 +90,10 @@ pub(super) fn in_use(writes: &Writes, key: &Key) -> Option<String> {
     let by_service = |o: &Object| {
         o.as_service().and_then(|s| s.spec.as_ref()).is_some_and(|s| names(s.network_configuration.as_ref()))
     };
+    // One that is rolled back to gives its tasks its own.
+    let by_deployment = |o: &Object| {
+        o.as_deployment().and_then(|d| d.spec.as_ref()).is_some_and(|d| names(d.network_configuration.as_ref()))
+    };
     let by_set = |o: &Object| {
         o.as_task_set().and_then(|s| s.spec.as_ref()).is_some_and(|s| names(s.network_configuration.as_ref()))
     };
@@ -101,6 +105,7 @@ pub(super) fn in_use(writes: &Writes, key: &Key) -> Option<String> {
         |o: &Object| o.name() != key.name && o.as_security_group().and_then(|g| g.spec.as_ref()).is_some_and(refers);
     let users = of(Kind::Service, &by_service)
         .into_iter()
+        .chain(of(Kind::Deployment, &by_deployment))
         .chain(of(Kind::TaskSet, &by_set))
         .chain(of(Kind::SecurityGroup, &by_group))
         .chain(of(Kind::Task, &by_task));

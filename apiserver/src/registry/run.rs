@@ -144,7 +144,9 @@ fn run(
         let epoch = writes.view().epoch().to_string();
         let name = derived_id(&["run", cluster, token, &number.to_string(), &epoch]);
         if let Some(there) = writes.get(&Key::new(Kind::Task, cluster, &name)).cloned() {
-            let same = there.as_task().and_then(|t| t.spec.as_ref()).is_some_and(|s| s.overrides == request.overrides);
+            let same = there.as_task().and_then(|t| t.spec.as_ref()).is_some_and(|s| {
+                s.overrides == request.overrides && s.network_configuration == request.network_configuration
+            });
             if !same {
                 let message = format!("client token `{token}` was used for another request; use a new one");
                 return Err(RegistryError::Exists(message));

@@ -87,7 +87,7 @@ async fn open(
         return Err(Status::invalid_argument("the first message of a session is the registration"));
     };
     let Registration { instance, uid, .. } = registry.register(&register).await.map_err(status::of)?;
-    let (groups, told) = (dispatch.security_groups(), Vec::new());
+    let (groups, told) = (dispatch.security_groups(), None);
     let sender = sender.clone();
     let mut session = Session { registry, relay, sender, instance, uid, at: Revision(0), lease: None, groups, told };
     session.stay_alive().await?;
@@ -109,7 +109,7 @@ struct Session {
     lease: Option<LeaseId>,
     /// Every security group, and those that the agent was told.
     groups: watch::Receiver<Arc<Resolved>>,
-    told: Vec<ResolvedSecurityGroup>,
+    told: Option<Vec<ResolvedSecurityGroup>>,
 }
 
 impl Session {
@@ -169,7 +169,7 @@ impl Session {
     /// Tells the agent the security groups of its tasks, if they are not what it was told last.
     async fn tell_groups(&mut self, view: &View) -> Result<(), Status> {
         let known = Arc::clone(&self.groups.borrow_and_update());
-        if known.is_empty() && self.told.is_empty() {
+        if known.is_empty() && self.told.as_ref().is_some_and(Vec::is_empty) {
             return Ok(());
         }
         let cluster = &self.instance.cluster;
@@ -178,8 +178,8 @@ impl Session {
             tasks.flat_map(|task| groups(task.spec.network_configuration.as_ref())).map(String::as_str).collect();
         let groups = names.into_iter().filter_map(|name| known.get(&(cluster.clone(), name.into())).cloned());
         let groups: Vec<ResolvedSecurityGroup> = groups.collect();
-        if groups != self.told {
-            self.told.clone_from(&groups);
+        if self.told.as_ref() != Some(&groups) {
+            self.told = Some(groups.clone());
             self.send(ToAgent::SecurityGroups(SecurityGroupsTold { groups })).await?;
         }
         Ok(())

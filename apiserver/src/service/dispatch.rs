@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use steady_core::security::{self, Resolved};
+use steady_core::v1::Object;
 use steady_core::{Key, Kind, Revision, task};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
@@ -43,7 +44,7 @@ impl Dispatch {
     pub(super) fn of(cache: Cache) -> Self {
         let sessions = Sessions::default();
         let (sender, touched) = watch::channel(());
-        let (told, groups) = watch::channel(Arc::default());
+        let (told, groups) = watch::channel(Arc::new(security::resolve(&cache.view())));
         let resolver = tokio::spawn(resolve(cache.clone(), touched, told)).abort_handle();
         let reader = tokio::spawn(sessions.clone().read(cache, sender)).abort_handle();
         Dispatch { sessions, groups, readers: [reader, resolver] }
@@ -85,8 +86,12 @@ async fn resolve(cache: Cache, mut changes: watch::Receiver<()>, told: watch::Se
 
 /// Whether a change may be one of a security group's addresses or rules.
 fn concerns_groups(change: &Changed) -> bool {
-    let object = &change.object;
-    object.kind() == Kind::SecurityGroup || task::of(object).is_some_and(|task| security::is_member(task.spec))
+    let member = |object: &Object| {
+        let task = task::of(object).filter(|task| security::is_member(task.spec) && task.is_live())?;
+        security::address(task.status).map(str::to_owned)
+    };
+    let (before, now) = (change.previous.as_deref(), Some(&*change.object).filter(|_| !change.deleted));
+    change.object.kind() == Kind::SecurityGroup || before.and_then(member) != now.and_then(member)
 }
 
 impl Sessions {
@@ -130,7 +135,7 @@ impl Sessions {
 
 #[cfg(test)]
 mod tests {
-    use steady_core::v1::{Object, Task, TaskSpec};
+    use steady_core::v1::{Task, TaskSpec};
 
     use super::*;
 

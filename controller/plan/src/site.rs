@@ -4,7 +4,7 @@ use steady_core::placement::ZONE;
 use steady_core::query::{self, Query};
 use steady_core::v1::instance_state::Value as State;
 use steady_core::v1::{Attribute, ContainerInstanceSpec, Object, ServiceSpec, TaskDefinitionSpec};
-use steady_core::{Key, Kind, Timestamp, View, placement, resources, task};
+use steady_core::{Key, Kind, Timestamp, View, placement, resources, security, task};
 
 /// An instance, and what is on it.
 pub(crate) struct Site<'a> {
@@ -109,9 +109,11 @@ impl Needs {
     pub(crate) fn of(view: &View, spec: &ServiceSpec) -> Self {
         let definition = definition(view, &spec.task_definition);
         let of_definition = definition.map_or(&[][..], |definition| &definition.placement_constraints);
+        let mut attributes = definition.map(resources::requires_attributes).unwrap_or_default();
+        attributes.extend(security::requires_attributes(spec.network_configuration.as_ref()));
         Needs {
             queries: placement::queries(spec.placement_constraints.iter().chain(of_definition)),
-            attributes: definition.map(resources::requires_attributes).unwrap_or_default(),
+            attributes,
             providers: spec.capacity_provider_strategy.iter().map(|item| item.capacity_provider.clone()).collect(),
         }
     }
