@@ -10,6 +10,7 @@ use steady_core::v1::leases_server::LeasesServer;
 use steady_core::v1::objects_server::ObjectsServer;
 use steady_core::v1::services_server::ServicesServer;
 use steady_core::v1::tasks_server::TasksServer;
+use steady_core::v1::traffic_server::TrafficServer;
 use steady_core::{Clock, Key, Revision, SystemClock, v1};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
@@ -22,7 +23,8 @@ use crate::lanes::Lanes;
 use crate::registry::{NewUid, Registry, RegistryError};
 use crate::seal::Keys;
 use crate::service::{
-    AdminService, AgentService, LeasesService, ObjectsService, Relay, ServicesService, TasksService, Watches,
+    AdminService, AgentService, LeasesService, ObjectsService, Relay, ServicesService, TasksService, TrafficService,
+    Watches,
 };
 use crate::storage::Storage;
 use crate::upkeep;
@@ -143,6 +145,7 @@ pub fn routes(registry: Registry) -> Routes {
         .max_encoding_message_size(MAX_RESPONSE);
     Routes::new(objects)
         .add_service(tasks)
+        .add_service(TrafficServer::new(TrafficService { registry: registry.clone() }))
         .add_service(ServicesServer::new(ServicesService { registry: registry.clone() }))
         .add_service(agent)
         .add_service(admin)

@@ -197,9 +197,13 @@ async fn back(going: &Going, to: Option<&str>, stops: bool, global: &Global, out
         spec.task_definition.clone_from(&chosen.spec.task_definition);
         spec.force_new_deployment = chosen.spec.force_new_deployment;
         spec.network_configuration.clone_from(&chosen.spec.network_configuration);
+        spec.load_balancers.clone_from(&chosen.spec.load_balancers);
     };
     let (name, definition) = (chosen.object.name(), &chosen.spec.task_definition);
-    if client.edit_service(&key, &["taskDefinition", "forceNewDeployment", "networkConfiguration"], edit).await? {
+    if client
+        .edit_service(&key, &["taskDefinition", "forceNewDeployment", "networkConfiguration", "loadBalancers"], edit)
+        .await?
+    {
         out.line(&format!("{key} goes back to {definition}, as in {name}"))?;
     } else {
         out.line(&format!(

@@ -6,6 +6,7 @@ mod hook;
 mod instance;
 mod metrics;
 mod reaper;
+mod registrar;
 mod scheduler;
 mod service;
 
@@ -33,11 +34,14 @@ pub enum Name {
     Instance,
     /// Removing what is over.
     Reaper,
+    /// Targets of load balancers.
+    Registrar,
 }
 
 impl Name {
     /// Every controller.
-    pub const ALL: [Name; 5] = [Name::Deployment, Name::Service, Name::Scheduler, Name::Instance, Name::Reaper];
+    pub const ALL: [Name; 6] =
+        [Name::Deployment, Name::Service, Name::Scheduler, Name::Instance, Name::Reaper, Name::Registrar];
 
     /// As `--only` writes it.
     pub fn as_str(self) -> &'static str {
@@ -47,6 +51,7 @@ impl Name {
             Name::Scheduler => scheduler::Scheduler::NAME,
             Name::Instance => instance::Instances::NAME,
             Name::Reaper => reaper::Reaper::NAME,
+            Name::Registrar => registrar::Registrar::NAME,
         }
     }
 
@@ -65,6 +70,7 @@ impl Name {
             Name::Scheduler => scheduler::Scheduler::watches(),
             Name::Instance => instance::Instances::watches(),
             Name::Reaper => reaper::Reaper::watches(),
+            Name::Registrar => registrar::Registrar::watches(),
         }
     }
 }
@@ -105,6 +111,7 @@ pub async fn run_controllers(
                 }
                 Name::Instance => Box::pin(run(instance::Instances, client, reflector, clock, holder, ending)),
                 Name::Reaper => Box::pin(run(reaper::Reaper, client, reflector, clock, holder, ending)),
+                Name::Registrar => Box::pin(run(registrar::Registrar, client, reflector, clock, holder, ending)),
             }
         });
         // They end with this future: whoever drops it has stopped them.

@@ -13,6 +13,7 @@ use steady_proto::v1::{
 use steady_proto::{DEFAULT_CLUSTER, KindExt};
 
 use crate::service::{self, DEFAULT_PERCENT};
+use crate::traffic;
 
 /// Fills in an object that is about to be validated. Filling in twice changes nothing.
 pub fn fill(object: &mut Object) {
@@ -67,13 +68,17 @@ pub fn fill(object: &mut Object) {
                 }
             }
             spec.health_check_grace_period_seconds.get_or_insert(0);
+            traffic::fill_load_balancers(&mut spec.load_balancers);
         }
         Some(object::Kind::TaskSet(set)) => {
+            traffic::fill_load_balancers(&mut set.spec.get_or_insert_default().load_balancers);
             let scale = set.spec.get_or_insert_default().scale.get_or_insert_default();
             if scale.unit() == ScaleUnit::Unspecified {
                 scale.set_unit(ScaleUnit::Percent);
             }
         }
+        Some(object::Kind::TargetGroup(group)) => traffic::fill_target_group(group.spec.get_or_insert_default()),
+        Some(object::Kind::Listener(listener)) => traffic::fill_listener(listener.spec.get_or_insert_default()),
         Some(object::Kind::Cluster(cluster)) => {
             cluster.spec.get_or_insert_default();
         }

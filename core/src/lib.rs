@@ -18,6 +18,7 @@ pub mod security;
 pub mod service;
 pub mod task;
 mod time;
+pub mod traffic;
 pub mod validate;
 mod view;
 

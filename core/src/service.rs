@@ -9,7 +9,9 @@ use steady_proto::v1::deployment_controller_type::Value as ControllerType;
 use steady_proto::v1::deployment_strategy::Value as Strategy;
 use steady_proto::v1::scheduling_strategy::Value as Scheduling;
 use steady_proto::v1::threshold_type::Value as ThresholdType;
-use steady_proto::v1::{DeploymentConfiguration, Object, Service, ServiceSpec, ServiceStatus, TaskSet, object};
+use steady_proto::v1::{
+    DeploymentConfiguration, LoadBalancer, Object, Service, ServiceSpec, ServiceStatus, TaskSet, object,
+};
 
 use crate::{View, derived_id, security};
 
@@ -121,7 +123,13 @@ pub fn revision_digest(spec: &ServiceSpec) -> String {
     let force = spec.force_new_deployment.to_string();
     let groups = security::groups(spec.network_configuration.as_ref());
     let own = [spec.task_definition.as_str(), force.as_str()].into_iter();
-    derived_id(&own.chain(groups.iter().map(String::as_str)).collect::<Vec<_>>())
+    let balancers = spec.load_balancers.iter().map(|balancer| {
+        let LoadBalancer { target_group_arn, container_name, container_port, advanced_configuration } = balancer;
+        let test = advanced_configuration.as_ref().map_or("", |advanced| &advanced.test_listener_rule);
+        format!("{target_group_arn}/{container_name}:{container_port}/{test}")
+    });
+    let balancers: Vec<String> = balancers.collect();
+    derived_id(&own.chain(groups.iter().chain(&balancers).map(String::as_str)).collect::<Vec<_>>())
 }
 
 /// The object with another status.

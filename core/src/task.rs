@@ -6,10 +6,11 @@ use prost::Message;
 use steady_proto::v1::desired_status::Value as Desired;
 use steady_proto::v1::health_status::Value as Health;
 use steady_proto::v1::stop_code::Value as StopCode;
+use steady_proto::v1::target_state::Value as TargetState;
 use steady_proto::v1::task_last_status::Value as Status;
-use steady_proto::v1::{Object, Task, TaskSpec, TaskStatus, object};
+use steady_proto::v1::{Object, Target, Task, TaskSpec, TaskStatus, object};
 
-use crate::{Key, Revision, Timestamp};
+use crate::{Key, Revision, Timestamp, traffic};
 
 /// A task with its spec and status at hand.
 #[derive(Debug, Clone, Copy)]
@@ -62,9 +63,28 @@ impl<'a> View<'a> {
         self.is_wanted() && self.status.last_status() == Status::Running
     }
 
-    /// RUNNING, and its containers' health checks, where it has any, pass.
+    /// RUNNING, and its containers' health checks, where it has any, pass, and those of its target groups.
     pub fn is_healthy(&self) -> bool {
-        self.is_running() && matches!(self.status.health_status(), Health::Unspecified | Health::Healthy)
+        let contained = matches!(self.status.health_status(), Health::Unspecified | Health::Healthy);
+        self.is_running() && contained && self.is_reached()
+    }
+
+    /// Load balancers find it healthy, in all of its target groups.
+    fn is_reached(&self) -> bool {
+        let balancers = &self.spec.load_balancers;
+        let healthy = |target: &Target| target.state() == TargetState::Healthy;
+        balancers.is_empty()
+            || (self.status.targets.len() >= balancers.len() && self.status.targets.iter().all(healthy))
+    }
+
+    /// A target group whose load balancers find it unhealthy.
+    pub fn unhealthy_target(&self) -> Option<&'a Target> {
+        self.status.targets.iter().find(|target| target.state() == TargetState::Unhealthy)
+    }
+
+    /// Somebody checks its health, and found it good.
+    pub fn is_found_healthy(&self) -> bool {
+        self.is_healthy() && (self.status.health_status() == Health::Healthy || !self.spec.load_balancers.is_empty())
     }
 
     /// Its service does not choose it to stop.
@@ -77,9 +97,9 @@ impl<'a> View<'a> {
         self.spec.protected_until.as_ref().map(Timestamp::from)
     }
 
-    /// Its containers' health checks fail.
+    /// Its containers' health checks fail, or those of a target group.
     pub fn is_unhealthy(&self) -> bool {
-        self.is_wanted() && self.status.health_status() == Health::Unhealthy
+        self.is_wanted() && (self.status.health_status() == Health::Unhealthy || self.unhealthy_target().is_some())
     }
 
     /// Its key.
@@ -123,6 +143,8 @@ impl<'a> View<'a> {
         }
         status.stopping_at.get_or_insert(now.into());
         status.conditions.clear();
+        // From now on it gets no new requests.
+        traffic::drain(&mut status.targets, now);
         if self.spec.container_instance.is_empty() {
             status.last_status = Status::Stopped.into();
             status.stopped_at = Some(now.into());

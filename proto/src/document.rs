@@ -43,6 +43,8 @@ impl Serialize for Document<'_> {
             Some(object::Kind::TaskSet(v)) => both!(v),
             Some(object::Kind::Secret(v)) => both!(v),
             Some(object::Kind::SecurityGroup(v)) => spec!(v),
+            Some(object::Kind::TargetGroup(v)) => spec!(v),
+            Some(object::Kind::Listener(v)) => spec!(v),
             Some(object::Kind::Reservation(v)) => spec!(v),
             Some(object::Kind::Event(v)) => spec!(v),
             Some(object::Kind::Lease(v)) => spec!(v),

@@ -24,6 +24,8 @@ impl KindExt for Kind {
         Kind::Alarm,
         Kind::Secret,
         Kind::SecurityGroup,
+        Kind::TargetGroup,
+        Kind::Listener,
         Kind::Service,
         Kind::TaskSet,
         Kind::Deployment,
@@ -55,6 +57,8 @@ impl KindExt for Kind {
             Kind::TaskSet => "tasksets",
             Kind::Secret => "secrets",
             Kind::SecurityGroup => "securitygroups",
+            Kind::TargetGroup => "targetgroups",
+            Kind::Listener => "listeners",
         }
     }
 
@@ -68,6 +72,7 @@ impl KindExt for Kind {
             "svc" => Some(Kind::Service),
             "td" | "taskdef" | "taskdefs" => Some(Kind::TaskDefinition),
             "sg" => Some(Kind::SecurityGroup),
+            "tg" => Some(Kind::TargetGroup),
             "ci" | "instance" | "instances" => Some(Kind::ContainerInstance),
             _ => None,
         };

@@ -239,6 +239,8 @@ fn document(text: &str, cluster: &str) -> Result<Option<Object>, Fault> {
         Kind::TaskSet,
         Kind::Secret,
         Kind::SecurityGroup,
+        Kind::TargetGroup,
+        Kind::Listener,
     ];
     let Some(kind) = known.into_iter().find(|k| k.name() == kind) else {
         let names: Vec<&str> = known.iter().map(|k| k.name()).collect();
@@ -255,6 +257,8 @@ fn document(text: &str, cluster: &str) -> Result<Option<Object>, Fault> {
         Kind::Alarm => body(text, |spec| v1::Alarm { spec, status: None })?,
         Kind::Secret => body(text, |spec| v1::Secret { spec, status: None })?,
         Kind::SecurityGroup => body(text, |spec| v1::SecurityGroup { spec })?,
+        Kind::TargetGroup => body(text, |spec| v1::TargetGroup { spec })?,
+        Kind::Listener => body(text, |spec| v1::Listener { spec })?,
         _ => body(text, |spec| v1::ContainerInstance { spec, status: None })?,
     };
     let mut meta = meta.unwrap_or_default();
@@ -326,7 +330,13 @@ fn plain(message: &str) -> String {
 
 fn unknown(what: &str, found: &str, expected: &[&'static str]) -> String {
     // The generated code lists both spellings of a field: camelCase is the one to write. Values have capitals, as in ECS.
-    let other = |name: &str| name.contains('_') && name.chars().any(|c| c.is_ascii_lowercase());
+    let camel = |name: &str| {
+        let mut words = name.split('_');
+        let first = words.next().unwrap_or_default().to_owned();
+        words
+            .fold(first, |all, word| all + &word[..1.min(word.len())].to_ascii_uppercase() + &word[1.min(word.len())..])
+    };
+    let other = |name: &str| name.contains('_') && expected.contains(&camel(name).as_str());
     let names: Vec<&str> = expected.iter().copied().filter(|n| !other(n) && *n != "VALUE_UNSPECIFIED").collect();
     match nearest(found, &names) {
         Some(name) => format!("unknown {what} `{found}`; did you mean `{name}`?"),

@@ -49,6 +49,8 @@ kinds!(
     (TaskSet, as_task_set),
     (Secret, as_secret),
     (SecurityGroup, as_security_group),
+    (TargetGroup, as_target_group),
+    (Listener, as_listener),
 );
 
 impl Object {

@@ -452,6 +452,9 @@ impl Engine {
                 let ran = state.containers.iter().all(|c| c.started_at.is_some());
                 state.started_at = ran.then_some(now.at);
             }
+            if state.stop.is_some() && state.deregisters_since.is_none() {
+                state.deregisters_since = Some(now.instant);
+            }
             let Step { stop, actions } = step(state, now);
             let again = stop.is_some();
             if let Some(stop) = stop {

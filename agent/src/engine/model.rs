@@ -95,6 +95,8 @@ impl Restarts {
     }
 }
 
+/// How much longer than its delay says the control plane may take to say that a task is deregistered.
+const DEREGISTRATION_SLACK: Duration = Duration::from_secs(15);
 /// ECS' default of `restartAttemptPeriod`.
 const RESTART_ATTEMPT_PERIOD: i32 = 300;
 
@@ -200,6 +202,8 @@ pub(crate) struct TaskState {
     /// When its first image was asked for, and its last one was here.
     pub(crate) pulled: Option<(Timestamp, Timestamp)>,
     pub(crate) secrets: Secrets,
+    /// Since when it waits for load balancers to be done with it.
+    pub(crate) deregisters_since: Option<Instant>,
     /// It is not to be reported: the control plane does not know it.
     pub(crate) forgotten: bool,
 }
@@ -250,6 +254,7 @@ impl TaskState {
             stopped_at: None,
             pulled: None,
             secrets: Secrets::default(),
+            deregisters_since: None,
             forgotten: false,
         }
     }
@@ -261,6 +266,18 @@ impl TaskState {
     pub(crate) fn wants_to_run(&self) -> bool {
         self.stop.is_none()
             && task::of(&self.object).is_some_and(|t| t.status.desired_status() != Desired::Stopped && t.is_live())
+    }
+
+    /// It was told to stop, and load balancers are not done with it: its requests come to their end first. Whatever becomes of
+    /// them, not for ever.
+    pub(crate) fn is_deregistering(&self, now: Instant) -> bool {
+        let Some(told) = task::of(&self.object) else { return false };
+        let delays = told.status.targets.iter().map(|target| target.deregistration_delay_seconds.unsigned_abs());
+        let Some(longest) = delays.max().filter(|_| told.status.desired_status() == Desired::Stopped) else {
+            return false;
+        };
+        let limit = Duration::from_secs(u64::from(longest)) + DEREGISTRATION_SLACK;
+        self.deregisters_since.is_none_or(|since| now.duration_since(since) < limit)
     }
 
     /// Ports of the instance that it has.
@@ -298,6 +315,8 @@ impl TaskState {
         let long = |since: Timestamp| now.since(since).as_millis() >= 1000;
         let last = if self.is_stopped() {
             Status::Stopped
+        } else if self.stop.is_some() && self.is_deregistering(Instant::now()) {
+            Status::Deactivating
         } else if self.stop.as_ref().is_some_and(|stop| long(stop.since)) {
             Status::Stopping
         } else if self.is_running() {

@@ -36,11 +36,11 @@ pub(crate) struct Step {
 /// The next step of a task.
 pub(crate) fn step(task: &TaskState, now: Now) -> Step {
     if let Some(stop) = reason_to_stop(task, now) {
-        let actions = stopping(task);
+        let actions = stopping(task, now);
         return Step { stop: Some(stop), actions };
     }
     if task.stop.is_some() || task.is_stopped() {
-        return Step { stop: None, actions: stopping(task) };
+        return Step { stop: None, actions: stopping(task, now) };
     }
     let mut actions = Vec::new();
     for container in &task.containers {
@@ -94,8 +94,11 @@ fn reason_to_stop(task: &TaskState, now: Now) -> Option<Stop> {
 }
 
 /// Containers stop in the reverse of the order in which they wait for each other.
-fn stopping(task: &TaskState) -> Vec<Action> {
+fn stopping(task: &TaskState, now: Now) -> Vec<Action> {
     let mut actions = Vec::new();
+    if task.is_deregistering(now.instant) {
+        return actions;
+    }
     for container in &task.containers {
         let name = &container.definition.name;
         match container.phase {
@@ -119,7 +122,7 @@ mod tests {
     use steady_core::Timestamp;
     use steady_core::v1::container_condition::Value as Condition;
     use steady_core::v1::{
-        ContainerDefinition, ContainerDependency, Object, Task, TaskDefinitionSpec, TaskSpec, TaskStatus,
+        ContainerDefinition, ContainerDependency, Object, Target, Task, TaskDefinitionSpec, TaskSpec, TaskStatus,
     };
     use tokio::time::Instant;
 
@@ -234,6 +237,29 @@ mod tests {
         set(&mut t, "web", Phase::Stopped, Some(143));
         t.stop = Some(Stop { code: StopCode::EssentialContainerExited, reason: String::new(), since: AT });
         assert_eq!(step(&t, now()).actions, [Action::Stop("db".into(), STOP_TIMEOUT)]);
+    }
+
+    #[test]
+    fn a_task_that_load_balancers_send_requests_to_stops_when_they_are_done() {
+        let mut t = task(&[("web", true, &[])]);
+        set(&mut t, "web", Phase::Running, None);
+        let told = |t: &mut TaskState, targets: Vec<Target>| {
+            let status = TaskStatus { desired_status: Desired::Stopped.into(), targets, ..TaskStatus::default() };
+            t.object = Object::new("default", "t", Task { spec: Some(TaskSpec::default()), status: Some(status) });
+        };
+        told(&mut t, vec![Target { deregistration_delay_seconds: 30, ..Target::default() }]);
+        let found = step(&t, now());
+        assert!(found.stop.is_some() && found.actions.is_empty(), "{found:?}");
+        (t.stop, t.deregisters_since) = (found.stop, Some(now().instant));
+        assert_eq!(step(&t, after(44)).actions, []);
+        let stops = [Action::Stop("web".into(), STOP_TIMEOUT)];
+        assert_eq!(step(&t, after(45)).actions, stops, "it does not wait for ever");
+        told(&mut t, vec![]);
+        assert_eq!(step(&t, now()).actions, stops);
+        // What ended by itself has nothing to wait for.
+        set(&mut t, "web", Phase::Stopped, Some(1));
+        told(&mut t, vec![Target::default()]);
+        assert_eq!(step(&t, now()).actions, []);
     }
 
     #[test]

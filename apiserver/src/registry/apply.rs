@@ -7,7 +7,7 @@ use v1::{ApplyResult, Object, object, service_state};
 
 use super::upsert::{result, unknown, upsert};
 use super::writes::Writes;
-use super::{MAX_SERVICES, Registry, RegistryError, definitions, fault, network, run, secrets};
+use super::{MAX_SERVICES, Registry, RegistryError, definitions, fault, network, run, secrets, traffic};
 use crate::seal::Keys;
 use steady_core::Revision;
 use steady_core::service::settings;
@@ -22,11 +22,13 @@ const NETWORK: &str = "spec.networkConfiguration";
 const MAX_OBJECTS: usize = 50;
 
 /// Kinds that people declare, in the order in which others refer to them.
-const APPLIED: [Kind; 8] = [
+const APPLIED: [Kind; 10] = [
     Kind::Cluster,
     Kind::Alarm,
     Kind::Secret,
     Kind::SecurityGroup,
+    Kind::TargetGroup,
+    Kind::Listener,
     Kind::TaskDefinition,
     Kind::Service,
     Kind::TaskSet,
@@ -93,18 +95,24 @@ fn decide(writes: &mut Writes, keys: Option<&Keys>, objects: &[Object]) -> Resul
         for (index, object) in objects.iter().enumerate().filter(|(_, o)| o.kind() == kind) {
             let decided = match kind {
                 Kind::Cluster => Ok(upsert(writes, object.clone())),
-                Kind::Alarm | Kind::Secret | Kind::SecurityGroup => match cluster_fault(writes, object.cluster()) {
-                    Some(fault) => Err(vec![fault]),
-                    None if kind == Kind::Secret => secrets::declared(writes, keys, object),
-                    None if kind == Kind::SecurityGroup => match network::referenced(writes, object, objects) {
-                        faults if faults.is_empty() => Ok(upsert(writes, object.clone())),
-                        faults => Err(faults),
-                    },
-                    None => Ok(upsert(writes, object.clone())),
-                },
+                Kind::Alarm | Kind::Secret | Kind::SecurityGroup | Kind::TargetGroup | Kind::Listener => {
+                    match cluster_fault(writes, object.cluster()) {
+                        Some(fault) => Err(vec![fault]),
+                        None if kind == Kind::Secret => secrets::declared(writes, keys, object),
+                        None if kind == Kind::SecurityGroup => match network::referenced(writes, object, objects) {
+                            faults if faults.is_empty() => Ok(upsert(writes, object.clone())),
+                            faults => Err(faults),
+                        },
+                        None if kind == Kind::Listener => match traffic::listener_faults(writes, object) {
+                            faults if faults.is_empty() => Ok(upsert(writes, object.clone())),
+                            faults => Err(faults),
+                        },
+                        None => Ok(upsert(writes, object.clone())),
+                    }
+                }
                 Kind::TaskDefinition => definitions::register(writes, object),
-                Kind::Service => declared(writes, object),
-                Kind::TaskSet => task_set(writes, object),
+                Kind::Service => declared(writes, object, objects),
+                Kind::TaskSet => task_set(writes, object, objects),
                 _ => task(writes, object),
             };
             match decided {
@@ -133,7 +141,7 @@ fn cluster_fault(writes: &mut Writes, cluster: &str) -> Option<Fault> {
     Some(fault("metadata.cluster", message))
 }
 
-fn declared(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Fault>> {
+fn declared(writes: &mut Writes, wanted: &Object, beside: &[Object]) -> Result<ApplyResult, Vec<Fault>> {
     let mut faults: Vec<Fault> = cluster_fault(writes, wanted.cluster()).into_iter().collect();
     let mut wanted = wanted.clone();
     let current = writes.get(&Key::of(&wanted)).cloned();
@@ -184,6 +192,7 @@ fn declared(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Fau
         let definition = (!service::is_external(spec)).then_some(spec.task_definition.as_str());
         let configuration = spec.network_configuration.as_ref();
         faults.extend(network::faults(writes, cluster, configuration, definition, NETWORK));
+        faults.extend(traffic::faults(writes, cluster, &spec.load_balancers, definition, beside));
         if current.is_none() {
             let active = service_state::Value::Active.into();
             found.status = Some(v1::ServiceStatus { status: active, ..Default::default() });
@@ -200,7 +209,7 @@ fn declared(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Fau
     Ok(upsert(writes, wanted))
 }
 
-fn task_set(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Fault>> {
+fn task_set(writes: &mut Writes, wanted: &Object, beside: &[Object]) -> Result<ApplyResult, Vec<Fault>> {
     let mut wanted = wanted.clone();
     let key = Key::of(&wanted);
     let spec = wanted.as_task_set().and_then(|set| set.spec.clone()).unwrap_or_default();
@@ -238,7 +247,9 @@ fn task_set(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Fau
     };
     let spec = v1::TaskSetSpec { task_definition: definition, ..spec };
     let configuration = spec.network_configuration.as_ref();
-    let faults = network::faults(writes, &key.cluster, configuration, Some(&spec.task_definition), NETWORK);
+    let mut faults = network::faults(writes, &key.cluster, configuration, Some(&spec.task_definition), NETWORK);
+    let definition = Some(spec.task_definition.as_str());
+    faults.extend(traffic::faults(writes, &key.cluster, &spec.load_balancers, definition, beside));
     if !faults.is_empty() {
         return Err(faults);
     }
@@ -270,6 +281,7 @@ fn task(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Fault>>
         let same = (spec.task_definition == old.task_definition
             || spec.task_definition == family(&old.task_definition))
             && spec.overrides == old.overrides
+            && spec.network_configuration == old.network_configuration
             && (spec.started_by.is_empty() || spec.started_by == old.started_by);
         if same {
             return Ok(result(Outcome::Unchanged, current.clone(), Some(current)));

@@ -5,7 +5,7 @@ use steady_core::v1::{Object, ObjectRef, object, service_state};
 use steady_core::{DEFAULT_CLUSTER, Key, Kind, KindExt, Revision, task};
 
 use super::writes::Writes;
-use super::{Registry, RegistryError, network};
+use super::{Registry, RegistryError, network, traffic};
 
 impl Registry {
     /// Deletes an object. Returns it as it is now: `None` when it is gone.
@@ -67,7 +67,13 @@ fn delete(writes: &mut Writes, key: &Key, mut object: Object) -> Result<Option<O
                 return Err(RegistryError::Refused(message));
             }
         }
-        Kind::Task | Kind::TaskDefinition | Kind::Event | Kind::Alarm | Kind::Secret => {}
+        Kind::TargetGroup => {
+            if let Some(users) = traffic::in_use(writes, key) {
+                let message = format!("{key} is in use by {users} (ResourceInUse); take it from them first");
+                return Err(RegistryError::Refused(message));
+            }
+        }
+        Kind::Task | Kind::TaskDefinition | Kind::Event | Kind::Alarm | Kind::Secret | Kind::Listener => {}
     }
     writes.remove(key);
     Ok(None)
@@ -88,6 +94,10 @@ fn cluster(writes: &Writes, key: &Key) -> Result<(), RegistryError> {
     } else if of(Kind::Secret) {
         // Whoever makes a cluster of that name later must not have them.
         "it has Secrets (steady get secrets)"
+    } else if of(Kind::SecurityGroup) {
+        "it has SecurityGroups (steady get securitygroups)"
+    } else if of(Kind::Listener) || of(Kind::TargetGroup) {
+        "it has Listeners or TargetGroups (steady get listeners, steady get targetgroups)"
     } else {
         return Ok(());
     };

@@ -8,7 +8,7 @@ use steady_core::v1::{ContainerInstance, Object, Register, Task, TaskReport, Tas
 use steady_core::{DEFAULT_CLUSTER, Key, Kind, Revision, Timestamp, defaults, task, validate};
 
 use super::writes::Writes;
-use super::{Registry, RegistryError, cluster};
+use super::{Registry, RegistryError, cluster, traffic};
 use crate::registry::commit::MAX_CHANGES;
 
 /// An agent that was let in.
@@ -111,7 +111,8 @@ fn one(writes: &mut Writes, instance: &Key, report: &TaskReport) -> Result<(), S
     if over || older {
         return Ok(());
     }
-    let status = merge(found.status, told, writes.now());
+    let mut status = merge(found.status, told, writes.now());
+    traffic::follow(writes, &key.cluster, found.spec, &mut status, writes.now());
     let mut new = object.clone();
     new.kind = Some(object::Kind::Task(Task { spec: Some(found.spec.clone()), status: Some(status) }));
     writes.put(new);
@@ -135,6 +136,7 @@ fn merge(known: &TaskStatus, told: &TaskStatus, now: Timestamp) -> TaskStatus {
         stopped_reason: known.stopped_reason.clone(),
         stop_code: known.stop_code,
         conditions: Vec::new(),
+        targets: known.targets.clone(),
     };
     if status.stopped_reason.is_empty() {
         status.stopped_reason.clone_from(&told.stopped_reason);

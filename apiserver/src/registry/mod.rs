@@ -15,6 +15,7 @@ mod leases;
 mod network;
 mod run;
 mod secrets;
+mod traffic;
 mod upsert;
 mod writes;
 

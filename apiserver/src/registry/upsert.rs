@@ -40,6 +40,14 @@ pub(super) fn upsert(writes: &mut Writes, wanted: Object) -> ApplyResult {
             respecified = new.spec != wanted.spec;
             new.spec = wanted.spec;
         }
+        (Some(object::Kind::TargetGroup(new)), Some(object::Kind::TargetGroup(wanted))) => {
+            respecified = new.spec != wanted.spec;
+            new.spec = wanted.spec;
+        }
+        (Some(object::Kind::Listener(new)), Some(object::Kind::Listener(wanted))) => {
+            respecified = new.spec != wanted.spec;
+            new.spec = wanted.spec;
+        }
         _ => {}
     }
     if new == old {

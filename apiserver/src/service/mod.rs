@@ -10,6 +10,7 @@ mod relay;
 mod services;
 mod status;
 mod tasks;
+mod traffic;
 mod watch;
 
 pub(crate) use admin::AdminService;
@@ -19,6 +20,7 @@ pub(crate) use objects::ObjectsService;
 pub(crate) use relay::Relay;
 pub(crate) use services::ServicesService;
 pub(crate) use tasks::TasksService;
+pub(crate) use traffic::TrafficService;
 pub(crate) use watch::Watches;
 
 use steady_core::v1::{Object, Selector};

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use steady_core::guard::{self, Guard};
 use steady_core::v1::deployment_role::Value as Role;
-use steady_core::v1::health_status::Value as Health;
 use steady_core::v1::lifecycle_stage::Value as Stage;
 use steady_core::v1::rollout_state::Value as Rollout;
 use steady_core::v1::{
@@ -217,6 +216,7 @@ impl Rolled<'_> {
                 revision_digest: digest,
                 force_new_deployment: self.spec.force_new_deployment,
                 network_configuration: self.spec.network_configuration.clone(),
+                load_balancers: self.spec.load_balancers.clone(),
                 ..DeploymentSpec::default()
             }),
             status: Some(DeploymentStatus {
@@ -393,7 +393,7 @@ pub(crate) fn counts_from(
 ) -> Option<Timestamp> {
     let start = task.is_healthy().then(|| task.started_at().unwrap_or(Timestamp(0)))?;
     let waits = replaces || service::failure_threshold(spec, desired).is_some();
-    let sure = task.status.health_status() == Health::Healthy || !waits;
+    let sure = task.is_found_healthy() || !waits;
     Some(if sure { start } else { start + SETTLED })
 }
 

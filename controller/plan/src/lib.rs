@@ -6,6 +6,7 @@ mod daemon;
 pub mod deployment;
 pub mod instance;
 pub mod reaper;
+pub mod registrar;
 pub mod scheduler;
 pub mod service;
 mod site;

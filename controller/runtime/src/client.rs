@@ -11,6 +11,7 @@ use steady_core::v1::agent_client::AgentClient;
 use steady_core::v1::leases_client::LeasesClient;
 use steady_core::v1::objects_client::ObjectsClient;
 use steady_core::v1::tasks_client::TasksClient;
+use steady_core::v1::traffic_client::TrafficClient;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http;
@@ -106,6 +107,11 @@ impl Client {
     /// Calls of those who look after the control plane.
     pub fn admin(&self) -> AdminClient<Wire> {
         AdminClient::new(self.wire()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Calls of load balancers.
+    pub fn traffic(&self) -> TrafficClient<Wire> {
+        TrafficClient::new(self.wire())
     }
 
     /// Calls for tasks.

@@ -8,6 +8,7 @@ mod secret;
 mod service;
 mod task;
 mod task_definition;
+mod traffic;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,7 @@ use steady_proto::{Kind, KindExt};
 
 use crate::Key;
 use common::{Faults, name};
+pub use traffic::values as condition_values;
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +65,7 @@ pub fn object(object: &Object) -> Vec<Fault> {
                 faults.add("spec.scale.value", format!("{scale} is out of range; expected 0 to 100 percent"));
             }
             network::configuration(spec.network_configuration.as_ref(), &mut faults);
+            traffic::load_balancers(&spec.load_balancers, &mut faults);
             if spec.external_id.len() > 128 {
                 faults.add("spec.externalId", format!("has {} characters; at most 128", spec.external_id.len()));
             }
@@ -72,6 +75,12 @@ pub fn object(object: &Object) -> Vec<Fault> {
         }
         Some(object::Kind::SecurityGroup(group)) => {
             network::check(group.spec.as_ref().unwrap_or(&<_>::default()), &mut faults);
+        }
+        Some(object::Kind::TargetGroup(group)) => {
+            traffic::target_group(group.spec.as_ref().unwrap_or(&<_>::default()), &mut faults);
+        }
+        Some(object::Kind::Listener(listener)) => {
+            traffic::listener(listener.spec.as_ref().unwrap_or(&<_>::default()), &mut faults);
         }
         Some(object::Kind::Alarm(alarm)) => {
             let description = alarm.spec.as_ref().map_or(0, |spec| spec.alarm_description.len());

@@ -9,7 +9,7 @@ use steady_proto::v1::threshold_type::Value as ThresholdType;
 use steady_proto::v1::{DeploymentAlarms, DeploymentConfiguration, DeploymentLifecycleHook, ServiceSpec};
 
 use super::common::{Faults, capacity, constraints, priority, strategies};
-use super::network;
+use super::{network, traffic};
 use crate::service::{DEFAULT_PERCENT, bounds, is_daemon, is_external, is_rolling, settings};
 
 /// Most tasks of one service (ECS quota).
@@ -42,6 +42,7 @@ pub(super) fn check(spec: &ServiceSpec, faults: &mut Faults) {
     priority(faults, spec.priority, &spec.scheduler_name);
     capacity(faults, "spec.capacityProviderStrategy", &spec.capacity_provider_strategy);
     network::configuration(spec.network_configuration.as_ref(), faults);
+    traffic::load_balancers(&spec.load_balancers, faults);
     percentages(spec, faults);
     breaker(spec, faults);
     strategy(settings(spec), faults);
@@ -155,6 +156,8 @@ fn external(spec: &ServiceSpec, faults: &mut Faults) {
     let settings = settings(spec);
     let given = [
         ("spec.taskDefinition", !spec.task_definition.is_empty(), "its task sets have one each"),
+        ("spec.networkConfiguration", spec.network_configuration.is_some(), "its task sets have one each"),
+        ("spec.loadBalancers", !spec.load_balancers.is_empty(), "its task sets have their own"),
         ("spec.schedulingStrategy", is_daemon(spec), "expected REPLICA"),
         ("spec.forceNewDeployment", spec.force_new_deployment != 0, "make another task set"),
         ("spec.deploymentConfiguration.strategy", !is_rolling(spec), "shift traffic as you like"),

@@ -17,6 +17,7 @@ use steady_core::v1::{
 
 use super::*;
 use crate::builders::World;
+use steady_core::v1::health_status::Value as Health;
 
 const MINUTE: i64 = 60_000;
 

@@ -96,6 +96,7 @@ impl Rolled<'_> {
                 sequence,
                 revision_digest: meta.uid.clone(),
                 network_configuration: spec.network_configuration,
+                load_balancers: spec.load_balancers,
                 ..DeploymentSpec::default()
             }),
             status: Some(DeploymentStatus {

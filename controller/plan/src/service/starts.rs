@@ -156,6 +156,7 @@ fn new_task(
         preemptible: known.spec.preemptible,
         requires_attributes,
         network_configuration: network.cloned(),
+        load_balancers: deployment.spec.load_balancers.clone(),
         scheduler_name: known.spec.scheduler_name.clone(),
         slot,
         attempt,

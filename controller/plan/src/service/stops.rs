@@ -36,7 +36,11 @@ pub(super) fn stop_surplus(known: &Known<'_>, plan: &mut Plan) {
         if replaced || full {
             let most = if replaced { unhealthy.len() } else { 1 };
             for task in unhealthy.iter().take(most) {
-                plan.push(stop(task, "Task failed container health checks", known.now));
+                let reason = match task.unhealthy_target() {
+                    Some(target) => format!("Task failed ELB health checks in (target-group {})", target.target_group),
+                    None => "Task failed container health checks".to_owned(),
+                };
+                plan.push(stop(task, &reason, known.now));
                 stopped.push(task.object.name().to_owned());
             }
         }
