@@ -158,6 +158,8 @@ pub enum Command {
     Controller(process::Controller),
     /// Run the agent of a container instance.
     Agent(process::Agent),
+    /// Run a load balancer.
+    Lb(process::Lb),
     /// Run a small web server to try things with.
     Hello(hello::Hello),
     /// Print the completion script of a shell.

@@ -29,6 +29,7 @@ fn every_crate_imports_only_what_it_may() {
         ("steady-apiserver", &["steady-proto", "steady-core"]),
         ("steady-controller", &["steady-core", "steady-plan", "steady-runtime"]),
         ("steady-agent", &["steady-core", "steady-runtime"]),
+        ("steady-lb", &["steady-core", "steady-runtime"]),
     ]);
     let found = dependencies();
     for (name, allowed) in allowed {
@@ -56,7 +57,7 @@ fn plans_know_no_clock_no_runtime_and_no_log() {
 
 #[test]
 fn no_controller_names_another() {
-    let names = ["deployment", "service", "scheduler", "instance", "reaper"];
+    let names = ["deployment", "service", "scheduler", "instance", "reaper", "registrar"];
     for folder in ["controller/src", "controller/plan/src"] {
         for name in names {
             let file = steady_tests::root().join(folder).join(format!("{name}.rs"));

@@ -8,6 +8,7 @@ mod controller;
 mod ending;
 mod etcd;
 mod hidden;
+mod lb;
 mod log;
 mod machine;
 mod metadata;
@@ -18,11 +19,13 @@ pub use apiserver::apiserver;
 pub use controller::controller;
 pub use etcd::etcd;
 pub use hidden::hidden;
+pub use lb::lb;
 pub use up::up;
 
 pub(crate) use apiserver::Store;
 pub(crate) use machine::{data_directory, lock};
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -237,6 +240,44 @@ pub struct Controller {
     /// Where figures of the clusters and the controllers are served as OpenMetrics, at /metrics [default: nowhere].
     #[arg(long, value_name = "HOST:PORT")]
     pub metrics: Option<String>,
+}
+
+/// Arguments of `steady lb`; the API server and the cluster are the global `--server` and `--cluster`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_long_help = "It serves the Listeners of its cluster whose loadBalancer is --load-balancer. Start as many as you like, on as many
+machines. A second one with the same --data-dir and --name takes the sockets of the first one over, which ends with its last
+request: that is how it is restarted and updated without a connection lost.
+
+Examples:
+  steady lb
+  steady lb --load-balancer edge --access-log /var/log/steady-lb.log --metrics 127.0.0.1:9464"
+)]
+pub struct Lb {
+    /// Listeners with this `loadBalancer` are served.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub load_balancer: String,
+    /// Name among the load balancers of that name [default: the host's name].
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Address that listeners' ports are opened at.
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
+    pub listen_address: IpAddr,
+    /// Where it keeps the last table for a restart [default: $XDG_DATA_HOME/steady or ~/.local/share/steady].
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Threads that serve requests; 0: as many as the machine has cores.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// Where figures are served as OpenMetrics [default: nowhere].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics: Option<String>,
+    /// A line of JSON for each request is appended to this file; `-`: standard output [default: none].
+    #[arg(long, value_name = "FILE")]
+    pub access_log: Option<PathBuf>,
+    /// Seconds that requests may take to end when it is asked to end.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub drain_timeout: u32,
 }
 
 /// Arguments of `steady agent`; the API server and the cluster are the global `--server` and `--cluster`.

@@ -1,6 +1,7 @@
 //! `steady up`: everything in one process.
 
 use std::fs::File;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,6 +29,8 @@ use crate::{apply, context, progress};
 struct Running {
     stop_controllers: watch::Sender<bool>,
     controllers: JoinHandle<()>,
+    stop_balancer: watch::Sender<bool>,
+    balancer: JoinHandle<Result<(), steady_lb::LbError>>,
     stop_agents: watch::Sender<bool>,
     agents: JoinSet<Result<(), Failure>>,
     server: Server,
@@ -92,7 +95,30 @@ async fn start(args: &Up, global: &Global, directory: &Path, out: &mut Out) -> R
         async move { run_controllers(&Name::ALL, api, Arc::new(SystemClock), leader, controllers_end, None).await }
     });
     let (stop_agents, agents_end) = watch::channel(false);
-    let mut running = Running { stop_controllers, controllers, stop_agents, agents: JoinSet::new(), server, store };
+    let (stop_balancer, balancer_end) = watch::channel(false);
+    let settings = steady_lb::Settings {
+        cluster: global.cluster.clone(),
+        load_balancer: steady_core::traffic::DEFAULT_LOAD_BALANCER.to_owned(),
+        name: "up".to_owned(),
+        address: Ipv4Addr::LOCALHOST.into(),
+        directory: directory.join("lb"),
+        threads: 1,
+        metrics: None,
+        access_log: None,
+        drain: Duration::from_secs(1),
+    };
+    let balancer = tokio::spawn(steady_lb::run(settings, api.clone(), balancer_end));
+    let agents_of = JoinSet::new();
+    let mut running = Running {
+        stop_controllers,
+        controllers,
+        stop_balancer,
+        balancer,
+        stop_agents,
+        agents: agents_of,
+        server,
+        store,
+    };
     match agents(args, global, directory, &address, &agents_end, &mut running.agents, out).await {
         Ok(()) => Ok(running),
         Err(failure) => {
@@ -184,8 +210,11 @@ async fn stop(running: Running, args: &Up, out: &mut Out) {
     out.rest();
     let keep = if args.keep { "; tasks go on" } else { "" };
     let _ = out.line(&format!("  stopping{keep} (again Ctrl-C: at once)"));
-    let Running { stop_controllers, controllers, stop_agents, mut agents, server, store } = running;
+    let Running { stop_controllers, controllers, stop_balancer, balancer, stop_agents, mut agents, server, store } =
+        running;
     stop_controllers.send_replace(true);
+    stop_balancer.send_replace(true);
+    let _ = tokio::time::timeout(Duration::from_secs(2), balancer).await;
     let _ = tokio::time::timeout(Duration::from_secs(3), controllers).await;
     stop_agents.send_replace(true);
     while agents.join_next().await.is_some() {}

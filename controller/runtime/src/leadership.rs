@@ -121,6 +121,43 @@ impl Drop for Leadership {
     }
 }
 
+/// Holds a lease for as long as this is polled: others see that somebody is there. One that is lost is taken again.
+pub async fn presence(client: Client, name: String, holder: String) {
+    loop {
+        let request = AcquireRequest { name: name.clone(), holder: holder.clone(), ttl_seconds: TTL.as_secs() as i32 };
+        let (mut leases, place) = (client.leases(), client.place());
+        match within(DEADLINE, leases.acquire(request)).await {
+            Ok(_) => {
+                let _held = Held { client: client.clone(), name: name.clone(), holder: holder.clone() };
+                let request = KeepAliveRequest { name: name.clone(), holder: holder.clone(), status: None };
+                renew(&client, request, watch::channel(LeaseStatus::default()).1).await;
+            }
+            Err(status) => {
+                tracing::debug!(name, %status, "the lease could not be taken; trying again");
+                client.rotate(place);
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        }
+    }
+}
+
+/// Gives a lease up when it goes: others see at once that nobody is there.
+struct Held {
+    client: Client,
+    name: String,
+    holder: String,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let request = ReleaseRequest { name: self.name.clone(), holder: self.holder.clone() };
+        let client = self.client.clone();
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(Duration::from_secs(1), client.leases().release(request)).await;
+        });
+    }
+}
+
 /// Renews until the lease is lost or its time is over without a renewal.
 async fn renew(client: &Client, request: KeepAliveRequest, doing: watch::Receiver<LeaseStatus>) {
     let request = || KeepAliveRequest { status: Some(doing.borrow().clone()), ..request.clone() };

@@ -1,0 +1,96 @@
+//! A restart that drops no connection: the next process gets the listening sockets of the one before, which takes no new connections
+//! from then on and ends when its own are over. Connections that wait to be accepted wait for the next one.
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
+
+/// Most sockets that are handed over.
+const MOST: usize = 64;
+/// How long the other side may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Listening sockets by port.
+pub(crate) type Sockets = BTreeMap<u16, Arc<TcpListener>>;
+
+/// Asks the process that is there for its sockets; none is no error.
+pub(crate) fn take(path: &Path) -> io::Result<Sockets> {
+    let stream = match UnixStream::connect(path) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            return Ok(Sockets::new());
+        }
+        stream => stream?,
+    };
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut text = [0; 1024];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let got = recvmsg(&stream, &mut [IoSliceMut::new(&mut text)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let messages = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    let fds: Vec<OwnedFd> = messages.flatten().collect();
+    let text = String::from_utf8_lossy(&text[..got.bytes]).into_owned();
+    let ports = text.split_whitespace().filter_map(|port| port.parse::<u16>().ok());
+    let sockets = ports.zip(fds).map(|(port, fd)| (port, Arc::new(TcpListener::from(fd)))).collect();
+    // From here on they are this process'.
+    (&stream).write_all(b"mine")?;
+    Ok(sockets)
+}
+
+/// Gives its sockets to whoever asks for them. Returns when they have been taken.
+pub(crate) fn give(listener: &UnixListener, sockets: impl Fn() -> Sockets) {
+    while let Ok((mut stream, _)) = listener.accept() {
+        let sockets = sockets();
+        let ports: Vec<String> = sockets.keys().map(u16::to_string).take(MOST).collect();
+        let fds: Vec<BorrowedFd<'_>> = sockets.values().map(AsFd::as_fd).take(MOST).collect();
+        let text = ports.join(" ") + "\n";
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
+            continue;
+        }
+        if sendmsg(&stream, &[IoSlice::new(text.as_bytes())], &mut ancillary, SendFlags::empty()).is_err() {
+            continue;
+        }
+        let mut answer = [0; 4];
+        let _ = stream.set_read_timeout(Some(PATIENCE));
+        if stream.read_exact(&mut answer).is_ok() && &answer == b"mine" {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_are_handed_over_with_the_connections_that_wait() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("s");
+        assert!(take(&path).expect("nobody is there").is_empty());
+        let listener = UnixListener::bind(&path).expect("bound");
+        let tcp = Arc::new(TcpListener::bind("127.0.0.1:0").expect("bound"));
+        let port = tcp.local_addr().expect("an address").port();
+        let _waits = std::net::TcpStream::connect(("127.0.0.1", port)).expect("connected");
+        let given = Sockets::from([(port, tcp)]);
+        let giving = std::thread::spawn(move || give(&listener, || given.clone()));
+        let taken = take(&path).expect("taken");
+        giving.join().expect("given");
+        assert_eq!(taken.keys().copied().collect::<Vec<_>>(), [port]);
+        assert!(taken[&port].accept().is_ok(), "it was waiting");
+    }
+}

@@ -1,0 +1,478 @@
+//! Requests, one by one: which target gets it, what it is sent, and what becomes of its answer.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{self, HeaderName};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http_body::Body;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use steady_core::v1::RedirectConfig;
+use steady_core::v1::protocol_version::Value as Spoken2;
+use steady_core::v1::traffic_protocol::Value as Protocol;
+
+use crate::access::Entry;
+use crate::body::{Answered, Idle, OfTarget, Outgoing};
+use crate::endpoint::{Busy, Endpoint, now};
+use crate::group::Group;
+use crate::table::{Asked, Does, Share, host};
+use crate::upstream::{Answer, Failed, Spoken};
+use crate::worker::Worker;
+
+/// Targets that are tried for one request.
+const TRIES: usize = 4;
+/// The cookies by which a client comes back.
+const COOKIE: &str = "STEADYLB";
+const APP_COOKIE: &str = "STEADYLBAPP";
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// A client's connection.
+pub(crate) struct Connection {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) listener: Rc<str>,
+    pub(crate) peer: SocketAddr,
+    /// The same, as headers have it.
+    pub(crate) peer_text: HeaderValue,
+    pub(crate) tls: bool,
+    pub(crate) port: u16,
+}
+
+/// An answer of the load balancer's own.
+fn own(status: StatusCode, text: &str) -> Response<Answered> {
+    let body = Answered::Own(Full::new(Bytes::from(format!("{} {text}\n", status.as_u16()))));
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+impl Connection {
+    /// Answers a request.
+    pub(crate) async fn serve(self: Rc<Self>, request: Request<Incoming>) -> Result<Response<Answered>, Infallible> {
+        let began = Instant::now();
+        let table = self.worker.table();
+        let Some(listener) = table.listeners.get(&*self.listener) else {
+            return Ok(own(StatusCode::SERVICE_UNAVAILABLE, "the listener is gone"));
+        };
+        if let Some(wrong) = wrong(&request) {
+            let mut response = own(StatusCode::BAD_REQUEST, wrong);
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            return Ok(response);
+        }
+        let uri = request.uri();
+        let asked = Asked {
+            host: host(request.headers(), uri),
+            path: uri.path(),
+            query: uri.query().unwrap_or_default(),
+            method: request.method(),
+            headers: request.headers(),
+            peer: self.peer.ip(),
+        };
+        let mut entry = self.worker.log.as_ref().map(|log| Entry {
+            log: log.clone(),
+            began,
+            listener: listener.name.clone(),
+            client: self.peer,
+            method: request.method().to_string(),
+            host: asked.host.to_owned(),
+            uri: uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
+            status: 0,
+            target: None,
+            task: String::new(),
+            tries: 0,
+            bytes: 0,
+            error: String::new(),
+        });
+        let response = match listener.does(asked) {
+            Does::Respond { status, kind, body } => {
+                let mut response = Response::new(Answered::Own(Full::new(Bytes::from(body.clone()))));
+                *response.status_mut() = StatusCode::from_u16(*status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+                if let Ok(kind) = kind.parse() {
+                    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+                }
+                response
+            }
+            Does::Redirect(config) => self.redirect(config, asked),
+            Does::Forward(forward) => match forward.choose() {
+                Some(share) => return Ok(self.forward(share, request, listener.idle, began, entry).await),
+                None => own(StatusCode::SERVICE_UNAVAILABLE, "no target group has a weight"),
+            },
+        };
+        if let Some(entry) = &mut entry {
+            entry.status = response.status().as_u16();
+        }
+        Ok(response)
+    }
+
+    fn redirect(&self, config: &RedirectConfig, asked: Asked<'_>) -> Response<Answered> {
+        let scheme = if self.tls { "https" } else { "http" };
+        let port = self.port.to_string();
+        let given = |template: &str, usual: &str| {
+            let template = if template.is_empty() { usual } else { template };
+            let template = template.replace("#{protocol}", scheme).replace("#{host}", asked.host);
+            let path = asked.path.trim_start_matches('/');
+            template.replace("#{port}", &port).replace("#{path}", path).replace("#{query}", asked.query)
+        };
+        let protocol = given(&config.protocol, "#{protocol}").to_ascii_lowercase();
+        let (host, port) = (given(&config.host, "#{host}"), given(&config.port, "#{port}"));
+        let (path, query) = (given(&config.path, "/#{path}"), given(&config.query, "#{query}"));
+        let usual = matches!((protocol.as_str(), port.as_str()), ("http", "80") | ("https", "443"));
+        let port = if usual { String::new() } else { format!(":{port}") };
+        let slash = if path.starts_with('/') { "" } else { "/" };
+        let query = if query.is_empty() { String::new() } else { format!("?{query}") };
+        let location = HeaderValue::try_from(format!("{protocol}://{host}{port}{slash}{path}{query}"));
+        let Ok(location) = location else { return own(StatusCode::BAD_REQUEST, "the request's host is none") };
+        let permanent = config.status_code == "HTTP_301";
+        let status = if permanent { StatusCode::MOVED_PERMANENTLY } else { StatusCode::FOUND };
+        let mut response = own(status, "it is somewhere else");
+        response.headers_mut().insert(header::LOCATION, location);
+        response
+    }
+
+    async fn forward(
+        &self,
+        share: &Share,
+        request: Request<Incoming>,
+        idle: Duration,
+        began: Instant,
+        mut entry: Option<Entry>,
+    ) -> Response<Answered> {
+        let group = &share.group;
+        self.worker.count();
+        let stuck = if group.is_sticky() { cookie_of(request.headers()) } else { None };
+        let upgrade = upgrade_of(&request);
+        let mut tried: Vec<u64> = Vec::new();
+        let (parts, body) = request.into_parts();
+        let mut parts = parts;
+        let on_upgrade = upgrade.is_some().then(|| parts.extensions.remove::<hyper::upgrade::OnUpgrade>()).flatten();
+        self.prepare(&mut parts, upgrade.as_ref());
+        let (repeatable, came) =
+            (body.is_end_stream() && is_idempotent(&parts.method), Arc::new(AtomicU64::new(now())));
+        let empty = body.is_end_stream();
+        let mut body = Some(if empty { Outgoing::Empty } else { Outgoing::Client(body, Arc::clone(&came)) });
+        let mut parts = Some(parts);
+        let mut response = loop {
+            let first = if tried.is_empty() { stuck.and_then(|cookie| group.stuck_to(cookie)) } else { None };
+            let chosen = first.or_else(|| group.choose(&share.pools, &tried));
+            let Some(endpoint) = chosen.filter(|_| tried.len() < TRIES) else {
+                group.counters.rejected.fetch_add(1, Ordering::Relaxed);
+                break if tried.is_empty() {
+                    own(StatusCode::SERVICE_UNAVAILABLE, "no target is registered")
+                } else {
+                    own(StatusCode::BAD_GATEWAY, "no target could be reached")
+                };
+            };
+            let busy = endpoint.begin();
+            let (Some(mut head), Some(sent)) = (parts.take(), body.take()) else {
+                break own(StatusCode::BAD_GATEWAY, "the target gave no answer");
+            };
+            if let Some(entry) = &mut entry {
+                entry.target = Some(endpoint.identity.address);
+                entry.task.clone_from(&endpoint.identity.task);
+                entry.tries += 1;
+            }
+            let spoken = spoken(group, upgrade.is_some());
+            let kept = repeatable.then(|| head.clone());
+            if spoken.http2 {
+                for_http2(&mut head, spoken.tls);
+            } else {
+                for_http1(&mut head);
+            }
+            endpoint.figures.requests.fetch_add(1, Ordering::Relaxed);
+            let request = Request::from_parts(head, sent);
+            let sending = self.send(endpoint, spoken, request, upgrade.is_some());
+            let Some(result) = within(idle, &came, sending).await else {
+                endpoint.figures.failures.fetch_add(1, Ordering::Relaxed);
+                break own(StatusCode::GATEWAY_TIMEOUT, "the target gave no answer in time");
+            };
+            match result {
+                Ok(answer) => {
+                    endpoint.answered();
+                    let status = answer.response.status();
+                    if status.is_server_error() {
+                        endpoint.figures.errors.fetch_add(1, Ordering::Relaxed);
+                    }
+                    let took = began.elapsed();
+                    endpoint.figures.microseconds.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
+                    group.counters.answered(status.as_u16(), took);
+                    if let Some(entry) = &mut entry {
+                        entry.status = status.as_u16();
+                    }
+                    if status == StatusCode::SWITCHING_PROTOCOLS {
+                        return switch(answer.response, on_upgrade, busy, idle, entry);
+                    }
+                    return self.pass_on(answer, group, endpoint, busy, idle, entry);
+                }
+                Err(Failed::Unsent(request, why)) => {
+                    endpoint.refused();
+                    tracing::debug!(target = %endpoint.identity.address, why, "a target could not be reached");
+                    let (mut head, back) = request.into_parts();
+                    if let Some(kept) = kept {
+                        head = kept;
+                    }
+                    (parts, body) = (Some(head), Some(back));
+                }
+                Err(Failed::Sent(why)) => {
+                    endpoint.refused();
+                    tracing::debug!(target = %endpoint.identity.address, why, "a target broke off");
+                    if let Some(entry) = &mut entry {
+                        entry.error = why;
+                    }
+                    match kept.filter(|_| self.worker.may_retry()) {
+                        Some(kept) => (parts, body) = (Some(kept), Some(Outgoing::Empty)),
+                        None => break own(StatusCode::BAD_GATEWAY, "the target broke off"),
+                    }
+                }
+            }
+            tried.push(endpoint.cookie);
+            group.counters.retries.fetch_add(1, Ordering::Relaxed);
+        };
+        let status = response.status().as_u16();
+        group.counters.answered(status, began.elapsed());
+        if let Some(entry) = &mut entry {
+            entry.status = status;
+        }
+        // What is left of its body is not read.
+        if !empty {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    async fn send(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        spoken: Spoken,
+        request: Request<Outgoing>,
+        upgrades: bool,
+    ) -> Result<Answer, Failed> {
+        let worker = &self.worker;
+        let tls = spoken.tls.then(|| &worker.tls[usize::from(spoken.http2)]);
+        let address = endpoint.identity.address;
+        if upgrades {
+            let response = worker.upstreams.upgrade(address, tls, request).await?;
+            return Ok(Answer { response, lent: None });
+        }
+        worker.upstreams.send(address, spoken, tls, request).await
+    }
+
+    /// Takes away what is between the client and this, and says for whom it is asked.
+    fn prepare(&self, parts: &mut http::request::Parts, upgrade: Option<&HeaderValue>) {
+        strip(&mut parts.headers);
+        let headers = &mut parts.headers;
+        let trailers = headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
+        if !trailers {
+            headers.remove(header::TE);
+        }
+        if let Some(upgrade) = upgrade {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(header::UPGRADE, upgrade.clone());
+        }
+        let mut chain = Vec::new();
+        for known in headers.get_all(FORWARDED_FOR) {
+            chain.extend_from_slice(known.as_bytes());
+            chain.extend_from_slice(b", ");
+        }
+        let chain = if chain.is_empty() {
+            self.peer_text.clone()
+        } else {
+            chain.extend_from_slice(self.peer_text.as_bytes());
+            HeaderValue::from_bytes(&chain).unwrap_or_else(|_| self.peer_text.clone())
+        };
+        headers.insert(FORWARDED_FOR, chain);
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if self.tls { "https" } else { "http" }));
+        headers.insert(FORWARDED_PORT, HeaderValue::from(self.port));
+        if parts.version == Version::HTTP_2
+            && !headers.contains_key(header::HOST)
+            && let Some(host) = parts.uri.authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok())
+        {
+            headers.insert(header::HOST, host);
+        }
+    }
+
+    fn pass_on(
+        &self,
+        answer: Answer,
+        group: &Group,
+        endpoint: &Arc<Endpoint>,
+        busy: Busy,
+        idle: Duration,
+        entry: Option<Entry>,
+    ) -> Response<Answered> {
+        let (mut parts, body) = answer.response.into_parts();
+        strip(&mut parts.headers);
+        parts.version = Version::HTTP_11;
+        // Whoever is on the way out does not wait for a client that keeps its connection.
+        if group.is_sticky() && !self.worker.table().groups.is_empty() {
+            stick(&mut parts.headers, group, endpoint);
+        }
+        let idle = Idle::new(idle);
+        let mut of = Box::new(OfTarget { body, lent: answer.lent, entry, idle, _busy: busy });
+        if of.body.is_end_stream() {
+            of.end();
+        }
+        Response::from_parts(parts, Answered::Target(of))
+    }
+}
+
+/// The answer of a future, unless nothing came of the client's body, nor the answer, for so long.
+async fn within<T>(idle: Duration, came: &AtomicU64, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = std::pin::pin!(future);
+    let mut left = idle;
+    loop {
+        if let Ok(answer) = tokio::time::timeout(left, &mut future).await {
+            return Some(answer);
+        }
+        let silent = Duration::from_millis(now().saturating_sub(came.load(Ordering::Relaxed)));
+        left = idle.checked_sub(silent).filter(|left| !left.is_zero())?;
+    }
+}
+
+/// What is wrong with a request that others might understand in another way.
+fn wrong(request: &Request<Incoming>) -> Option<&'static str> {
+    let headers = request.headers();
+    if headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH) {
+        return Some("both Transfer-Encoding and Content-Length");
+    }
+    if headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some() {
+        return Some("more than one Content-Length");
+    }
+    let hosts = headers.get_all(header::HOST).iter().count();
+    if hosts > 1 {
+        return Some("more than one Host");
+    }
+    if request.version() == Version::HTTP_11 && hosts == 0 {
+        return Some("no Host");
+    }
+    if request.method() == Method::CONNECT {
+        return Some("CONNECT is not for load balancers");
+    }
+    None
+}
+
+fn is_idempotent(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE)
+}
+
+fn spoken(group: &Group, upgrades: bool) -> Spoken {
+    let http2 = matches!(group.spec.protocol_version(), Spoken2::Http2 | Spoken2::Grpc) && !upgrades;
+    Spoken { tls: group.spec.protocol() == Protocol::Https, http2 }
+}
+
+/// The protocol that a client wants to go on with.
+fn upgrade_of(request: &Request<Incoming>) -> Option<HeaderValue> {
+    let named = request.headers().get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let wants = named.flat_map(|value| value.split(',')).any(|token| token.trim().eq_ignore_ascii_case("upgrade"));
+    let protocol = request.headers().get(header::UPGRADE).filter(|_| wants && request.version() == Version::HTTP_11);
+    // HTTP/2 over a connection that began as HTTP/1 is nobody's wish.
+    protocol.filter(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).cloned()
+}
+
+/// Takes away the headers that are for one connection only.
+fn strip(headers: &mut HeaderMap) {
+    if let Some(named) = headers.remove(header::CONNECTION)
+        && let Ok(named) = named.to_str()
+    {
+        for name in named.split(',').map(str::trim).filter(|name| !name.eq_ignore_ascii_case("keep-alive")) {
+            if !name.eq_ignore_ascii_case("close") && !name.eq_ignore_ascii_case("te") {
+                headers.remove(name);
+            }
+        }
+    }
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        HTTP2_SETTINGS,
+        header::PROXY_AUTHENTICATE,
+        header::PROXY_AUTHORIZATION,
+        header::TRAILER,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+    ] {
+        headers.remove(name);
+    }
+}
+
+/// With the path alone, as targets of HTTP/1 take it.
+fn for_http1(parts: &mut http::request::Parts) {
+    parts.version = Version::HTTP_11;
+    if parts.uri.scheme().is_some() || parts.uri.authority().is_some() {
+        let path = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        parts.uri = path.parse().unwrap_or_default();
+    }
+    parts.headers.remove(header::TE);
+}
+
+/// With its host in the address, as HTTP/2 has it.
+fn for_http2(parts: &mut http::request::Parts, tls: bool) {
+    parts.version = Version::HTTP_2;
+    let host = parts.headers.remove(header::HOST);
+    let host = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or("target");
+    let path = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let scheme = if tls { "https" } else { "http" };
+    parts.uri = Uri::builder().scheme(scheme).authority(host).path_and_query(path).build().unwrap_or_default();
+}
+
+/// What a client's cookie says of the target that it was sent to.
+fn cookie_of(headers: &HeaderMap) -> Option<u64> {
+    let pairs = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let mut pairs = pairs.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    let found = pairs.find(|(name, _)| *name == COOKIE || *name == APP_COOKIE);
+    u64::from_str_radix(found?.1, 16).ok()
+}
+
+/// Has the client come back to this target.
+fn stick(headers: &mut HeaderMap, group: &Group, endpoint: &Endpoint) {
+    let Some(stickiness) = &group.spec.stickiness else { return };
+    let seconds = stickiness.duration_seconds();
+    let name = if stickiness.r#type == "app_cookie" {
+        let prefix = format!("{}=", stickiness.cookie_name);
+        let mut set = headers.get_all(header::SET_COOKIE).iter().filter_map(|value| value.to_str().ok());
+        // For as long as the application has a session.
+        if !set.any(|value| value.starts_with(&prefix)) {
+            return;
+        }
+        APP_COOKIE
+    } else {
+        COOKIE
+    };
+    let value = format!("{name}={:016x}; Max-Age={seconds}; Path=/; HttpOnly", endpoint.cookie);
+    if let Ok(value) = HeaderValue::try_from(value) {
+        headers.append(header::SET_COOKIE, value);
+    }
+}
+
+/// From now on it is no HTTP any more: bytes go to and fro until one side ends.
+fn switch(
+    response: Response<Incoming>,
+    client: Option<hyper::upgrade::OnUpgrade>,
+    busy: Busy,
+    idle: Duration,
+    entry: Option<Entry>,
+) -> Response<Answered> {
+    let Some(client) = client else {
+        return own(StatusCode::BAD_GATEWAY, "the target changes the protocol, and nobody asked for it");
+    };
+    let (parts, body) = response.into_parts();
+    let target = hyper::upgrade::on(Response::from_parts(parts.clone(), body));
+    tokio::task::spawn_local(async move {
+        let _held = (busy, entry);
+        if let (Ok(client), Ok(target)) = (client.await, target.await) {
+            crate::tcp::pass(&mut TokioIo::new(client), &mut TokioIo::new(target), idle).await;
+        }
+    });
+    Response::from_parts(parts, Answered::Own(Full::default()))
+}

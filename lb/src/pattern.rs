@@ -1,0 +1,64 @@
+//! Patterns of rules: `*` is any characters, `?` one (Elastic Load Balancing).
+
+/// Whether a text fits a pattern, bytes compared by `same`.
+fn fits(pattern: &[u8], text: &[u8], same: impl Fn(u8, u8) -> bool) -> bool {
+    let (mut p, mut t) = (0, 0);
+    // Where the last star was, and how much it has taken: one step back is enough.
+    let mut star: Option<(usize, usize)> = None;
+    while t < text.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                star = Some((p, t));
+                p += 1;
+            }
+            Some(&c) if c == b'?' || same(c, text[t]) => (p, t) = (p + 1, t + 1),
+            _ => match star {
+                Some((at, taken)) => {
+                    (p, t) = (at + 1, taken + 1);
+                    star = Some((at, taken + 1));
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|c| *c == b'*')
+}
+
+/// With capitals as they are: of paths.
+pub(crate) fn exactly(pattern: &str, text: &str) -> bool {
+    fits(pattern.as_bytes(), text.as_bytes(), |a, b| a == b)
+}
+
+/// Whatever the capitals: of hosts and values of headers.
+pub(crate) fn caseless(pattern: &str, text: &str) -> bool {
+    fits(pattern.as_bytes(), text.as_bytes(), |a, b| a.eq_ignore_ascii_case(&b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stars_and_question_marks_stand_for_others() {
+        for (pattern, text, fits) in [
+            ("/img/*", "/img/a/b.png", true),
+            ("/img/*", "/img", false),
+            ("/*.php", "/a/b.php", true),
+            ("/*.php", "/a/b.php5", false),
+            ("/a?c", "/abc", true),
+            ("/a?c", "/ac", false),
+            ("*", "", true),
+            ("/a*b*c", "/aXbYbZc", true),
+            ("/A", "/a", false),
+        ] {
+            assert_eq!(exactly(pattern, text), fits, "{pattern} {text}");
+        }
+        assert!(caseless("*.Example.com", "www.EXAMPLE.com"));
+    }
+
+    #[test]
+    fn a_pattern_that_is_made_to_take_long_does_not() {
+        let (pattern, text) = ("*a".repeat(60) + "b", "a".repeat(8000));
+        assert!(!exactly(&pattern, &text));
+    }
+}

@@ -1,0 +1,119 @@
+//! Connections as they are: of listeners that look at no requests, and of requests that became something else.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use steady_core::v1::traffic_protocol::Value as Protocol;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::access::Entry;
+use crate::endpoint::now;
+use crate::upstream::connect;
+use crate::worker::Worker;
+
+/// Targets that are tried for one connection.
+const TRIES: usize = 4;
+/// Bytes that are read at once.
+const BUFFER: usize = 32 * 1024;
+
+/// Passes bytes on, both ways, until both sides have ended, one breaks off, or nothing comes for so long.
+pub(crate) async fn pass<A, B>(client: &mut A, target: &mut B, idle: Duration) -> u64
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
+    let last = std::cell::Cell::new(now());
+    let (from_client, to_client) = tokio::io::split(client);
+    let (from_target, to_target) = tokio::io::split(target);
+    let both = async { tokio::join!(one_way(from_client, to_target, &last), one_way(from_target, to_client, &last)) };
+    let mut both = std::pin::pin!(both);
+    let mut left = idle;
+    loop {
+        if let Ok((_, answered)) = tokio::time::timeout(left, &mut both).await {
+            return answered;
+        }
+        let silent = Duration::from_millis(now().saturating_sub(last.get()));
+        match idle.checked_sub(silent).filter(|left| !left.is_zero()) {
+            Some(more) => left = more,
+            None => return 0,
+        }
+    }
+}
+
+async fn one_way(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    last: &std::cell::Cell<u64>,
+) -> u64 {
+    let (mut buffer, mut total) = (vec![0; BUFFER], 0);
+    while let Ok(count) = from.read(&mut buffer).await {
+        if count == 0 || to.write_all(&buffer[..count]).await.is_err() || to.flush().await.is_err() {
+            break;
+        }
+        total += count as u64;
+        last.set(now());
+    }
+    let _ = to.shutdown().await;
+    total
+}
+
+/// Brings a connection to a target.
+pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+    worker: Rc<Worker>,
+    name: &str,
+    mut client: S,
+    peer: SocketAddr,
+) {
+    let began = Instant::now();
+    let table = worker.table();
+    let Some(listener) = table.listeners.get(name) else { return };
+    let Some(share) = listener.forward().and_then(|forward| forward.choose()) else { return };
+    let group = &share.group;
+    let mut tried = Vec::new();
+    while tried.len() < TRIES {
+        let Some(endpoint) = group.choose(&share.pools, &tried) else { break };
+        let busy = endpoint.begin();
+        let tls = (group.spec.protocol() == Protocol::Tls).then(|| &worker.tls[0]);
+        endpoint.figures.requests.fetch_add(1, Ordering::Relaxed);
+        match connect(endpoint.identity.address, tls).await {
+            Ok(mut target) => {
+                endpoint.answered();
+                let (address, task, idle) = (endpoint.identity.address, endpoint.identity.task.clone(), listener.idle);
+                let (counters, listener) = (std::sync::Arc::clone(&group.counters), listener.name.clone());
+                let attempts = tried.len() + 1;
+                // What goes on for long does not keep an old table.
+                drop(table);
+                let bytes = pass(&mut client, &mut target, idle).await;
+                drop(busy);
+                counters.answered(200, began.elapsed());
+                if let Some(log) = &worker.log {
+                    drop(Entry {
+                        log: log.clone(),
+                        began,
+                        listener,
+                        client: peer,
+                        method: String::new(),
+                        host: String::new(),
+                        uri: String::new(),
+                        status: 0,
+                        target: Some(address),
+                        task,
+                        tries: attempts,
+                        bytes,
+                        error: String::new(),
+                    });
+                }
+                return;
+            }
+            Err(error) => {
+                tracing::debug!(target = %endpoint.identity.address, %error, "a target could not be reached");
+                endpoint.refused();
+                tried.push(endpoint.cookie);
+                group.counters.retries.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+    group.counters.rejected.fetch_add(1, Ordering::Relaxed);
+}

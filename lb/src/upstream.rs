@@ -1,0 +1,301 @@
+//! Connections to targets, of one worker: kept when they are idle, shared where the protocol lets them.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::body::Outgoing;
+use crate::worker::Local;
+
+/// How long a target may take to accept a connection.
+const CONNECT: Duration = Duration::from_secs(3);
+/// Idle connections to one target that are kept.
+const IDLE: usize = 128;
+
+/// What is spoken with a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Spoken {
+    pub(crate) tls: bool,
+    pub(crate) http2: bool,
+}
+
+/// A connection, encrypted or not.
+pub(crate) enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Stream::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Stream::Plain(stream) => stream.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// Connects to a target. Its certificate is not looked at (Elastic Load Balancing): its address is known.
+pub(crate) async fn connect(address: SocketAddr, tls: Option<&TlsConnector>) -> io::Result<Stream> {
+    let late = || io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {CONNECT:?}"));
+    let connecting = async {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let Some(tls) = tls else { return Ok(Stream::Plain(stream)) };
+        let name = ServerName::IpAddress(address.ip().into());
+        Ok(Stream::Tls(Box::new(tls.connect(name, stream).await?)))
+    };
+    tokio::time::timeout(CONNECT, connecting).await.map_err(|_| late())?
+}
+
+type Http1 = http1::SendRequest<Outgoing>;
+type Http2 = http2::SendRequest<Outgoing>;
+
+/// Connections of a worker.
+#[derive(Default)]
+pub(crate) struct Upstreams {
+    idle: RefCell<HashMap<(SocketAddr, bool), Vec<Http1>>>,
+    shared: RefCell<HashMap<(SocketAddr, bool), Http2>>,
+}
+
+/// Why a request has no answer.
+pub(crate) enum Failed {
+    /// Nothing of it was sent: it is whole, and may go to anybody.
+    Unsent(Box<Request<Outgoing>>, String),
+    /// Some or all of it was sent.
+    Sent(String),
+}
+
+/// An answer, and the connection that goes back when its body is over.
+pub(crate) struct Answer {
+    pub(crate) response: Response<Incoming>,
+    pub(crate) lent: Option<Lent>,
+}
+
+/// A connection that has an answer to deliver.
+pub(crate) struct Lent {
+    upstreams: Rc<Upstreams>,
+    key: (SocketAddr, bool),
+    sender: Option<Http1>,
+}
+
+impl Lent {
+    /// The answer is whole.
+    pub(crate) fn give_back(&mut self) {
+        let Some(sender) = self.sender.take().filter(|sender| !sender.is_closed()) else { return };
+        let mut idle = self.upstreams.idle.borrow_mut();
+        let there = idle.entry(self.key).or_default();
+        if there.len() < IDLE {
+            there.push(sender);
+        }
+    }
+}
+
+impl Upstreams {
+    /// An idle connection that is still good.
+    fn take(&self, key: (SocketAddr, bool)) -> Option<Http1> {
+        let mut idle = self.idle.borrow_mut();
+        let there = idle.get_mut(&key)?;
+        // The newest first: what was just given back may have something left to do.
+        let mut busy = Vec::new();
+        let found = loop {
+            match there.pop() {
+                Some(sender) if sender.is_ready() => break Some(sender),
+                Some(sender) if sender.is_closed() => {}
+                Some(sender) => busy.push(sender),
+                None => break None,
+            }
+        };
+        there.append(&mut busy);
+        found
+    }
+
+    /// Forgets connections to targets that are not there any more.
+    pub(crate) fn retain(&self, is_there: impl Fn(&SocketAddr) -> bool) {
+        self.idle.borrow_mut().retain(|(address, _), _| is_there(address));
+        self.shared.borrow_mut().retain(|(address, _), _| is_there(address));
+    }
+
+    /// Sends a request, over a connection that is there or a new one.
+    pub(crate) async fn send(
+        self: &Rc<Self>,
+        address: SocketAddr,
+        spoken: Spoken,
+        tls: Option<&TlsConnector>,
+        request: Request<Outgoing>,
+    ) -> Result<Answer, Failed> {
+        if spoken.http2 { self.send2(address, tls, request).await } else { self.send1(address, tls, request).await }
+    }
+
+    async fn send1(
+        self: &Rc<Self>,
+        address: SocketAddr,
+        tls: Option<&TlsConnector>,
+        mut request: Request<Outgoing>,
+    ) -> Result<Answer, Failed> {
+        let key = (address, tls.is_some());
+        loop {
+            let (mut sender, is_new) = match self.take(key) {
+                Some(sender) => (sender, false),
+                None => match self.open1(address, tls).await {
+                    Ok(sender) => (sender, true),
+                    Err(error) => return Err(Failed::Unsent(Box::new(request), error.to_string())),
+                },
+            };
+            match sender.try_send_request(request).await {
+                Ok(response) => {
+                    let lent = Lent { upstreams: Rc::clone(self), key, sender: Some(sender) };
+                    return Ok(Answer { response, lent: Some(lent) });
+                }
+                Err(mut failed) => match failed.take_message() {
+                    // It was closed in the moment in which it was taken.
+                    Some(back) if !is_new => request = back,
+                    Some(back) => return Err(Failed::Unsent(Box::new(back), text(failed.error()))),
+                    None => return Err(Failed::Sent(text(failed.error()))),
+                },
+            }
+        }
+    }
+
+    async fn open1(&self, address: SocketAddr, tls: Option<&TlsConnector>) -> io::Result<Http1> {
+        let stream = connect(address, tls).await?;
+        let opened = http1::Builder::new().max_buf_size(MAX_BUFFER).handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = opened.map_err(io::Error::other)?;
+        tokio::task::spawn_local(async move {
+            let _ = connection.await;
+        });
+        Ok(sender)
+    }
+
+    async fn send2(
+        self: &Rc<Self>,
+        address: SocketAddr,
+        tls: Option<&TlsConnector>,
+        mut request: Request<Outgoing>,
+    ) -> Result<Answer, Failed> {
+        let key = (address, tls.is_some());
+        loop {
+            let known = self.shared.borrow().get(&key).filter(|sender| !sender.is_closed()).cloned();
+            let (mut sender, is_new) = match known {
+                Some(sender) => (sender, false),
+                None => match self.open2(address, tls).await {
+                    Ok(sender) => {
+                        self.shared.borrow_mut().insert(key, sender.clone());
+                        (sender, true)
+                    }
+                    Err(error) => return Err(Failed::Unsent(Box::new(request), error.to_string())),
+                },
+            };
+            match sender.try_send_request(request).await {
+                Ok(response) => return Ok(Answer { response, lent: None }),
+                Err(mut failed) => match failed.take_message() {
+                    Some(back) if !is_new => request = back,
+                    Some(back) => return Err(Failed::Unsent(Box::new(back), text(failed.error()))),
+                    None => return Err(Failed::Sent(text(failed.error()))),
+                },
+            }
+        }
+    }
+
+    async fn open2(&self, address: SocketAddr, tls: Option<&TlsConnector>) -> io::Result<Http2> {
+        let stream = connect(address, tls).await?;
+        let opened = http2::Builder::new(Local)
+            .timer(hyper_util::rt::TokioTimer::new())
+            .adaptive_window(true)
+            .handshake(TokioIo::new(stream))
+            .await;
+        let (sender, connection) = opened.map_err(io::Error::other)?;
+        tokio::task::spawn_local(async move {
+            let _ = connection.await;
+        });
+        Ok(sender)
+    }
+
+    /// A connection of its own for a request that is to become something else than HTTP.
+    pub(crate) async fn upgrade(
+        &self,
+        address: SocketAddr,
+        tls: Option<&TlsConnector>,
+        request: Request<Outgoing>,
+    ) -> Result<Response<Incoming>, Failed> {
+        let stream = match connect(address, tls).await {
+            Ok(stream) => stream,
+            Err(error) => return Err(Failed::Unsent(Box::new(request), error.to_string())),
+        };
+        let opened = http1::Builder::new().handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = opened.map_err(|error| Failed::Sent(error.to_string()))?;
+        tokio::task::spawn_local(async move {
+            let _ = connection.with_upgrades().await;
+        });
+        sender.send_request(request).await.map_err(|error| Failed::Sent(text(&error)))
+    }
+}
+
+/// Largest head of an answer, bytes.
+const MAX_BUFFER: usize = 256 * 1024;
+
+/// With what is behind it.
+fn text(error: &hyper::Error) -> String {
+    let mut all = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(why) = cause {
+        all = format!("{all}: {why}");
+        cause = why.source();
+    }
+    all
+}
