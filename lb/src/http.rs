@@ -1,5 +1,6 @@
 //! Requests, one by one: which target gets it, what it is sent, and what becomes of its answer.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -17,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use steady_core::v1::RedirectConfig;
 use steady_core::v1::protocol_version::Value as Spoken2;
 use steady_core::v1::traffic_protocol::Value as Protocol;
+use tokio::sync::watch;
 
 use crate::access::Entry;
 use crate::body::{Answered, Idle, OfTarget, Outgoing};
@@ -48,6 +50,10 @@ pub(crate) struct Connection {
     pub(crate) peer_text: HeaderValue,
     pub(crate) tls: bool,
     pub(crate) port: u16,
+    /// HTTP/2 is spoken.
+    pub(crate) http2: Rc<Cell<bool>>,
+    /// It is to end.
+    pub(crate) closing: watch::Receiver<bool>,
 }
 
 /// An answer of the load balancer's own.
@@ -62,6 +68,17 @@ fn own(status: StatusCode, text: &str) -> Response<Answered> {
 impl Connection {
     /// Answers a request.
     pub(crate) async fn serve(self: Rc<Self>, request: Request<Incoming>) -> Result<Response<Answered>, Infallible> {
+        let http2 = request.version() == Version::HTTP_2;
+        self.http2.set(http2);
+        let mut response = self.answer(request).await?;
+        let goes_on = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if !http2 && !goes_on && *self.closing.borrow() {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(response)
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Result<Response<Answered>, Infallible> {
         let began = Instant::now();
         let table = self.worker.table();
         let Some(listener) = table.listeners.get(&*self.listener) else {

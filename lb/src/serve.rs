@@ -33,6 +33,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: usize = 64 * 1024;
 /// Requests of a client at once over one connection (HTTP/2).
 const STREAMS: u32 = 250;
+/// How long a connection of HTTP/1 that is to end may be idle: a request may be on its way.
+const LAST: Duration = Duration::from_secs(5);
 /// Connections of a worker at once.
 const CONNECTIONS: i64 = 50_000;
 
@@ -222,7 +224,10 @@ impl Door {
             peer_text: HeaderValue::try_from(ip).unwrap_or(HeaderValue::from_static("unknown")),
             tls: self.tls.is_some(),
             port: self.accepted.port,
+            http2: Rc::default(),
+            closing: self.closing.clone(),
         });
+        let http2 = Rc::clone(&connection.http2);
         let service = service_fn(move |request| Rc::clone(&connection).serve(request));
         let mut builder = auto::Builder::new(Local);
         builder.http1().timer(TokioTimer::new()).header_read_timeout(self.accepted.idle).max_buf_size(HEAD);
@@ -239,6 +244,14 @@ impl Door {
         tokio::select! {
             _ = serving.as_mut() => return,
             _ = closing.wait_for(|closing| *closing) => {}
+        }
+        // A request may be on its way. It is answered, and with it a client of HTTP/1 hears that the connection ends; one of
+        // HTTP/2 can be told at once.
+        if !http2.get() {
+            tokio::select! {
+                _ = serving.as_mut() => return,
+                () = tokio::time::sleep(LAST) => {}
+            }
         }
         serving.as_mut().graceful_shutdown();
         let _ = serving.await;
