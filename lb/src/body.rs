@@ -67,6 +67,8 @@ pub(crate) struct OfTarget {
     pub(crate) lent: Option<Lent>,
     pub(crate) entry: Option<Entry>,
     pub(crate) idle: Idle,
+    /// When the client took something last.
+    pub(crate) progress: Arc<AtomicU64>,
     pub(crate) _busy: Busy,
 }
 
@@ -123,6 +125,7 @@ impl Body for Answered {
         match Pin::new(&mut of.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 of.idle.touch();
+                of.progress.store(now(), Ordering::Relaxed);
                 if let (Some(entry), Some(data)) = (&mut of.entry, frame.data_ref()) {
                     entry.bytes += data.len() as u64;
                 }

@@ -52,6 +52,8 @@ pub(crate) struct Connection {
     pub(crate) port: u16,
     /// HTTP/2 is spoken.
     pub(crate) http2: Rc<Cell<bool>>,
+    /// When something went on last, as [`now`] has it.
+    pub(crate) progress: Arc<AtomicU64>,
     /// It is to end.
     pub(crate) closing: watch::Receiver<bool>,
 }
@@ -70,6 +72,7 @@ impl Connection {
     pub(crate) async fn serve(self: Rc<Self>, request: Request<Incoming>) -> Result<Response<Answered>, Infallible> {
         let http2 = request.version() == Version::HTTP_2;
         self.http2.set(http2);
+        self.progress.store(now(), Ordering::Relaxed);
         let mut response = self.answer(request).await?;
         let goes_on = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if !http2 && !goes_on && *self.closing.borrow() {
@@ -176,10 +179,10 @@ impl Connection {
         let mut parts = parts;
         let on_upgrade = upgrade.is_some().then(|| parts.extensions.remove::<hyper::upgrade::OnUpgrade>()).flatten();
         self.prepare(&mut parts, upgrade.as_ref());
-        let (repeatable, came) =
-            (body.is_end_stream() && is_idempotent(&parts.method), Arc::new(AtomicU64::new(now())));
         let empty = body.is_end_stream();
-        let mut body = Some(if empty { Outgoing::Empty } else { Outgoing::Client(body, Arc::clone(&came)) });
+        let repeatable = empty && is_idempotent(&parts.method);
+        let came = (!empty).then_some(&*self.progress);
+        let mut body = Some(if empty { Outgoing::Empty } else { Outgoing::Client(body, Arc::clone(&self.progress)) });
         let mut parts = Some(parts);
         let mut response = loop {
             let first = if tried.is_empty() { stuck.and_then(|cookie| group.stuck_to(cookie)) } else { None };
@@ -211,7 +214,7 @@ impl Connection {
             endpoint.figures.requests.fetch_add(1, Ordering::Relaxed);
             let request = Request::from_parts(head, sent);
             let sending = self.send(endpoint, spoken, request, upgrade.is_some());
-            let Some(result) = within(idle, &came, sending).await else {
+            let Some(result) = within(idle, came, sending).await else {
                 endpoint.figures.failures.fetch_add(1, Ordering::Relaxed);
                 break own(StatusCode::GATEWAY_TIMEOUT, "the target gave no answer in time");
             };
@@ -290,7 +293,8 @@ impl Connection {
     fn prepare(&self, parts: &mut http::request::Parts, upgrade: Option<&HeaderValue>) {
         strip(&mut parts.headers);
         let headers = &mut parts.headers;
-        let trailers = headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
+        let trailers = headers.contains_key(header::TE)
+            && headers.get(header::TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
         if !trailers {
             headers.remove(header::TE);
         }
@@ -332,12 +336,13 @@ impl Connection {
         let (mut parts, body) = answer.response.into_parts();
         strip(&mut parts.headers);
         parts.version = Version::HTTP_11;
-        // Whoever is on the way out does not wait for a client that keeps its connection.
-        if group.is_sticky() && !self.worker.table().groups.is_empty() {
+        if group.is_sticky() {
             stick(&mut parts.headers, group, endpoint);
         }
         let idle = Idle::new(idle);
-        let mut of = Box::new(OfTarget { body, lent: answer.lent, entry, idle, _busy: busy });
+        let progress = Arc::clone(&self.progress);
+        progress.store(now(), Ordering::Relaxed);
+        let mut of = Box::new(OfTarget { body, lent: answer.lent, entry, idle, progress, _busy: busy });
         if of.body.is_end_stream() {
             of.end();
         }
@@ -346,14 +351,14 @@ impl Connection {
 }
 
 /// The answer of a future, unless nothing came of the client's body, nor the answer, for so long.
-async fn within<T>(idle: Duration, came: &AtomicU64, future: impl Future<Output = T>) -> Option<T> {
+async fn within<T>(idle: Duration, came: Option<&AtomicU64>, future: impl Future<Output = T>) -> Option<T> {
     let mut future = std::pin::pin!(future);
     let mut left = idle;
     loop {
         if let Ok(answer) = tokio::time::timeout(left, &mut future).await {
             return Some(answer);
         }
-        let silent = Duration::from_millis(now().saturating_sub(came.load(Ordering::Relaxed)));
+        let silent = Duration::from_millis(now().saturating_sub(came?.load(Ordering::Relaxed)));
         left = idle.checked_sub(silent).filter(|left| !left.is_zero())?;
     }
 }
@@ -398,8 +403,25 @@ fn upgrade_of(request: &Request<Incoming>) -> Option<HeaderValue> {
     protocol.filter(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).cloned()
 }
 
+/// Headers that are for one connection only.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    HTTP2_SETTINGS,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
 /// Takes away the headers that are for one connection only.
 fn strip(headers: &mut HeaderMap) {
+    // Most have none: comparing names costs less than looking for each.
+    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+        return;
+    }
     if let Some(named) = headers.remove(header::CONNECTION)
         && let Ok(named) = named.to_str()
     {
@@ -409,16 +431,7 @@ fn strip(headers: &mut HeaderMap) {
             }
         }
     }
-    for name in [
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        HTTP2_SETTINGS,
-        header::PROXY_AUTHENTICATE,
-        header::PROXY_AUTHORIZATION,
-        header::TRAILER,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-    ] {
+    for name in HOP_BY_HOP {
         headers.remove(name);
     }
 }

@@ -21,6 +21,7 @@ use tokio::task::{AbortHandle, LocalSet};
 use tokio_rustls::TlsAcceptor;
 
 use crate::access::AccessLog;
+use crate::endpoint::now;
 use crate::handover::Sockets;
 use crate::http::Connection;
 use crate::table::Table;
@@ -147,6 +148,22 @@ fn follow(
     }
 }
 
+/// Returns when nothing has gone on for so long: no request, no piece of one or of an answer. One clock for a connection, whatever it
+/// carries.
+async fn silence(progress: &AtomicU64, limit: Duration) {
+    // Who is told that an answer takes too long is told by then.
+    let limit = limit + Duration::from_secs(1);
+    let mut left = limit;
+    loop {
+        tokio::time::sleep(left).await;
+        let silent = Duration::from_millis(now().saturating_sub(progress.load(Ordering::Relaxed)));
+        match limit.checked_sub(silent).filter(|left| !left.is_zero()) {
+            Some(more) => left = more,
+            None => return,
+        }
+    }
+}
+
 /// Where connections of one listener come in.
 struct Door {
     worker: Rc<Worker>,
@@ -225,12 +242,14 @@ impl Door {
             tls: self.tls.is_some(),
             port: self.accepted.port,
             http2: Rc::default(),
+            progress: Arc::new(AtomicU64::new(now())),
             closing: self.closing.clone(),
         });
-        let http2 = Rc::clone(&connection.http2);
+        let (http2, progress) = (Rc::clone(&connection.http2), Arc::clone(&connection.progress));
         let service = service_fn(move |request| Rc::clone(&connection).serve(request));
         let mut builder = auto::Builder::new(Local);
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(self.accepted.idle).max_buf_size(HEAD);
+        // What is silent is ended by the worker's own clock: one for all connections, not one for each request.
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HEAD);
         builder
             .http2()
             .timer(TokioTimer::new())
@@ -244,6 +263,7 @@ impl Door {
         tokio::select! {
             _ = serving.as_mut() => return,
             _ = closing.wait_for(|closing| *closing) => {}
+            () = silence(&progress, self.accepted.idle) => return,
         }
         // A request may be on its way. It is answered, and with it a client of HTTP/1 hears that the connection ends; one of
         // HTTP/2 can be told at once.

@@ -142,8 +142,10 @@ fn requests_go_where_rules_say_and_carry_for_whom_they_are_asked() {
     assert!(said.contains(&format!("{port} is listener/http's already")), "{said}");
     let said = refused(&listener("lost", free_port(), "").replace("targetGroupArn: web", "targetGroupArn: wep"));
     assert!(said.contains("there is no target group `wep`; did you mean `web`?"), "{said}");
-    let said =
-        refused(&web(2, "backend.py", "", "").replace("portMappings: [{containerPort: 8080}]", "portMappings: [{containerPort: 8081}]"));
+    let said = refused(
+        &web(2, "backend.py", "", "")
+            .replace("portMappings: [{containerPort: 8080}]", "portMappings: [{containerPort: 8081}]"),
+    );
     assert!(said.contains("did not have a container port 8080 defined"), "{said}");
     let said = text(&place.steady(&["delete", "targetgroup/web"]));
     assert!(said.contains("in use by listener/http, service/web"), "{said}");

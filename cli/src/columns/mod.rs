@@ -8,9 +8,11 @@ pub use cells::{state, yes_no};
 pub use counts::{Usage, free};
 pub use tasks::{addresses, reason as task_reason, short_id, status_word, urls};
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use steady_core::{Kind, KindExt, Timestamp, condition, security};
+use steady_core::{Kind, KindExt, Timestamp, condition, security, traffic};
+use steady_proto::v1::target_state::Value as TargetState;
 use steady_proto::v1::{Object, SecurityGroupRule};
 
 use crate::span;
@@ -51,7 +53,7 @@ impl Columns {
         match kind {
             Kind::Cluster if wide => &[Kind::Service, Kind::Task, Kind::ContainerInstance, Kind::TaskDefinition],
             Kind::Cluster => &[Kind::Service, Kind::Task, Kind::ContainerInstance],
-            Kind::ContainerInstance => &[Kind::Task],
+            Kind::ContainerInstance | Kind::TargetGroup => &[Kind::Task],
             Kind::Task => &[Kind::ContainerInstance],
             _ => &[],
         }
@@ -63,6 +65,10 @@ impl Columns {
             (Kind::ContainerInstance, Kind::Task) => {
                 let instance = &changed.as_task()?.spec.as_ref()?.container_instance;
                 (!instance.is_empty()).then(|| (changed.cluster().to_owned(), instance.clone()))
+            }
+            (Kind::TargetGroup, Kind::Task) => {
+                let balancer = changed.as_task()?.spec.as_ref()?.load_balancers.first()?;
+                Some((changed.cluster().to_owned(), balancer.target_group_arn.clone()))
             }
             (Kind::Cluster, Kind::Service | Kind::Task | Kind::ContainerInstance) => {
                 Some((String::new(), changed.cluster().to_owned()))
@@ -108,6 +114,8 @@ impl Columns {
                 &["EXTERNAL-ID"],
             ),
             Kind::SecurityGroup => (&["NAME", "INGRESS", "EGRESS", "DESCRIPTION", "AGE"], &[]),
+            Kind::TargetGroup => (&["NAME", "PROTOCOL", "HEALTHY", "TARGETS", "HEALTH-CHECK", "AGE"], &[]),
+            Kind::Listener => (&["NAME", "LOAD-BALANCER", "PROTOCOL", "PORT", "RULES", "TARGET-GROUPS", "AGE"], &[]),
             Kind::Secret => (&["NAME", "LAST-CHANGED", "DESCRIPTION", "AGE"], &[]),
             Kind::Alarm => (&["NAME", "STATE", "SINCE", "REASON"], &["DESCRIPTION"]),
             Kind::Event => (&["AGE", "SEVERITY", "ABOUT", "REASON", "MESSAGE"], &["SOURCE"]),
@@ -136,6 +144,8 @@ impl Columns {
             }
             Kind::TaskSet => task_set(object, age),
             Kind::SecurityGroup => security_group(object, age),
+            Kind::TargetGroup => target_group(object, world, &age),
+            Kind::Listener => listener(object, &age),
             Kind::Secret => secret(object, now, age),
             Kind::Alarm => alarm(object, now),
             Kind::Event => event(object, now),
@@ -195,6 +205,32 @@ fn security_group(object: &Object, age: String) -> Row {
     };
     let (ingress, egress) = (rules(&spec.ingress, "nothing"), rules(&spec.egress, "everything"));
     (vec![object.name().into(), ingress.into(), egress.into(), spec.description.into(), age.into()], vec![])
+}
+
+fn target_group(object: &Object, world: &World, age: &str) -> Row {
+    let spec = object.as_target_group().and_then(|group| group.spec.clone()).unwrap_or_default();
+    let tasks = world.view.in_cluster(Kind::Task, object.cluster()).filter_map(|task| steady_core::task::of(task));
+    let targets = tasks.flat_map(|task| &task.status.targets).filter(|target| target.target_group == object.name());
+    let (healthy, all) = targets
+        .fold((0, 0), |(healthy, all), target| (healthy + i32::from(target.state() == TargetState::Healthy), all + 1));
+    let check = if spec.health_check_enabled() {
+        format!("{} {}", spec.health_check_protocol().as_str_name(), spec.health_check_path)
+    } else {
+        "disabled".to_owned()
+    };
+    let protocol = spec.protocol().as_str_name();
+    let cells = [object.name(), protocol, &healthy.to_string(), &all.to_string(), check.trim(), age];
+    (cells.map(|text| text.to_owned().into()).into(), vec![])
+}
+
+fn listener(object: &Object, age: &str) -> Row {
+    let spec = object.as_listener().and_then(|listener| listener.spec.clone()).unwrap_or_default();
+    let groups: BTreeSet<&str> = traffic::target_groups(&spec).collect();
+    let groups = groups.into_iter().collect::<Vec<_>>().join(", ");
+    let (port, rules) = (spec.port.to_string(), spec.rules.len().to_string());
+    let protocol = spec.protocol().as_str_name();
+    let cells = [object.name(), &spec.load_balancer, protocol, &port, &rules, &groups, age];
+    (cells.map(|text| text.to_owned().into()).into(), vec![])
 }
 
 fn alarm(object: &Object, now: Timestamp) -> Row {

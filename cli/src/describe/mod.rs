@@ -3,6 +3,7 @@
 mod instance;
 mod service;
 mod task;
+mod traffic;
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -59,7 +60,7 @@ pub async fn run(args: Describe, global: &Global, out: &mut Out) -> Result<(), F
 
 async fn one(client: &Client, key: &Key, color: bool) -> Result<String, Failure> {
     let object = client.get(key).await?;
-    let kinds = [Kind::Deployment, Kind::Task, Kind::ContainerInstance, Kind::Event];
+    let kinds = [Kind::Deployment, Kind::Task, Kind::ContainerInstance, Kind::Event, Kind::Listener];
     let kinds: &[Kind] = if key.kind.in_cluster() { &kinds } else { &[Kind::Event] };
     let mut world = World::list(client, kinds, &key.cluster).await?;
     world.add(vec![object.clone()]);
@@ -69,6 +70,8 @@ async fn one(client: &Client, key: &Key, color: bool) -> Result<String, Failure>
         Kind::Service => service::describe(&mut page, &object, &world),
         Kind::Task => task::describe(&mut page, &object, &world),
         Kind::ContainerInstance => instance::describe(&mut page, &object, &world),
+        Kind::TargetGroup => traffic::group(&mut page, &object, &world),
+        Kind::Listener => traffic::listener(&mut page, &object),
         _ => page.plain(&object)?,
     }
     page.events(&object, &world);

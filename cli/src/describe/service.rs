@@ -48,6 +48,10 @@ pub(super) fn describe(page: &mut Page, object: &Object, world: &World) {
         let (name, weight, base) = (&item.capacity_provider, item.weight, item.base);
         page.field("Provider", &format!("{name} (base {base}, weight {weight})"));
     }
+    for balancer in &spec.load_balancers {
+        let (group, container, port) = (&balancer.target_group_arn, &balancer.container_name, balancer.container_port);
+        page.field("Target group", &format!("{group} → {container}:{port}"));
+    }
     page.priority(spec.priority, spec.preemptible);
     page.field("Scheduler", &spec.scheduler_name);
     let (running, pending) = (status.running_count(), status.pending_count());

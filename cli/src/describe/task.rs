@@ -35,6 +35,9 @@ pub(super) fn describe(page: &mut Page, object: &Object, world: &World) {
     if status.stop_code() != StopCode::Unspecified {
         page.field("Stop code", status.stop_code().as_str_name());
     }
+    for target in &status.targets {
+        page.field("Target", &format!("{}  {}", target.target_group, super::traffic::target(target)));
+    }
     page.waiting(object);
     page.section("Containers");
     if status.containers.is_empty() {
