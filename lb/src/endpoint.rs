@@ -23,6 +23,10 @@ pub(crate) struct Endpoint {
     /// What a client's cookie calls it.
     pub(crate) cookie: u64,
     state: AtomicU8,
+    /// It was looked at from here.
+    looked_at: AtomicBool,
+    /// What the control plane was told of it, as the newest view has it.
+    told: AtomicU8,
     /// Why it is so.
     why: Mutex<(&'static str, String)>,
     /// Requests, or connections, that go on.
@@ -67,6 +71,8 @@ impl Endpoint {
             cookie: std::hash::Hasher::finish(&cookie),
             identity,
             state: AtomicU8::new(State::Initial as u8),
+            looked_at: AtomicBool::new(false),
+            told: AtomicU8::new(State::Unspecified as u8),
             why: Mutex::default(),
             outstanding: AtomicU32::new(0),
             draining: AtomicBool::new(false),
@@ -100,6 +106,24 @@ impl Endpoint {
             self.healthy_since.store(now(), Ordering::Relaxed);
         }
         before != state as u8
+    }
+
+    /// It was looked at from here, or is not to be.
+    pub(crate) fn looked_at(&self) -> bool {
+        self.looked_at.load(Ordering::Relaxed) || self.is_draining()
+    }
+
+    pub(crate) fn set_looked_at(&self) {
+        self.looked_at.store(true, Ordering::Relaxed);
+    }
+
+    /// What the control plane knows from here.
+    pub(crate) fn told(&self) -> State {
+        State::try_from(i32::from(self.told.load(Ordering::Relaxed))).unwrap_or(State::Unspecified)
+    }
+
+    pub(crate) fn set_told(&self, state: State) {
+        self.told.store(state as u8, Ordering::Relaxed);
     }
 
     pub(crate) fn is_draining(&self) -> bool {

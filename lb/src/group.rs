@@ -97,8 +97,8 @@ impl Group {
 
     /// A pool by its share.
     fn pool(&self, weights: &[f64]) -> Option<&Pool> {
-        if let [only] = self.pools.as_slice() {
-            return Some(only);
+        if let ([only], [weight]) = (self.pools.as_slice(), weights) {
+            return (*weight > 0.0).then_some(only);
         }
         let total: f64 = weights.iter().sum();
         if total <= 0.0 {

@@ -17,23 +17,24 @@ use rustix::net::{
 };
 
 /// Most sockets that are handed over.
-const MOST: usize = 64;
+const MOST: usize = 200;
 /// How long the other side may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Listening sockets by port.
 pub(crate) type Sockets = BTreeMap<u16, Arc<TcpListener>>;
 
-/// Asks the process that is there for its sockets; none is no error.
-pub(crate) fn take(path: &Path) -> io::Result<Sockets> {
+/// Asks the process that is there for its sockets; none is no error. It accepts, too, until it is told that they are in good
+/// hands ([`confirm`]).
+pub(crate) fn take(path: &Path) -> io::Result<(Sockets, Option<UnixStream>)> {
     let stream = match UnixStream::connect(path) {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            return Ok(Sockets::new());
+            return Ok((Sockets::new(), None));
         }
         stream => stream?,
     };
     stream.set_read_timeout(Some(PATIENCE))?;
-    let mut text = [0; 1024];
+    let mut text = [0; 2048];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let got = recvmsg(&stream, &mut [IoSliceMut::new(&mut text)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
@@ -45,9 +46,14 @@ pub(crate) fn take(path: &Path) -> io::Result<Sockets> {
     let text = String::from_utf8_lossy(&text[..got.bytes]).into_owned();
     let ports = text.split_whitespace().filter_map(|port| port.parse::<u16>().ok());
     let sockets = ports.zip(fds).map(|(port, fd)| (port, Arc::new(TcpListener::from(fd)))).collect();
-    // From here on they are this process'.
-    (&stream).write_all(b"mine")?;
-    Ok(sockets)
+    Ok((sockets, Some(stream)))
+}
+
+/// From here on the sockets are this process': the one before ends.
+pub(crate) fn confirm(mut before: &UnixStream) {
+    if let Err(error) = before.write_all(b"mine") {
+        tracing::warn!(%error, "the process before does not hear that its sockets are taken");
+    }
 }
 
 /// Gives its sockets to whoever asks for them. Returns when they have been taken.
@@ -81,14 +87,15 @@ mod tests {
     fn sockets_are_handed_over_with_the_connections_that_wait() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("s");
-        assert!(take(&path).expect("nobody is there").is_empty());
+        assert!(take(&path).expect("nobody is there").1.is_none());
         let listener = UnixListener::bind(&path).expect("bound");
         let tcp = Arc::new(TcpListener::bind("127.0.0.1:0").expect("bound"));
         let port = tcp.local_addr().expect("an address").port();
         let _waits = std::net::TcpStream::connect(("127.0.0.1", port)).expect("connected");
         let given = Sockets::from([(port, tcp)]);
         let giving = std::thread::spawn(move || give(&listener, || given.clone()));
-        let taken = take(&path).expect("taken");
+        let (taken, before) = take(&path).expect("taken");
+        confirm(&before.expect("somebody is there"));
         giving.join().expect("given");
         assert_eq!(taken.keys().copied().collect::<Vec<_>>(), [port]);
         assert!(taken[&port].accept().is_ok(), "it was waiting");

@@ -84,6 +84,7 @@ async fn look(
         (seconds(spec.health_check_interval_seconds()), seconds(spec.health_check_timeout_seconds()));
     if !spec.health_check_enabled() {
         endpoint.set_state(State::Healthy, "", "health checks are disabled".into());
+        endpoint.set_looked_at();
         let _ = changed.send(Arc::clone(endpoint));
         return;
     }
@@ -116,7 +117,12 @@ async fn look(
                 }
             }
         }
-        if news || (first && endpoint.state() != State::Initial) {
+        // What others have found is not told as found here.
+        let is_found = good > 0 || endpoint.state() == State::Unhealthy;
+        if is_found {
+            endpoint.set_looked_at();
+        }
+        if news || (first && is_found && endpoint.state() != State::Initial) {
             first = false;
             tracing::info!(target = %endpoint.identity.address, task = endpoint.identity.task, state = endpoint.state().as_str_name(), why = endpoint.why().1, "a target");
             let _ = changed.send(Arc::clone(endpoint));

@@ -24,6 +24,7 @@ use crate::access::Entry;
 use crate::body::{Answered, Idle, OfTarget, Outgoing};
 use crate::endpoint::{Busy, Endpoint, now};
 use crate::group::Group;
+use crate::serve::Counted;
 use crate::table::{Asked, Does, Share, host};
 use crate::upstream::{Answer, Failed, Spoken};
 use crate::worker::Worker;
@@ -56,6 +57,8 @@ pub(crate) struct Connection {
     pub(crate) progress: Arc<AtomicU64>,
     /// It is to end.
     pub(crate) closing: watch::Receiver<bool>,
+    /// Whatever it becomes.
+    pub(crate) counted: Rc<Counted>,
 }
 
 /// An answer of the load balancer's own.
@@ -205,6 +208,12 @@ impl Connection {
                 entry.tries += 1;
             }
             let spoken = spoken(group, upgrade.is_some());
+            if !head.headers.contains_key(header::HOST)
+                && head.uri.authority().is_none()
+                && let Ok(address) = HeaderValue::try_from(endpoint.identity.address.to_string())
+            {
+                head.headers.insert(header::HOST, address);
+            }
             let kept = repeatable.then(|| head.clone());
             if spoken.http2 {
                 for_http2(&mut head, spoken.tls);
@@ -213,7 +222,8 @@ impl Connection {
             }
             endpoint.figures.requests.fetch_add(1, Ordering::Relaxed);
             let request = Request::from_parts(head, sent);
-            let sending = self.send(endpoint, spoken, request, upgrade.is_some());
+            self.progress.store(now(), Ordering::Relaxed);
+            let sending = self.send(endpoint, spoken, request, upgrade.is_some(), repeatable);
             let Some(result) = within(idle, came, sending).await else {
                 endpoint.figures.failures.fetch_add(1, Ordering::Relaxed);
                 break own(StatusCode::GATEWAY_TIMEOUT, "the target gave no answer in time");
@@ -232,7 +242,8 @@ impl Connection {
                         entry.status = status.as_u16();
                     }
                     if status == StatusCode::SWITCHING_PROTOCOLS {
-                        return switch(answer.response, on_upgrade, busy, idle, entry);
+                        let goes_on = (busy, Rc::clone(&self.counted), entry);
+                        return switch(answer.response, on_upgrade, idle, goes_on);
                     }
                     return self.pass_on(answer, group, endpoint, busy, idle, entry);
                 }
@@ -245,8 +256,15 @@ impl Connection {
                     }
                     (parts, body) = (Some(head), Some(back));
                 }
-                Err(Failed::Sent(why)) => {
-                    endpoint.refused();
+                Err(Failed::Client(why)) => {
+                    tracing::debug!(why, "a client broke off");
+                    break own(StatusCode::BAD_REQUEST, "the request broke off");
+                }
+                Err(Failed::Sent { why, reused }) => {
+                    // One that was kept may have been closed in this very moment: nobody's fault.
+                    if !reused {
+                        endpoint.refused();
+                    }
                     tracing::debug!(target = %endpoint.identity.address, why, "a target broke off");
                     if let Some(entry) = &mut entry {
                         entry.error = why;
@@ -278,6 +296,7 @@ impl Connection {
         spoken: Spoken,
         request: Request<Outgoing>,
         upgrades: bool,
+        repeatable: bool,
     ) -> Result<Answer, Failed> {
         let worker = &self.worker;
         let tls = spoken.tls.then(|| &worker.tls[usize::from(spoken.http2)]);
@@ -286,7 +305,7 @@ impl Connection {
             let response = worker.upstreams.upgrade(address, tls, request).await?;
             return Ok(Answer { response, lent: None });
         }
-        worker.upstreams.send(address, spoken, tls, request).await
+        worker.upstreams.send(address, spoken, tls, request, repeatable).await
     }
 
     /// Takes away what is between the client and this, and says for whom it is asked.
@@ -316,11 +335,12 @@ impl Connection {
         headers.insert(FORWARDED_FOR, chain);
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static(if self.tls { "https" } else { "http" }));
         headers.insert(FORWARDED_PORT, HeaderValue::from(self.port));
-        if parts.version == Version::HTTP_2
-            && !headers.contains_key(header::HOST)
-            && let Some(host) = parts.uri.authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok())
-        {
-            headers.insert(header::HOST, host);
+        // What rules have looked at is what the target sees (RFC 9112, 3.2.2).
+        if let Some(authority) = parts.uri.authority() {
+            let bare = authority.as_str().rsplit('@').next().unwrap_or_default();
+            if let Ok(host) = HeaderValue::from_str(bare) {
+                headers.insert(header::HOST, host);
+            }
         }
     }
 
@@ -379,6 +399,10 @@ fn wrong(request: &Request<Incoming>) -> Option<&'static str> {
     if request.version() == Version::HTTP_11 && hosts == 0 {
         return Some("no Host");
     }
+    let is_host = |value: &HeaderValue| http::uri::Authority::try_from(value.as_bytes()).is_ok();
+    if headers.get(header::HOST).is_some_and(|host| !is_host(host)) {
+        return Some("a Host that is none");
+    }
     if request.method() == Method::CONNECT {
         return Some("CONNECT is not for load balancers");
     }
@@ -404,17 +428,20 @@ fn upgrade_of(request: &Request<Incoming>) -> Option<HeaderValue> {
 }
 
 /// Headers that are for one connection only.
-const HOP_BY_HOP: [HeaderName; 9] = [
+const HOP_BY_HOP: [HeaderName; 8] = [
     header::CONNECTION,
     KEEP_ALIVE,
     PROXY_CONNECTION,
     HTTP2_SETTINGS,
     header::PROXY_AUTHENTICATE,
     header::PROXY_AUTHORIZATION,
-    header::TRAILER,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
 ];
+
+/// What a client cannot take from its own request by calling it the connection's.
+const KEPT: [&str; 8] =
+    ["close", "keep-alive", "te", "host", "content-length", "content-type", "authorization", "cookie"];
 
 /// Takes away the headers that are for one connection only.
 fn strip(headers: &mut HeaderMap) {
@@ -422,14 +449,10 @@ fn strip(headers: &mut HeaderMap) {
     if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
         return;
     }
-    if let Some(named) = headers.remove(header::CONNECTION)
-        && let Ok(named) = named.to_str()
-    {
-        for name in named.split(',').map(str::trim).filter(|name| !name.eq_ignore_ascii_case("keep-alive")) {
-            if !name.eq_ignore_ascii_case("close") && !name.eq_ignore_ascii_case("te") {
-                headers.remove(name);
-            }
-        }
+    let values = headers.get_all(header::CONNECTION).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let named = values.map(|value| value.to_ascii_lowercase()).collect::<Vec<_>>().join(",");
+    for name in named.split(',').map(str::trim).filter(|name| !name.is_empty() && !KEPT.contains(name)) {
+        headers.remove(name);
     }
     for name in HOP_BY_HOP {
         headers.remove(name);
@@ -449,8 +472,10 @@ fn for_http1(parts: &mut http::request::Parts) {
 /// With its host in the address, as HTTP/2 has it.
 fn for_http2(parts: &mut http::request::Parts, tls: bool) {
     parts.version = Version::HTTP_2;
+    // At a second try it is where the first one has put it.
     let host = parts.headers.remove(header::HOST);
-    let host = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or("target");
+    let known = parts.uri.authority().map(http::uri::Authority::as_str);
+    let host = host.as_ref().and_then(|host| host.to_str().ok()).or(known).unwrap_or("target");
     let path = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let scheme = if tls { "https" } else { "http" };
     parts.uri = Uri::builder().scheme(scheme).authority(host).path_and_query(path).build().unwrap_or_default();
@@ -489,9 +514,8 @@ fn stick(headers: &mut HeaderMap, group: &Group, endpoint: &Endpoint) {
 fn switch(
     response: Response<Incoming>,
     client: Option<hyper::upgrade::OnUpgrade>,
-    busy: Busy,
     idle: Duration,
-    entry: Option<Entry>,
+    held: (Busy, Rc<Counted>, Option<Entry>),
 ) -> Response<Answered> {
     let Some(client) = client else {
         return own(StatusCode::BAD_GATEWAY, "the target changes the protocol, and nobody asked for it");
@@ -499,7 +523,7 @@ fn switch(
     let (parts, body) = response.into_parts();
     let target = hyper::upgrade::on(Response::from_parts(parts.clone(), body));
     tokio::task::spawn_local(async move {
-        let _held = (busy, entry);
+        let _held = held;
         if let (Ok(client), Ok(target)) = (client.await, target.await) {
             crate::tcp::pass(&mut TokioIo::new(client), &mut TokioIo::new(target), idle).await;
         }

@@ -24,16 +24,16 @@ mod worker;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, TcpListener};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use steady_core::v1::GetCertificatesRequest;
 use steady_core::v1::traffic_protocol::Value as Protocol;
 use steady_core::{Kind, View, traffic};
-use steady_runtime::{Client, News, Reflector, holder, presence};
+use steady_runtime::{Client, News, Reflector, holder, presence, release};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -50,7 +50,9 @@ use tls::{Certificate, Certificates};
 /// How long the control plane may take before the table of the last time is obeyed.
 const FIRST: Duration = Duration::from_millis(500);
 /// Between attempts at what did not work: ports that are somebody else's, certificates that are not there.
-const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_secs(3);
+/// Most certificates that are asked for at once.
+const MAX_CERTIFICATES: usize = 100;
 /// Between writes of the last good table.
 const KEEP: Duration = Duration::from_secs(1);
 /// How long changes are gathered before a table is made of them, when the last one was made just so.
@@ -89,6 +91,8 @@ pub enum LbError {
 
 /// What all of it knows together.
 struct Balancer {
+    /// What it is known by.
+    own: String,
     settings: Settings,
     client: Client,
     kept: Kept,
@@ -101,6 +105,10 @@ struct Balancer {
     tls: BTreeMap<String, (Vec<String>, Arc<rustls::ServerConfig>)>,
     /// Ports that could not be had, and why; told once.
     refused: BTreeMap<u16, String>,
+    /// Its sockets are here, and it does not know yet that they are served.
+    process_before: Option<UnixStream>,
+    /// Tells that another process has the sockets; taken when this one serves.
+    hand_over: Option<watch::Sender<bool>>,
 }
 
 /// Runs until it is to end, and its requests are over.
@@ -114,18 +122,15 @@ pub async fn run(settings: Settings, client: Client, ending: watch::Receiver<boo
         Some(path) => Some(AccessLog::open(path).map_err(local(path))?),
         None => None,
     };
-    // The process before takes no new connections from here on.
     let path = kept.handover();
-    let sockets = handover::take(&path).map_err(local(&path))?;
-    let _ = std::fs::remove_file(&path);
-    let door = UnixListener::bind(&path).map_err(local(&path))?;
+    let (sockets, process_before) = handover::take(&path).map_err(local(&path))?;
     if !sockets.is_empty() {
         tracing::info!(ports = ?sockets.keys().collect::<Vec<_>>(), "has the sockets of the process before");
     }
     let sockets = Arc::new(Mutex::new(sockets));
     let (orders, _) = watch::channel(Orders::default());
     let (tables, _) = watch::channel(Arc::new(Table::default()));
-    let open: Open = Arc::default();
+    let (open, closed) = (Open::default(), Arc::new(AtomicUsize::new(0)));
     let count = if settings.threads == 0 {
         std::thread::available_parallelism().map_or(1, usize::from)
     } else {
@@ -135,9 +140,9 @@ pub async fn run(settings: Settings, client: Client, ending: watch::Receiver<boo
     let mut at = Vec::new();
     for number in 0..count {
         let (orders, known) = (orders.subscribe(), Arc::new(AtomicU64::new(0)));
-        let (mine, open, log) = (Arc::clone(&known), Arc::clone(&open), log.clone());
+        let (mine, open, closed, log) = (Arc::clone(&known), Arc::clone(&open), Arc::clone(&closed), log.clone());
         let thread = std::thread::Builder::new().name(format!("lb-{number}"));
-        let thread = thread.spawn(move || work(orders, mine, open, log));
+        let thread = thread.spawn(move || work(orders, mine, open, closed, log));
         threads.push(thread.map_err(local(&settings.directory))?);
         at.push(known);
     }
@@ -153,21 +158,18 @@ pub async fn run(settings: Settings, client: Client, ending: watch::Receiver<boo
     // They end with this future.
     let mut beside = tokio::task::JoinSet::new();
     beside.spawn(reporter.run(states, tables.subscribe()));
-    beside.spawn(presence(client.clone(), lease, holder()));
+    let holder = holder();
+    beside.spawn(presence(client.clone(), lease.clone(), holder.clone()));
     if let Some(address) = settings.metrics.clone() {
         let figures = Figures { tables: tables.subscribe(), open: Arc::clone(&open), log: log.clone() };
         beside.spawn(figures.serve(address));
     }
     let (hand_over, mut handed_over) = watch::channel(false);
-    let giving = Arc::clone(&sockets);
-    std::thread::spawn(move || {
-        handover::give(&door, || giving.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        hand_over.send_replace(true);
-    });
     let drain = settings.drain;
     let mut balancer = Balancer {
+        own: format!("{}.{name}", settings.load_balancer),
         settings,
-        client,
+        client: client.clone(),
         kept,
         certificates: Arc::default(),
         sockets,
@@ -176,12 +178,14 @@ pub async fn run(settings: Settings, client: Client, ending: watch::Receiver<boo
         health: Health::new(found),
         tls: BTreeMap::new(),
         refused: BTreeMap::new(),
+        process_before,
+        hand_over: Some(hand_over),
     };
     let mut ending = ending;
     tokio::select! {
         () = balancer.follow() => {}
         _ = ending.wait_for(|ending| *ending) => {}
-        _ = handed_over.wait_for(|handed| *handed) => tracing::info!("another process has the sockets; ending with the last request"),
+        Ok(_) = handed_over.wait_for(|handed| *handed) => tracing::info!("another process has the sockets; ending with the last request"),
     }
     let was_handed_over = *handed_over.borrow();
     if !was_handed_over {
@@ -195,6 +199,10 @@ pub async fn run(settings: Settings, client: Client, ending: watch::Receiver<boo
     let until = Instant::now() + drain;
     // What goes on obeys what changes, and tells when targets have drained.
     let drained = async {
+        // Until then a connection may come in.
+        while closed.load(Ordering::Acquire) < count && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
         while open.load(Ordering::Acquire) > 0 && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -205,6 +213,7 @@ pub async fn run(settings: Settings, client: Client, ending: watch::Receiver<boo
     }
     beside.shutdown().await;
     drop(balancer);
+    release(&client, lease, holder).await;
     let _ = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join()))).await;
     Ok(())
 }
@@ -294,7 +303,7 @@ impl Balancer {
     /// Has everybody obey what a view says.
     fn obey(&mut self, view: &View) {
         let before = Arc::clone(&self.tables.borrow());
-        let table = Arc::new(Table::of(view, &self.settings.cluster, &self.settings.load_balancer, &before));
+        let table = Arc::new(Table::of(view, &self.settings.cluster, &self.settings.load_balancer, &self.own, &before));
         let closing = self.orders.borrow().closing;
         let sockets = Arc::clone(&self.sockets);
         let mut sockets = sockets.lock().unwrap_or_else(PoisonError::into_inner);
@@ -327,6 +336,28 @@ impl Balancer {
         });
         self.health.obey(&table);
         self.tables.send_replace(table);
+        self.settle();
+    }
+
+    /// From the first table on the process before is not needed, and the next one may come.
+    fn settle(&mut self) {
+        let Some(hand_over) = self.hand_over.take() else { return };
+        if let Some(before) = self.process_before.take() {
+            handover::confirm(&before);
+        }
+        let path = self.kept.handover();
+        let _ = std::fs::remove_file(&path);
+        let door = match UnixListener::bind(&path) {
+            Ok(door) => door,
+            Err(error) => {
+                return tracing::error!(path = %path.display(), %error, "no next process can take the sockets over");
+            }
+        };
+        let sockets = Arc::clone(&self.sockets);
+        std::thread::spawn(move || {
+            handover::give(&door, || sockets.lock().unwrap_or_else(PoisonError::into_inner).clone());
+            hand_over.send_replace(true);
+        });
     }
 
     /// How clients of encrypted listeners are met: the same for as long as their certificates are.
@@ -360,27 +391,41 @@ impl Balancer {
 
     /// Asks for the certificates of listeners. What is not told stays as it is known.
     async fn learn_certificates(&self, view: &View) {
-        let names: Vec<String> = self.named_certificates(view).into_iter().collect();
-        if names.is_empty() {
+        let named = self.named_certificates(view);
+        let before: Vec<String> = self.known_certificates();
+        for part in named.iter().cloned().collect::<Vec<_>>().chunks(MAX_CERTIFICATES) {
+            let request =
+                GetCertificatesRequest { cluster: self.settings.cluster.clone(), certificates: part.to_vec() };
+            let mut traffic = self.client.traffic();
+            let answer = match tokio::time::timeout(AGAIN, traffic.get_certificates(request)).await {
+                Ok(Ok(answer)) => answer.into_inner(),
+                Ok(Err(status)) => {
+                    return tracing::warn!(%status, "certificates are not told; those stay that are known");
+                }
+                Err(_) => return,
+            };
+            for (name, why) in answer.missing {
+                tracing::error!(certificate = name, why, "a certificate of a listener cannot be had");
+            }
+            self.take_certificates(answer.certificates);
+        }
+        // Keys that nobody names are nobody's to have.
+        self.certificates.write().unwrap_or_else(PoisonError::into_inner).retain(|name, _| named.contains(name));
+        if self.known_certificates() == before {
             return;
         }
-        let request = GetCertificatesRequest { cluster: self.settings.cluster.clone(), certificates: names };
-        let mut traffic = self.client.traffic();
-        let answer = match tokio::time::timeout(AGAIN, traffic.get_certificates(request)).await {
-            Ok(Ok(answer)) => answer.into_inner(),
-            Ok(Err(status)) => return tracing::warn!(%status, "certificates are not told; those stay that are known"),
-            Err(_) => return,
-        };
-        for (name, why) in answer.missing {
-            tracing::error!(certificate = name, why, "a certificate of a listener cannot be had");
-        }
-        self.take_certificates(answer.certificates);
         let known = self.certificates.read().unwrap_or_else(PoisonError::into_inner);
         let all: serde_json::Map<String, serde_json::Value> =
             known.iter().map(|(name, certificate)| (name.clone(), certificate.value.clone().into())).collect();
         if let Err(error) = self.kept.keep_certificates(&all.into()) {
             tracing::warn!(%error, "certificates could not be kept for a restart");
         }
+    }
+
+    /// What is known, to see whether it is something else.
+    fn known_certificates(&self) -> Vec<String> {
+        let known = self.certificates.read().unwrap_or_else(PoisonError::into_inner);
+        known.iter().map(|(name, certificate)| format!("{name}={}", certificate.value)).collect()
     }
 
     fn load_certificates(&self) {

@@ -104,7 +104,7 @@ impl Figures {
             let mut sum = 0;
             for (place, bucket) in group.counters.latency.iter().enumerate() {
                 sum += count(bucket);
-                let bound = BUCKETS.get(place).map_or("+Inf".to_owned(), ToString::to_string);
+                let bound = BUCKETS.get(place).map_or("+Inf".to_owned(), |bound| format!("{bound:?}"));
                 latency.push((format!("_bucket{{{label},le=\"{bound}\"}}"), sum.to_string()));
             }
             latency.push((format!("_count{{{label}}}"), sum.to_string()));

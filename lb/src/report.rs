@@ -49,6 +49,10 @@ impl Reporter {
                     let Some(endpoint) = endpoint else { return };
                     let mut next = Some(endpoint);
                     while let Some(endpoint) = next {
+                        if endpoint.is_draining() {
+                            next = changed.try_recv().ok();
+                            continue;
+                        }
                         pending.insert(endpoint.identity.clone(), self.report(&endpoint));
                         next = changed.try_recv().ok();
                     }
@@ -59,6 +63,15 @@ impl Reporter {
                     pending.retain(|identity, _| table.endpoints.contains_key(identity));
                     let drains = |e: &&Arc<Endpoint>| e.is_draining() && !told.contains_key(&e.identity);
                     draining = table.endpoints.values().filter(drains).cloned().collect();
+                    // What was told and is not there was forgotten, or never came.
+                    for endpoint in table.endpoints.values() {
+                        let drained = told.contains_key(&endpoint.identity);
+                        let report = if drained { self.drained() } else { self.report(endpoint) };
+                        let is_due = drained || (!endpoint.is_draining() && endpoint.state() != State::Initial);
+                        if is_due && endpoint.looked_at() && endpoint.told() != report.state() {
+                            pending.insert(endpoint.identity.clone(), report);
+                        }
+                    }
                 }
                 () = tokio::time::sleep(LOOK), if !draining.is_empty() => {}
             }
@@ -66,18 +79,17 @@ impl Reporter {
             draining.retain(|endpoint| {
                 let drained = endpoint.has_drained(oldest);
                 if drained {
-                    let report = TargetReport {
-                        load_balancer: self.name.clone(),
-                        state: State::Draining.into(),
-                        ..TargetReport::default()
-                    };
-                    pending.insert(endpoint.identity.clone(), report);
+                    pending.insert(endpoint.identity.clone(), self.drained());
                     told.insert(endpoint.identity.clone(), oldest);
                 }
                 !drained
             });
             self.tell(&mut pending).await;
         }
+    }
+
+    fn drained(&self) -> TargetReport {
+        TargetReport { load_balancer: self.name.clone(), state: State::Draining.into(), ..TargetReport::default() }
     }
 
     fn report(&self, endpoint: &Endpoint) -> TargetReport {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -36,7 +36,7 @@ const HEAD: usize = 64 * 1024;
 const STREAMS: u32 = 250;
 /// How long a connection of HTTP/1 that is to end may be idle: a request may be on its way.
 const LAST: Duration = Duration::from_secs(5);
-/// Connections of a worker at once.
+/// Connections of all workers at once.
 const CONNECTIONS: i64 = 50_000;
 
 /// What workers are to do.
@@ -64,8 +64,14 @@ struct Accepted {
 /// Connections of all workers.
 pub(crate) type Open = Arc<AtomicI64>;
 
-/// Runs a worker until it is to close and its connections are over.
-pub(crate) fn work(mut orders: watch::Receiver<Orders>, at: Arc<AtomicU64>, open: Open, log: Option<AccessLog>) {
+/// Runs a worker until it is to close and its connections are over. `closed` counts those that accept nothing any more.
+pub(crate) fn work(
+    mut orders: watch::Receiver<Orders>,
+    at: Arc<AtomicU64>,
+    open: Open,
+    closed: Arc<AtomicUsize>,
+    log: Option<AccessLog>,
+) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "a worker has no runtime"),
@@ -81,8 +87,8 @@ pub(crate) fn work(mut orders: watch::Receiver<Orders>, at: Arc<AtomicU64>, open
             let now = orders.borrow_and_update().clone();
             worker.obey(Arc::clone(&now.table));
             follow(&worker, &now, &mut accepting, &open, &closing);
-            if now.closing {
-                close.send_replace(true);
+            if now.closing && !close.send_replace(true) {
+                closed.fetch_add(1, Ordering::AcqRel);
             }
         }
         // Whoever gives orders has waited for connections to end, as long as it wants to.
@@ -175,7 +181,7 @@ struct Door {
 }
 
 /// A connection is counted until it is over.
-struct Counted(Open);
+pub(crate) struct Counted(Open);
 
 impl Counted {
     fn of(open: &Open) -> Self {
@@ -198,12 +204,8 @@ impl Door {
                     if self.open.load(Ordering::Relaxed) >= CONNECTIONS {
                         continue;
                     }
-                    let counted = Counted::of(&self.open);
-                    let door = Rc::clone(&self);
-                    tokio::task::spawn_local(async move {
-                        let _counted = counted;
-                        door.meet(stream, peer).await;
-                    });
+                    let counted = Rc::new(Counted::of(&self.open));
+                    tokio::task::spawn_local(Rc::clone(&self).meet(stream, peer, counted));
                 }
                 Err(error) => {
                     // Too many open files, most likely: what is open has to end first.
@@ -214,19 +216,19 @@ impl Door {
         }
     }
 
-    async fn meet(self: Rc<Self>, stream: TcpStream, peer: SocketAddr) {
+    async fn meet(self: Rc<Self>, stream: TcpStream, peer: SocketAddr, counted: Rc<Counted>) {
         let _ = stream.set_nodelay(true);
         match &self.tls {
-            None => self.serve(stream, peer).await,
+            None => self.serve(stream, peer, counted).await,
             Some(tls) => {
                 if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-                    self.serve(stream, peer).await;
+                    self.serve(stream, peer, counted).await;
                 }
             }
         }
     }
 
-    async fn serve<S>(&self, stream: S, peer: SocketAddr)
+    async fn serve<S>(&self, stream: S, peer: SocketAddr, counted: Rc<Counted>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -244,6 +246,7 @@ impl Door {
             http2: Rc::default(),
             progress: Arc::new(AtomicU64::new(now())),
             closing: self.closing.clone(),
+            counted,
         });
         let (http2, progress) = (Rc::clone(&connection.http2), Arc::clone(&connection.progress));
         let service = service_fn(move |request| Rc::clone(&connection).serve(request));
@@ -274,6 +277,9 @@ impl Door {
             }
         }
         serving.as_mut().graceful_shutdown();
-        let _ = serving.await;
+        tokio::select! {
+            _ = serving => {}
+            () = silence(&progress, self.accepted.idle) => {}
+        }
     }
 }

@@ -10,7 +10,7 @@ use steady_core::security::parse_cidr;
 use steady_core::traffic::{forwards, is_http};
 use steady_core::v1::target_state::Value as State;
 use steady_core::v1::traffic_protocol::Value as Protocol;
-use steady_core::v1::{self, Action, ListenerSpec, RedirectConfig, RuleCondition};
+use steady_core::v1::{self, Action, ListenerSpec, RedirectConfig, RuleCondition, TargetReport};
 use steady_core::validate::condition_values;
 use steady_core::{Key, Kind, View, task};
 
@@ -177,15 +177,16 @@ pub(crate) fn host<'a>(headers: &'a HeaderMap, uri: &'a http::Uri) -> &'a str {
 }
 
 impl Table {
-    /// What a view makes of the load balancers of one name, in one cluster. What is known of targets stays known.
-    pub(crate) fn of(view: &View, cluster: &str, balancer: &str, before: &Table) -> Self {
+    /// What a view makes of the load balancers of one name, in one cluster, for the one that reports as `own`. What is known of
+    /// targets stays known.
+    pub(crate) fn of(view: &View, cluster: &str, balancer: &str, own: &str, before: &Table) -> Self {
         let specs: Vec<(&str, &ListenerSpec)> = view
             .in_cluster(Kind::Listener, cluster)
             .filter_map(|object| Some((object.name(), object.as_listener()?.spec.as_ref()?)))
             .filter(|(_, spec)| spec.load_balancer == balancer)
             .collect();
         let mut table = Table { number: before.number + 1, ..Table::default() };
-        let mut pools = table.pools(view, cluster, before);
+        let mut pools = table.pools(view, cluster, own, before);
         for (_, spec) in &specs {
             for name in steady_core::traffic::target_groups(spec) {
                 if table.groups.contains_key(name) {
@@ -202,9 +203,10 @@ impl Table {
                 table.groups.insert(name.to_owned(), Arc::new(group));
             }
         }
-        // Targets of groups that nothing leads to are nobody's business.
+        // Targets of groups that nothing leads to are nobody's business, but for those that something led to: they may have requests.
         let groups = &table.groups;
-        table.endpoints.retain(|identity, _| groups.contains_key(&identity.group));
+        let known = &before.endpoints;
+        table.endpoints.retain(|identity, _| groups.contains_key(&identity.group) || known.contains_key(identity));
         for (name, spec) in specs {
             if let Some(listener) = table.listener(name, spec) {
                 table.listeners.insert(name.to_owned(), Arc::new(listener));
@@ -214,7 +216,7 @@ impl Table {
     }
 
     /// Targets by group, and by what they share traffic with.
-    fn pools(&mut self, view: &View, cluster: &str, before: &Table) -> HashMap<String, Vec<Pool>> {
+    fn pools(&mut self, view: &View, cluster: &str, own: &str, before: &Table) -> HashMap<String, Vec<Pool>> {
         let mut found: BTreeMap<(String, String, String), Pool> = BTreeMap::new();
         for object in view.in_cluster(Kind::Task, cluster) {
             let Some(task) = task::of(object).filter(|task| task.is_live() && !task.status.targets.is_empty()) else {
@@ -245,6 +247,8 @@ impl Table {
                     },
                     Arc::clone,
                 );
+                let mine = target.reports.iter().find(|report| report.load_balancer == own);
+                endpoint.set_told(mine.map_or(State::Unspecified, TargetReport::state));
                 if !task.is_wanted() || target.state() == State::Draining {
                     endpoint.set_draining(self.number);
                 }
@@ -426,7 +430,7 @@ mod tests {
             rule(70, "470", vec![condition("http-request-method", &["PURGE"])]),
         ];
         let view = view(&[("http", listener(rules, respond("499")))], vec![]);
-        let table = Table::of(&view, "default", "default", &Table::default());
+        let table = Table::of(&view, "default", "default", "default.a", &Table::default());
         let listener = &table.listeners["http"];
         let status = |host: &str, uri: &str, method: &str, kind: &str, peer: &str| {
             let uri: http::Uri = uri.parse().expect("a uri");
@@ -474,14 +478,14 @@ mod tests {
                 task("b", "web-2", 1002, true),
             ]
         };
-        let table = Table::of(&view(&listeners, objects(true)), "default", "default", &Table::default());
+        let table = Table::of(&view(&listeners, objects(true)), "default", "default", "default.a", &Table::default());
         let shares = |table: &Table, listener: &str| {
             table.listeners[listener].forward().map(|forward| forward.0[0].pools.clone()).expect("a forward")
         };
         assert_eq!(shares(&table, "http"), [190.0, 10.0]);
         assert_eq!(shares(&table, "test"), [0.0, 200.0]);
         assert!(table.endpoints.values().all(|endpoint| endpoint.is_fit()), "others have found them healthy");
-        let after = Table::of(&view(&listeners, objects(false)), "default", "default", &table);
+        let after = Table::of(&view(&listeners, objects(false)), "default", "default", "default.a", &table);
         assert_eq!((after.number, after.endpoints.len()), (2, 2));
         for (identity, endpoint) in &after.endpoints {
             assert!(Arc::ptr_eq(endpoint, &table.endpoints[identity]));
@@ -492,10 +496,12 @@ mod tests {
     #[test]
     fn groups_are_chosen_by_weight() {
         let listeners = [("http", listener(vec![], forward(&[("web", 3), ("other", 1)])))];
-        let table = Table::of(&view(&listeners, vec![]), "default", "default", &Table::default());
+        let table = Table::of(&view(&listeners, vec![]), "default", "default", "default.a", &Table::default());
         let forward = table.listeners["http"].forward().expect("a forward");
         let webs = (0..4000).filter(|_| forward.choose().is_some_and(|share| share.group.name == "web")).count();
         assert!((2800..3200).contains(&webs), "{webs}");
-        assert!(Table::of(&view(&listeners, vec![]), "default", "edge", &Table::default()).listeners.is_empty());
+        assert!(
+            Table::of(&view(&listeners, vec![]), "default", "edge", "edge.a", &Table::default()).listeners.is_empty()
+        );
     }
 }

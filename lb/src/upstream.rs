@@ -20,12 +20,16 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::body::Outgoing;
+use crate::endpoint::now;
 use crate::worker::Local;
 
 /// How long a target may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(3);
 /// Idle connections to one target that are kept.
 const IDLE: usize = 128;
+/// For how long, milliseconds; and for a request that cannot be sent twice.
+const AGE: u64 = 30_000;
+const YOUNG: u64 = 2_000;
 
 /// What is spoken with a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -105,20 +109,31 @@ pub(crate) async fn connect(address: SocketAddr, tls: Option<&TlsConnector>) -> 
 
 type Http1 = http1::SendRequest<Outgoing>;
 type Http2 = http2::SendRequest<Outgoing>;
+/// An address, and whether TLS is spoken there.
+type Whither = (SocketAddr, bool);
 
 /// Connections of a worker.
 #[derive(Default)]
 pub(crate) struct Upstreams {
-    idle: RefCell<HashMap<(SocketAddr, bool), Vec<Http1>>>,
-    shared: RefCell<HashMap<(SocketAddr, bool), Http2>>,
+    /// With when they were given back, milliseconds of [`now`].
+    idle: RefCell<HashMap<Whither, Vec<(Http1, u64)>>>,
+    shared: RefCell<HashMap<Whither, Http2>>,
 }
 
 /// Why a request has no answer.
 pub(crate) enum Failed {
     /// Nothing of it was sent: it is whole, and may go to anybody.
     Unsent(Box<Request<Outgoing>>, String),
-    /// Some or all of it was sent.
-    Sent(String),
+    /// Some or all of it was sent, perhaps over a connection that was kept for long.
+    Sent { why: String, reused: bool },
+    /// Its client broke off: the target has nothing to do with it.
+    Client(String),
+}
+
+impl Failed {
+    fn of(error: &hyper::Error, reused: bool) -> Self {
+        if error.is_user() { Failed::Client(text(error)) } else { Failed::Sent { why: text(error), reused } }
+    }
 }
 
 /// An answer, and the connection that goes back when its body is over.
@@ -130,7 +145,7 @@ pub(crate) struct Answer {
 /// A connection that has an answer to deliver.
 pub(crate) struct Lent {
     upstreams: Rc<Upstreams>,
-    key: (SocketAddr, bool),
+    key: Whither,
     sender: Option<Http1>,
 }
 
@@ -141,23 +156,31 @@ impl Lent {
         let mut idle = self.upstreams.idle.borrow_mut();
         let there = idle.entry(self.key).or_default();
         if there.len() < IDLE {
-            there.push(sender);
+            there.push((sender, now()));
         }
     }
 }
 
 impl Upstreams {
-    /// An idle connection that is still good.
-    fn take(&self, key: (SocketAddr, bool)) -> Option<Http1> {
+    /// An idle connection that is still good, and not older than so many milliseconds.
+    fn take(&self, key: Whither, age: u64) -> Option<Http1> {
+        let youngest = now().saturating_sub(age);
         let mut idle = self.idle.borrow_mut();
         let there = idle.get_mut(&key)?;
         // The newest first: what was just given back may have something left to do.
         let mut busy = Vec::new();
         let found = loop {
             match there.pop() {
-                Some(sender) if sender.is_ready() => break Some(sender),
-                Some(sender) if sender.is_closed() => {}
-                Some(sender) => busy.push(sender),
+                // Those below it are older still: whoever keeps connections for less time is about to close them.
+                Some((_, since)) if since < youngest => {
+                    if age == AGE {
+                        there.clear();
+                    }
+                    break None;
+                }
+                Some((sender, _)) if sender.is_ready() => break Some(sender),
+                Some((sender, _)) if sender.is_closed() => {}
+                Some(busy_one) => busy.push(busy_one),
                 None => break None,
             }
         };
@@ -178,8 +201,12 @@ impl Upstreams {
         spoken: Spoken,
         tls: Option<&TlsConnector>,
         request: Request<Outgoing>,
+        repeatable: bool,
     ) -> Result<Answer, Failed> {
-        if spoken.http2 { self.send2(address, tls, request).await } else { self.send1(address, tls, request).await }
+        if spoken.http2 {
+            return self.send2(address, tls, request).await;
+        }
+        self.send1(address, tls, request, if repeatable { AGE } else { YOUNG }).await
     }
 
     async fn send1(
@@ -187,10 +214,11 @@ impl Upstreams {
         address: SocketAddr,
         tls: Option<&TlsConnector>,
         mut request: Request<Outgoing>,
+        age: u64,
     ) -> Result<Answer, Failed> {
         let key = (address, tls.is_some());
         loop {
-            let (mut sender, is_new) = match self.take(key) {
+            let (mut sender, is_new) = match self.take(key, age) {
                 Some(sender) => (sender, false),
                 None => match self.open1(address, tls).await {
                     Ok(sender) => (sender, true),
@@ -206,7 +234,7 @@ impl Upstreams {
                     // It was closed in the moment in which it was taken.
                     Some(back) if !is_new => request = back,
                     Some(back) => return Err(Failed::Unsent(Box::new(back), text(failed.error()))),
-                    None => return Err(Failed::Sent(text(failed.error()))),
+                    None => return Err(Failed::of(failed.error(), !is_new)),
                 },
             }
         }
@@ -246,7 +274,7 @@ impl Upstreams {
                 Err(mut failed) => match failed.take_message() {
                     Some(back) if !is_new => request = back,
                     Some(back) => return Err(Failed::Unsent(Box::new(back), text(failed.error()))),
-                    None => return Err(Failed::Sent(text(failed.error()))),
+                    None => return Err(Failed::of(failed.error(), !is_new)),
                 },
             }
         }
@@ -257,6 +285,10 @@ impl Upstreams {
         let opened = http2::Builder::new(Local)
             .timer(hyper_util::rt::TokioTimer::new())
             .adaptive_window(true)
+            // A host that is gone says nothing.
+            .keep_alive_interval(Some(Duration::from_secs(10)))
+            .keep_alive_timeout(Duration::from_secs(5))
+            .keep_alive_while_idle(true)
             .handshake(TokioIo::new(stream))
             .await;
         let (sender, connection) = opened.map_err(io::Error::other)?;
@@ -278,11 +310,11 @@ impl Upstreams {
             Err(error) => return Err(Failed::Unsent(Box::new(request), error.to_string())),
         };
         let opened = http1::Builder::new().handshake(TokioIo::new(stream)).await;
-        let (mut sender, connection) = opened.map_err(|error| Failed::Sent(error.to_string()))?;
+        let (mut sender, connection) = opened.map_err(|error| Failed::of(&error, false))?;
         tokio::task::spawn_local(async move {
             let _ = connection.with_upgrades().await;
         });
-        sender.send_request(request).await.map_err(|error| Failed::Sent(text(&error)))
+        sender.send_request(request).await.map_err(|error| Failed::of(&error, false))
     }
 }
 

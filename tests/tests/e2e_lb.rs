@@ -59,13 +59,14 @@ fn status(args: &[&str]) -> String {
     curl(&[&["-o", "/dev/null", "-w", "%{http_code}"], args].concat())
 }
 
+/// All that comes within a second.
 fn raw(port: u16, request: &str) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = vec![0; 4096];
-    let count = stream.read(&mut answer).unwrap_or(0);
-    String::from_utf8_lossy(&answer[..count]).into_owned()
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
 }
 
 const UP: [&str; 2] = ["--runtime", "process"];

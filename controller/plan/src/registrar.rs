@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use steady_core::v1::target_state::Value as State;
-use steady_core::v1::{Object, Task, TaskStatus, object};
+use steady_core::v1::{Object, Target, Task, TaskStatus, object};
 use steady_core::{Change, Key, Kind, Plan, Timestamp, View, Waiting, condition, task, traffic};
 
 /// Most tasks of one commit.
@@ -31,12 +31,16 @@ pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
                 there.iter().filter(of_group).cloned().collect()
             });
         }
-        let of_target = |group: &str| theirs.get(group).cloned().unwrap_or_default();
+        let of_group = |group: &str| theirs.get(group).cloned().unwrap_or_default();
+        // Those that sent it requests before their listener led somewhere else have some of them still.
+        let of_target = |target: &Target| {
+            let told = target.reports.iter().map(|report| &report.load_balancer).filter(|name| there.contains(*name));
+            of_group(&target.target_group).into_iter().chain(told.cloned()).collect::<BTreeSet<String>>()
+        };
         if task.is_wanted() {
             let new = targets.iter().filter(|target| target.state() == State::Initial);
-            alone.extend(new.map(|t| t.target_group.clone()).filter(|group| of_target(group).is_empty()));
-        } else if !task.is_live()
-            || targets.iter().all(|target| traffic::has_drained(target, &of_target(&target.target_group), now))
+            alone.extend(new.map(|t| t.target_group.clone()).filter(|group| of_group(group).is_empty()));
+        } else if !task.is_live() || targets.iter().all(|target| traffic::has_drained(target, &of_target(target), now))
         {
             targets.clear();
         } else {
@@ -72,7 +76,7 @@ mod tests {
 
     use super::*;
     use steady_core::v1::{
-        Action, Lease, Listener, ListenerSpec, LoadBalancer, Service, Target, TargetReport, TaskSpec, desired_status,
+        Action, Lease, Listener, ListenerSpec, LoadBalancer, Service, TargetReport, TaskSpec, desired_status,
         task_last_status,
     };
 

@@ -110,8 +110,7 @@ impl Leadership {
     /// Gives the lease up, so that another leads at once.
     pub(crate) async fn release(&self, client: &Client) {
         self.renewing.abort();
-        let request = ReleaseRequest { name: self.fence.lease.clone(), holder: self.holder.clone() };
-        let _ = tokio::time::timeout(Duration::from_secs(1), client.leases().release(request)).await;
+        release(client, self.fence.lease.clone(), self.holder.clone()).await;
     }
 }
 
@@ -128,7 +127,6 @@ pub async fn presence(client: Client, name: String, holder: String) {
         let (mut leases, place) = (client.leases(), client.place());
         match within(DEADLINE, leases.acquire(request)).await {
             Ok(_) => {
-                let _held = Held { client: client.clone(), name: name.clone(), holder: holder.clone() };
                 let request = KeepAliveRequest { name: name.clone(), holder: holder.clone(), status: None };
                 renew(&client, request, watch::channel(LeaseStatus::default()).1).await;
             }
@@ -141,21 +139,10 @@ pub async fn presence(client: Client, name: String, holder: String) {
     }
 }
 
-/// Gives a lease up when it goes: others see at once that nobody is there.
-struct Held {
-    client: Client,
-    name: String,
-    holder: String,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let request = ReleaseRequest { name: self.name.clone(), holder: self.holder.clone() };
-        let client = self.client.clone();
-        tokio::spawn(async move {
-            let _ = tokio::time::timeout(Duration::from_secs(1), client.leases().release(request)).await;
-        });
-    }
+/// Gives a lease up: others see at once that nobody is there.
+pub async fn release(client: &Client, name: String, holder: String) {
+    let request = ReleaseRequest { name, holder };
+    let _ = tokio::time::timeout(Duration::from_secs(1), client.leases().release(request)).await;
 }
 
 /// Renews until the lease is lost or its time is over without a renewal.

@@ -14,7 +14,7 @@ mod runner;
 
 pub use client::{Client, ClientError, Wire};
 pub use controller::Controller;
-pub use leadership::{holder, presence};
+pub use leadership::{holder, presence, release};
 pub use queue::Queue;
 pub use reflector::{News, Reflector};
 pub use runner::run;
