@@ -8,7 +8,8 @@ use clap::{Parser, ValueEnum};
 
 use crate::workspace::Workspace;
 use crate::{
-    agent, bind, commits, converge, failover, flat, herd, idle, launch, one, pack, place, rollout, startup, watchers,
+    agent, bind, commits, converge, failover, flat, herd, idle, launch, lb, one, pack, place, rollout, startup,
+    watchers,
 };
 
 /// A row of the scorecard.
@@ -40,6 +41,8 @@ pub(crate) enum Benchmark {
     Agent,
     /// P4: one container, and eight at a time, beside docker run and ctr run (needs root and docker.io)
     Launch,
+    /// P12: requests through steady lb, beside HAProxy and nginx (needs haproxy, nginx-light, wrk and curl)
+    Lb,
     /// A service of 100 tasks rolled to its next version, beside Docker Swarm (needs root and docker.io)
     Rollout,
     /// All agents at once lose their API server, and are restarted
@@ -119,6 +122,7 @@ impl Args {
             Benchmark::Failover => failover::run(&workspace, scale(20, 0)).await,
             Benchmark::Agent => agent::run(&workspace, scale(1, 100)).await,
             Benchmark::Launch => launch::run(&workspace, scale(10, 1)).await,
+            Benchmark::Lb => lb::run(&workspace, scale(5, 2)).await,
             Benchmark::Rollout => rollout::run(&workspace, scale(3, 100)).await,
             Benchmark::Herd => herd::run(&workspace, scale(1, 0)).await,
             Benchmark::Startup | Benchmark::List | Benchmark::Place | Benchmark::Pack => {

@@ -15,6 +15,7 @@ mod flat;
 mod herd;
 mod idle;
 mod launch;
+mod lb;
 mod machine;
 mod one;
 mod pack;
