@@ -45,6 +45,8 @@ pub struct Settings {
     pub endpoint: Option<Arc<metadata::Endpoint>>,
     /// When images are removed that no task uses any more; `None`: never.
     pub image_cleanup: Option<ImageCleanup>,
+    /// Servers of names that containers ask whose definition names none.
+    pub dns: Vec<String>,
     /// Its tasks stop when it ends; else they go on, and are adopted by the next agent.
     pub stop_tasks: bool,
 }
@@ -108,6 +110,7 @@ pub async fn run(
         metadata: addresses,
         resources: settings.spec.registered_resources.iter().flat_map(|r| r.named.clone()).collect(),
         image_cleanup: settings.image_cleanup,
+        dns: settings.dns.clone(),
     };
     let engine = Engine::adopt(place, Arc::clone(&runtime), records, clock, to_engine.clone(), outgoing)
         .await

@@ -160,6 +160,8 @@ pub enum Command {
     Agent(process::Agent),
     /// Run a load balancer.
     Lb(process::Lb),
+    /// Answer the names of services.
+    Dns(process::Dns),
     /// Run a small web server to try things with.
     Hello(hello::Hello),
     /// Print the completion script of a shell.

@@ -68,6 +68,7 @@ pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Controller(args) => Box::pin(process::controller(args, &global)).await,
         Command::Agent(args) => Box::pin(process::agent(args, &global)).await,
         Command::Lb(args) => Box::pin(process::lb(args, &global)).await,
+        Command::Dns(args) => Box::pin(process::dns(args, &global)).await,
         Command::Hello(args) => hello::run(&args).await.map_err(Failure::from),
         verb => tokio::select! {
             result = Box::pin(verb_of(verb, &global)) => result,
@@ -111,6 +112,7 @@ async fn verb_of(verb: Command, global: &Global) -> Result<(), Failure> {
         | Command::Controller(_)
         | Command::Agent(_)
         | Command::Lb(_)
+        | Command::Dns(_)
         | Command::Hello(_) => Ok(()),
     }
 }

@@ -6,6 +6,7 @@
 pub mod capacity;
 pub mod condition;
 pub mod defaults;
+pub mod discovery;
 pub mod guard;
 pub mod hash;
 mod ids;

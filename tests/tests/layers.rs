@@ -30,6 +30,7 @@ fn every_crate_imports_only_what_it_may() {
         ("steady-controller", &["steady-core", "steady-plan", "steady-runtime"]),
         ("steady-agent", &["steady-core", "steady-runtime"]),
         ("steady-lb", &["steady-core", "steady-runtime"]),
+        ("steady-dns", &["steady-core", "steady-runtime"]),
     ]);
     let found = dependencies();
     for (name, allowed) in allowed {

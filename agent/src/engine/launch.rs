@@ -64,6 +64,15 @@ impl Engine {
         let Some(state) = entry.state.container(container) else { return };
         let mut spec = effects::spec(&self.place, &entry.state, state, ports);
         spec.gpus = self.gpus.is_any().then_some(gpus);
+        // Whoever has the network has its servers of names.
+        let resolves = match mode {
+            network_mode::Value::Awsvpc => container == PAUSE,
+            network_mode::Value::Host | network_mode::Value::None => false,
+            _ => container != PAUSE,
+        };
+        if resolves && spec.definition.dns_servers.is_empty() {
+            spec.definition.dns_servers.clone_from(&self.place.dns);
+        }
         if let Some(addresses) =
             self.place.metadata.as_ref().filter(|_| mode != network_mode::Value::None && container != PAUSE)
         {

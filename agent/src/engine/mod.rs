@@ -65,6 +65,8 @@ pub(crate) struct Place {
     pub(crate) resources: BTreeMap<String, i32>,
     /// When images are removed that no task uses; `None`: never.
     pub(crate) image_cleanup: Option<ImageCleanup>,
+    /// Servers of names that containers ask whose definition names none.
+    pub(crate) dns: Vec<String>,
 }
 
 /// What happened.

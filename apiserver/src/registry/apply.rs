@@ -193,6 +193,7 @@ fn declared(writes: &mut Writes, wanted: &Object, beside: &[Object]) -> Result<A
         let configuration = spec.network_configuration.as_ref();
         faults.extend(network::faults(writes, cluster, configuration, definition, NETWORK));
         faults.extend(traffic::faults(writes, cluster, &spec.load_balancers, definition, beside));
+        faults.extend(traffic::registry_faults(writes, &spec.service_registries, definition));
         if current.is_none() {
             let active = service_state::Value::Active.into();
             found.status = Some(v1::ServiceStatus { status: active, ..Default::default() });

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use steady_core::traffic::{self, target_groups};
 use steady_core::v1::network_mode::Value as NetworkMode;
 use steady_core::v1::{
-    GetCertificatesResponse, Listener, ListenerSpec, LoadBalancer, Object, ReportTargetHealthRequest, TargetGroupSpec,
-    TargetHealth, Task, TaskDefinitionSpec, TaskSpec, TaskStatus, object,
+    GetCertificatesResponse, Listener, ListenerSpec, LoadBalancer, Object, ReportTargetHealthRequest, ServiceRegistry,
+    TargetGroupSpec, TargetHealth, Task, TaskDefinitionSpec, TaskSpec, TaskStatus, object,
 };
 use steady_core::validate::Fault;
 use steady_core::{Key, Kind, Revision, Timestamp, resources, task};
@@ -186,6 +186,32 @@ pub(super) fn faults(
         });
         if let Some(definition) = definition {
             faults.extend(port_fault(definition, balancer, &path));
+        }
+    }
+    faults
+}
+
+/// What is wrong with how a service is found: without a port its tasks need addresses of their own.
+pub(super) fn registry_faults(writes: &Writes, registries: &[ServiceRegistry], definition: Option<&str>) -> Vec<Fault> {
+    let definition = definition.and_then(|name| {
+        let object = writes.get(&Key::new(Kind::TaskDefinition, "", name))?;
+        object.as_task_definition()?.spec.as_ref()
+    });
+    let Some(definition) = definition else { return Vec::new() };
+    let mut faults = Vec::new();
+    for (i, registry) in registries.iter().enumerate() {
+        let path = format!("spec.serviceRegistries[{i}]");
+        if registry.container_port == 0 && definition.network_mode() != NetworkMode::Awsvpc {
+            let message =
+                "needs containerName and containerPort: without networkMode awsvpc tasks have no address of their own";
+            faults.push(fault(&path, message.to_owned()));
+        } else if registry.container_port != 0 {
+            let balancer = LoadBalancer {
+                container_name: registry.container_name.clone(),
+                container_port: registry.container_port,
+                ..LoadBalancer::default()
+            };
+            faults.extend(port_fault(definition, &balancer, &path));
         }
     }
     faults

@@ -40,6 +40,7 @@ pub async fn agent(args: Agent, global: &Global) -> Result<(), Failure> {
             directory: directory.join(&name),
             name,
             runtime: args.runtime,
+            dns: args.dns.clone(),
             docker_socket: args.docker_socket.clone(),
             containerd_socket: args.containerd_socket.clone(),
             metadata: metadata.clone(),

@@ -56,6 +56,7 @@ pub(super) struct Wanted {
     pub(super) name: String,
     pub(super) directory: PathBuf,
     pub(super) runtime: RuntimeChoice,
+    pub(super) dns: Vec<IpAddr>,
     pub(super) docker_socket: Option<PathBuf>,
     pub(super) containerd_socket: Option<PathBuf>,
     pub(super) metadata: Metadata,
@@ -162,6 +163,7 @@ pub(super) async fn prepare(wanted: Wanted) -> Result<Ready, Failure> {
         holder: holder(),
         endpoint,
         image_cleanup: wanted.image_cleanup,
+        dns: wanted.dns.iter().map(ToString::to_string).collect(),
         stop_tasks: wanted.stop_tasks,
     };
     Ok(Ready { settings, identity, runtime })

@@ -5,6 +5,7 @@
 mod agent;
 mod apiserver;
 mod controller;
+mod dns;
 mod ending;
 mod etcd;
 mod hidden;
@@ -17,6 +18,7 @@ mod up;
 pub use agent::agent;
 pub use apiserver::apiserver;
 pub use controller::controller;
+pub use dns::dns;
 pub use etcd::etcd;
 pub use hidden::hidden;
 pub use lb::lb;
@@ -25,7 +27,7 @@ pub use up::up;
 pub(crate) use apiserver::Store;
 pub(crate) use machine::{data_directory, lock};
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -242,6 +244,36 @@ pub struct Controller {
     pub metrics: Option<String>,
 }
 
+/// Arguments of `steady dns`; the API server is the global `--server`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_long_help = "A service with serviceRegistries is found as NAME.CLUSTER.DOMAIN: A and AAAA are the addresses of its healthy tasks, SRV their
+ports too. Start as many as you like; agents give tasks these servers with --dns.
+
+Examples:
+  steady dns --forward 192.168.1.1
+  dig @127.0.0.1 -p 5353 web.default.steady.internal SRV"
+)]
+pub struct Dns {
+    /// Where it listens, over UDP and TCP.
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:53")]
+    pub listen: SocketAddr,
+    /// What names of services end with.
+    #[arg(long, value_name = "NAME", default_value = "steady.internal")]
+    pub domain: String,
+    /// Seconds that an answer is good for.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    pub ttl: u32,
+    /// Who is asked for other names, IP or IP:PORT; may be given several times [default: other names are refused].
+    #[arg(long, value_name = "IP", value_parser = name_server)]
+    pub forward: Vec<SocketAddr>,
+}
+
+fn name_server(text: &str) -> Result<SocketAddr, String> {
+    let bare = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
+    bare.or_else(|_| text.parse()).map_err(|_| format!("`{text}` is no address; expected IP or IP:PORT"))
+}
+
 /// Arguments of `steady lb`; the API server and the cluster are the global `--server` and `--cluster`.
 #[derive(Debug, Clone, Args)]
 #[command(
@@ -298,6 +330,9 @@ pub struct Agent {
     /// Address where tasks' host ports answer.
     #[arg(long)]
     pub address: Option<String>,
+    /// Server of names that containers ask whose definition names none; may be given several times (`steady dns`).
+    #[arg(long, value_name = "IP")]
+    pub dns: Vec<IpAddr>,
     /// Docker's socket.
     #[arg(long, value_name = "PATH")]
     pub docker_socket: Option<PathBuf>,

@@ -147,6 +147,7 @@ async fn agents(
             directory: directory.join("agents").join(number.to_string()),
             name,
             runtime: args.runtime,
+            dns: Vec::new(),
             docker_socket: args.docker_socket.clone(),
             containerd_socket: args.containerd_socket.clone(),
             metadata: metadata.clone(),

@@ -50,7 +50,9 @@ pub fn object(object: &Object) -> Vec<Fault> {
             task_definition::check(definition.spec.as_ref().unwrap_or(&<_>::default()), &mut faults);
         }
         Some(object::Kind::Service(service)) => {
-            service::check(service.spec.as_ref().unwrap_or(&<_>::default()), &mut faults);
+            let spec = service.spec.clone().unwrap_or_default();
+            service::check(&spec, &mut faults);
+            traffic::registries(object.name(), &spec.service_registries, &mut faults);
         }
         Some(object::Kind::TaskSet(set)) => {
             let spec = set.spec.clone().unwrap_or_default();

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use steady_proto::v1::load_balancing_algorithm::Value as Algorithm;
 use steady_proto::v1::protocol_version::Value as Version;
 use steady_proto::v1::traffic_protocol::Value as Protocol;
-use steady_proto::v1::{Action, ListenerSpec, LoadBalancer, Rule, RuleCondition, TargetGroupSpec};
+use steady_proto::v1::{Action, ListenerSpec, LoadBalancer, Rule, RuleCondition, ServiceRegistry, TargetGroupSpec};
 
 use super::common::{Faults, name};
+use crate::discovery;
 use crate::security::parse_cidr;
 use crate::traffic::{forwards, is_http, matches_code};
 
@@ -264,6 +265,31 @@ pub(super) fn load_balancers(balancers: &[LoadBalancer], faults: &mut Faults) {
             let message = format!("`{rule}` is no rule; expected LISTENER, or LISTENER/PRIORITY");
             faults.add(&format!("{path}.advancedConfiguration.testListenerRule"), message);
         }
+    }
+}
+
+/// How a service is found by name.
+pub(super) fn registries(service: &str, registries: &[ServiceRegistry], faults: &mut Faults) {
+    const PATH: &str = "spec.serviceRegistries";
+    if registries.len() > 1 {
+        faults.add(PATH, format!("{} names; at most 1 (as ECS)", registries.len()));
+    }
+    for (i, registry) in registries.iter().enumerate() {
+        let path = format!("{PATH}[{i}]");
+        let name = discovery::name(registry, service);
+        let is_label = |name: &str| {
+            let edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
+            let inner = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+            name.len() <= 63 && inner && edge(name.bytes().next()) && edge(name.bytes().last())
+        };
+        if !is_label(name) {
+            let message = format!("`{name}` is no name in DNS; expected at most 63 letters, digits and `-`");
+            faults.add(&format!("{path}.registryArn"), message);
+        }
+        if registry.container_name.is_empty() != (registry.container_port == 0) {
+            faults.add(&path, "names a container or a port; expected both, or none".into());
+        }
+        faults.range(&format!("{path}.containerPort"), registry.container_port.into(), 0, 65535, "");
     }
 }
 

@@ -61,6 +61,8 @@ impl Cluster {
             agents: vec![],
         };
         cluster.etcd = (0..3).map(|number| cluster.etcd(number)).collect();
+        // An API server that finds no etcd ends.
+        cluster.leader();
         cluster.apis = (0..apis).map(|number| cluster.api(number)).collect();
         for address in &cluster.addresses {
             eventually("an API server answers", Duration::from_secs(60), || std::net::TcpStream::connect(address).ok());

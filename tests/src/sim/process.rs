@@ -130,6 +130,7 @@ impl World {
             holder: life.name.clone(),
             endpoint: None,
             image_cleanup: None,
+            dns: Vec::new(),
             stop_tasks: false,
         };
         let client = net::client(&self, &life);
