@@ -146,6 +146,10 @@ async fn export(global: &Global, out: &mut Out) -> Result<(), Failure> {
     let client = global.connect().await?;
     let mut objects = client.list(Kind::Cluster, Selector::default()).await?;
     objects.retain(|cluster| cluster.name() != steady_core::DEFAULT_CLUSTER);
+    // What others refer to comes first.
+    for kind in [Kind::Alarm, Kind::SecurityGroup, Kind::TargetGroup, Kind::Listener] {
+        objects.extend(client.list(kind, Selector::default()).await?);
+    }
     let services = client.list(Kind::Service, Selector::default()).await?;
     let mut definitions = client.list(Kind::TaskDefinition, Selector::default()).await?;
     definitions.sort_by_key(|definition| {
@@ -195,6 +199,7 @@ fn declared(object: &mut Object) {
         }
         Some(object::Kind::TaskDefinition(definition)) => definition.status = None,
         Some(object::Kind::Cluster(cluster)) => cluster.status = None,
+        Some(object::Kind::Alarm(alarm)) => alarm.status = None,
         _ => {}
     }
 }

@@ -28,10 +28,13 @@ pub(crate) type Sockets = BTreeMap<u16, Arc<TcpListener>>;
 /// hands ([`confirm`]).
 pub(crate) fn take(path: &Path) -> io::Result<(Sockets, Option<UnixStream>)> {
     let stream = match UnixStream::connect(path) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+        Ok(stream) => stream,
+        Err(error) => {
+            if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
+                tracing::warn!(path = %path.display(), %error, "no process can be asked for its sockets");
+            }
             return Ok((Sockets::new(), None));
         }
-        stream => stream?,
     };
     stream.set_read_timeout(Some(PATIENCE))?;
     let mut text = [0; 2048];

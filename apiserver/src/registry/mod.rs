@@ -208,9 +208,19 @@ impl Registry {
         &self,
         decide: impl Fn(&mut Writes) -> Result<T, RegistryError>,
     ) -> Result<(T, Revision), RegistryError> {
+        let mut is_fresh = false;
         for _ in 0..ATTEMPTS {
             let mut writes = self.writes();
-            let decided = decide(&mut writes)?;
+            let decided = match decide(&mut writes) {
+                Ok(decided) => decided,
+                // What was written just now may not be in the view yet: nobody is refused for that.
+                Err(_) if !is_fresh => {
+                    self.fresh_view().await?;
+                    is_fresh = true;
+                    continue;
+                }
+                Err(refused) => return Err(refused),
+            };
             match self.execute(writes).await? {
                 Ok(revision) => return Ok((decided, revision)),
                 Err((revision, _)) => self.see(revision).await?,

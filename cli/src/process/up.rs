@@ -30,7 +30,7 @@ struct Running {
     stop_controllers: watch::Sender<bool>,
     controllers: JoinHandle<()>,
     stop_balancer: watch::Sender<bool>,
-    balancer: JoinHandle<Result<(), steady_lb::LbError>>,
+    balancer: JoinHandle<()>,
     stop_agents: watch::Sender<bool>,
     agents: JoinSet<Result<(), Failure>>,
     server: Server,
@@ -107,7 +107,12 @@ async fn start(args: &Up, global: &Global, directory: &Path, out: &mut Out) -> R
         access_log: None,
         drain: Duration::from_secs(1),
     };
-    let balancer = tokio::spawn(steady_lb::run(settings, api.clone(), balancer_end));
+    let balancing = steady_lb::run(settings, api.clone(), balancer_end);
+    let balancer = tokio::spawn(async move {
+        if let Err(error) = balancing.await {
+            note(&format!("steady: no load balancer: {error}"));
+        }
+    });
     let agents_of = JoinSet::new();
     let mut running = Running {
         stop_controllers,
