@@ -149,10 +149,13 @@ impl<'a> View<'a> {
             status.last_status = Status::Stopped.into();
             status.stopped_at = Some(now.into());
         }
-        let mut object = self.object.clone();
+        self.with_status(status)
+    }
+
+    /// The task with another status.
+    pub fn with_status(&self, status: TaskStatus) -> Object {
         let task = Task { spec: Some(self.spec.clone()), status: Some(status) };
-        object.kind = Some(object::Kind::Task(task));
-        object
+        Object { meta: self.object.meta.clone(), kind: Some(object::Kind::Task(task)) }
     }
 }
 

@@ -45,7 +45,7 @@ pub fn name_of(arn: &str) -> &str {
     rest.split('/').nth(1).unwrap_or(rest)
 }
 
-/// Whether tasks with this number of load balancers have to wait for them.
+/// Whether load balancers send a task requests.
 pub fn is_behind(spec: &TaskSpec) -> bool {
     !spec.load_balancers.is_empty()
 }

@@ -78,7 +78,7 @@ impl Engine {
         }
         state.host_ports().for_each(|port| self.ports.take(port.host, port.udp));
         let name = state.name().to_owned();
-        let rules = firewall::rules(&state, &self.groups);
+        let rules = attaches.is_some().then(|| firewall::rules(&state, &self.groups)).flatten();
         record.gpus.values().for_each(|gpus| self.gpus.take(&name, gpus));
         tracing::info!(task = name, containers = found.len(), "adopted");
         self.insert(state, record);

@@ -133,7 +133,6 @@ pub(super) fn launch(
             drop(launching);
             let runtime_id = runtime.start(&spec.id).await?;
             let attaches = spec.id.name == PAUSE && spec.network_mode == NetworkMode::Awsvpc;
-            let firewall = firewall.filter(|_| attaches);
             let address = if attaches { Some(network(&*runtime, &spec.id, firewall.as_deref()).await?) } else { None };
             Ok(Launched { runtime_id, digest, address, firewall })
         }

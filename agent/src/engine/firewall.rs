@@ -1,6 +1,7 @@
 //! Security groups as rules of nftables, in the task's own network: what no rule lets through is dropped there.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use steady_core::security::{ANY, groups};
@@ -22,30 +23,38 @@ pub(super) struct Applied {
     rules: Option<String>,
     /// They are being changed.
     busy: bool,
+    /// They were compared with those that it is to have, and are the same: until something changes nothing is worked out.
+    settled: bool,
 }
 
 impl Applied {
     /// A network that was just made with these rules.
     pub(super) fn made(rules: String) -> Self {
-        Applied { rules: Some(rules), busy: false }
+        Applied { rules: Some(rules), busy: false, settled: false }
     }
+}
+
+/// The security groups of a task; none where it has no network of its own.
+fn named(task: &TaskState) -> &[String] {
+    let spec = task.object.as_task().and_then(|task| task.spec.as_ref());
+    let own = spec.filter(|_| task.definition.network_mode() == NetworkMode::Awsvpc);
+    groups(own.and_then(|spec| spec.network_configuration.as_ref()))
 }
 
 /// The rules of a task; `None`: it has no security groups, and everything is let through.
 pub(super) fn rules(task: &TaskState, known: &Groups) -> Option<String> {
-    let spec = task.object.as_task()?.spec.as_ref()?;
-    let names = groups(spec.network_configuration.as_ref());
-    let filtered = task.definition.network_mode() == NetworkMode::Awsvpc && !names.is_empty();
-    filtered.then(|| ruleset(names.iter().filter_map(|name| known.get(name))))
+    let names = named(task);
+    (!names.is_empty()).then(|| ruleset(names.iter().filter_map(|name| known.get(name))))
 }
 
 impl Engine {
     /// Security groups are now these.
     pub(super) fn grouped(&mut self, groups: Vec<ResolvedSecurityGroup>) {
         self.groups = groups.into_iter().map(|group| (group.name.clone(), group)).collect();
-        let has = |task: &TaskState| rules(task, &Groups::new()).is_some();
-        let concerned = self.tasks.iter().filter(|(_, entry)| has(&entry.state)).map(|(name, _)| name.clone());
-        self.touched.extend(concerned);
+        for (name, entry) in self.tasks.iter_mut().filter(|(_, entry)| !named(&entry.state).is_empty()) {
+            entry.firewall.settled = false;
+            self.touched.insert(name.clone());
+        }
     }
 
     /// Gives a task's network the rules that it is to have now.
@@ -56,11 +65,12 @@ impl Engine {
         }
         let Some(entry) = self.tasks.get_mut(name) else { return };
         let runs = entry.state.container(PAUSE).is_some_and(|pause| pause.phase == Phase::Running);
-        if entry.firewall.busy || !runs {
+        if entry.firewall.busy || entry.firewall.settled || !runs {
             return;
         }
-        let Some(wanted) = rules(&entry.state, &self.groups) else { return };
-        if entry.firewall.rules.as_ref() != Some(&wanted) {
+        let wanted = rules(&entry.state, &self.groups);
+        entry.firewall.settled = wanted.is_none() || entry.firewall.rules == wanted;
+        if let Some(wanted) = wanted.filter(|_| !entry.firewall.settled) {
             entry.firewall.busy = true;
             effects::filter(Arc::clone(&self.runtime), self.inputs.clone(), id(name, PAUSE), wanted);
         }
@@ -81,33 +91,19 @@ impl Engine {
     }
 }
 
-impl From<&ResolvedRule> for Matches {
-    fn from(rule: &ResolvedRule) -> Self {
-        let (from, to) = (rule.from_port, rule.to_port);
+/// A table of nftables that replaces the one before as a whole.
+fn ruleset<'a>(groups: impl Iterator<Item = &'a ResolvedSecurityGroup>) -> String {
+    let (mut input, mut output) = (String::new(), String::new());
+    let add = |chain: &mut String, direction: &str, rule: &ResolvedRule| {
+        let (from, to, addresses) = (rule.from_port, rule.to_port, rule.cidrs.join(", "));
         let what = match rule.ip_protocol.as_str() {
             ANY => String::new(),
             "icmp" => " meta l4proto icmp".to_owned(),
             protocol => format!(" {protocol} dport {from}-{to}"),
         };
-        Matches { addresses: rule.cidrs.join(", "), what }
-    }
-}
-
-/// What a rule lets through.
-struct Matches {
-    addresses: String,
-    what: String,
-}
-
-/// A table of nftables that replaces the one before as a whole.
-fn ruleset<'a>(groups: impl Iterator<Item = &'a ResolvedSecurityGroup>) -> String {
-    let (mut input, mut output) = (String::new(), String::new());
-    let add = |chain: &mut String, direction: &str, rule: &ResolvedRule| {
-        let Matches { addresses, what } = rule.into();
+        // Nobody: nothing to let through.
         if !addresses.is_empty() {
-            chain.push_str("    ip ");
-            chain.push_str(direction);
-            chain.push_str(&format_args!(" {{ {addresses} }}{what} accept\n").to_string());
+            let _ = writeln!(chain, "    ip {direction} {{ {addresses} }}{what} accept");
         }
     };
     for group in groups {

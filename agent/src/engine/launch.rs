@@ -84,7 +84,7 @@ impl Engine {
             }
         }
         let (runtime, clock) = (Arc::clone(&self.runtime), Arc::clone(&self.clock));
-        let rules = firewall::rules(&entry.state, &self.groups).filter(|_| container == PAUSE);
+        let rules = (container == PAUSE).then(|| firewall::rules(&entry.state, &self.groups)).flatten();
         effects::launch(runtime, self.inputs.clone(), spec, entry.state.secrets.clone(), rules, clock);
     }
 }

@@ -11,7 +11,6 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use super::{Port, nft};
@@ -211,17 +210,7 @@ impl Cni {
             ("CNI_IFNAME", INTERFACE.to_owned()),
             ("CNI_PATH", self.plugins.display().to_string()),
         ]));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        let run = async {
-            let mut child = command.spawn()?;
-            if let Some(mut stdin) = child.stdin.take() {
-                stdin.write_all(config.to_string().as_bytes()).await?;
-            }
-            child.wait_with_output().await
-        };
-        let output =
-            tokio::time::timeout(LIMIT, run).await.map_err(|_| failed(format!("no answer within {LIMIT:?}")))?;
-        let output = output.map_err(|e| failed(e.to_string()))?;
+        let output = nft::fed(command, config.to_string().as_bytes(), LIMIT).await.map_err(failed)?;
         let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         if output.status.success() {
             return Ok(answer);

@@ -96,18 +96,16 @@ fn decide(writes: &mut Writes, keys: Option<&Keys>, objects: &[Object]) -> Resul
             let decided = match kind {
                 Kind::Cluster => Ok(upsert(writes, object.clone())),
                 Kind::Alarm | Kind::Secret | Kind::SecurityGroup | Kind::TargetGroup | Kind::Listener => {
-                    match cluster_fault(writes, object.cluster()) {
-                        Some(fault) => Err(vec![fault]),
-                        None if kind == Kind::Secret => secrets::declared(writes, keys, object),
-                        None if kind == Kind::SecurityGroup => match network::referenced(writes, object, objects) {
-                            faults if faults.is_empty() => Ok(upsert(writes, object.clone())),
-                            faults => Err(faults),
-                        },
-                        None if kind == Kind::Listener => match traffic::listener_faults(writes, object) {
-                            faults if faults.is_empty() => Ok(upsert(writes, object.clone())),
-                            faults => Err(faults),
-                        },
-                        None => Ok(upsert(writes, object.clone())),
+                    let faults = match (cluster_fault(writes, object.cluster()), kind) {
+                        (Some(fault), _) => vec![fault],
+                        (None, Kind::SecurityGroup) => network::referenced(writes, object, objects),
+                        (None, Kind::Listener) => traffic::listener_faults(writes, object),
+                        _ => Vec::new(),
+                    };
+                    match kind {
+                        _ if !faults.is_empty() => Err(faults),
+                        Kind::Secret => secrets::declared(writes, keys, object),
+                        _ => Ok(upsert(writes, object.clone())),
                     }
                 }
                 Kind::TaskDefinition => definitions::register(writes, object),

@@ -39,6 +39,11 @@ fn spec(object: &Object) -> Option<&TaskDefinitionSpec> {
     object.as_task_definition()?.spec.as_ref()
 }
 
+/// What a revision says, if it is there.
+pub(super) fn spec_of<'a>(writes: &'a Writes, name: &str) -> Option<&'a TaskDefinitionSpec> {
+    spec(writes.get(&Key::new(Kind::TaskDefinition, "", name))?)
+}
+
 /// Registers a definition, unless the family's newest revision is the same already.
 pub(super) fn register(writes: &mut Writes, wanted: &Object) -> Result<ApplyResult, Vec<Fault>> {
     let family = spec(wanted).map(|s| s.family.clone()).unwrap_or_default();

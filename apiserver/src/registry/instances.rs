@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use steady_core::guard::{self, Guard};
 use steady_core::v1::task_last_status::Value as Status;
-use steady_core::v1::{ContainerInstance, Object, Register, Task, TaskReport, TaskStatus, desired_status, object};
+use steady_core::v1::{ContainerInstance, Object, Register, TaskReport, TaskStatus, desired_status, object};
 use steady_core::{DEFAULT_CLUSTER, Key, Kind, Revision, Timestamp, defaults, task, validate};
 
 use super::writes::Writes;
@@ -113,9 +113,7 @@ fn one(writes: &mut Writes, instance: &Key, report: &TaskReport) -> Result<(), S
     }
     let mut status = merge(found.status, told, writes.now());
     traffic::follow(writes, &key.cluster, found.spec, &mut status, writes.now());
-    let mut new = object.clone();
-    new.kind = Some(object::Kind::Task(Task { spec: Some(found.spec.clone()), status: Some(status) }));
-    writes.put(new);
+    writes.put(found.with_status(status));
     Ok(())
 }
 

@@ -1,16 +1,17 @@
 //! Security groups: what names them is there, and what is named stays.
 
-use std::collections::BTreeSet;
-
 use steady_core::security::groups;
 use steady_core::v1::network_mode::Value as NetworkMode;
-use steady_core::v1::{NetworkConfiguration, Object, SecurityGroupSpec};
+use steady_core::v1::{NetworkConfiguration, Object, SecurityGroupSpec, object};
 use steady_core::validate::Fault;
 use steady_core::{Key, Kind, task};
 
-use super::fault;
-use super::upsert::unknown;
+use super::upsert::missing;
 use super::writes::Writes;
+use super::{definitions, fault};
+
+/// As faults call it.
+const WHAT: &str = "security group";
 
 /// What is wrong with the network configuration of tasks of a definition, at this path.
 pub(super) fn faults(
@@ -21,10 +22,7 @@ pub(super) fn faults(
     path: &str,
 ) -> Vec<Fault> {
     let mut faults = there_are(writes, cluster, groups(network), &format!("{path}.awsvpcConfiguration.securityGroups"));
-    let mode = definition.and_then(|name| {
-        let object = writes.get(&Key::new(Kind::TaskDefinition, "", name))?;
-        Some((name, object.as_task_definition()?.spec.as_ref()?.network_mode()))
-    });
+    let mode = definition.and_then(|name| Some((name, definitions::spec_of(writes, name)?.network_mode())));
     if let (Some((name, mode)), Some(_)) = (mode, network)
         && mode != NetworkMode::Awsvpc
     {
@@ -41,13 +39,9 @@ pub(super) fn faults(
 fn there_are(writes: &mut Writes, cluster: &str, names: &[String], path: &str) -> Vec<Fault> {
     let mut faults = Vec::new();
     for (i, name) in names.iter().enumerate() {
-        let key = Key::new(Kind::SecurityGroup, cluster, name);
-        if writes.get(&key).is_some() {
-            writes.compare(&key);
-            continue;
+        if let Some(message) = missing(writes, Kind::SecurityGroup, WHAT, cluster, name) {
+            faults.push(fault(&format!("{path}[{i}]"), message));
         }
-        let known: Vec<&str> = writes.view().in_cluster(Kind::SecurityGroup, cluster).map(|g| g.name()).collect();
-        faults.push(fault(&format!("{path}[{i}]"), unknown("security group", name, &known)));
     }
     faults
 }
@@ -62,18 +56,12 @@ pub(super) fn referenced(writes: &mut Writes, group: &Object, others: &[Object])
             let beside = |other: &&Object| {
                 other.kind() == Kind::SecurityGroup && other.cluster() == group.cluster() && other.name() == name
             };
-            let key = Key::new(Kind::SecurityGroup, group.cluster(), name);
             if others.iter().any(|other| beside(&other)) {
                 continue;
             }
-            if writes.get(&key).is_some() {
-                writes.compare(&key);
-                continue;
+            if let Some(message) = missing(writes, Kind::SecurityGroup, WHAT, group.cluster(), name) {
+                faults.push(fault(&format!("spec.{field}[{i}].referencedGroup"), message));
             }
-            let known: Vec<&str> =
-                writes.view().in_cluster(Kind::SecurityGroup, group.cluster()).map(|g| g.name()).collect();
-            let path = format!("spec.{field}[{i}].referencedGroup");
-            faults.push(fault(&path, unknown("security group", name, &known)));
         }
     }
     faults
@@ -81,34 +69,29 @@ pub(super) fn referenced(writes: &mut Writes, group: &Object, others: &[Object])
 
 /// Who has a security group or refers to it, if anybody does (EC2 `DependencyViolation`).
 pub(super) fn in_use(writes: &Writes, key: &Key) -> Option<String> {
-    let view = writes.view();
-    let names = |network: Option<&NetworkConfiguration>| groups(network).contains(&key.name.to_string());
-    let of = |kind: Kind, uses: &dyn Fn(&Object) -> bool| -> BTreeSet<String> {
-        let found = view.in_cluster(kind, &key.cluster).filter(|object| uses(object));
-        found.map(|object| Key::of(object).to_string()).collect()
-    };
-    let by_service = |o: &Object| {
-        o.as_service().and_then(|s| s.spec.as_ref()).is_some_and(|s| names(s.network_configuration.as_ref()))
-    };
-    // One that is rolled back to gives its tasks its own.
-    let by_deployment = |o: &Object| {
-        o.as_deployment().and_then(|d| d.spec.as_ref()).is_some_and(|d| names(d.network_configuration.as_ref()))
-    };
-    let by_set = |o: &Object| {
-        o.as_task_set().and_then(|s| s.spec.as_ref()).is_some_and(|s| names(s.network_configuration.as_ref()))
-    };
-    let by_task = |o: &Object| task::of(o).is_some_and(|t| t.is_live() && names(t.spec.network_configuration.as_ref()));
+    let names = |object: &Object| groups(configuration(object)).contains(&key.name.to_string());
     let refers = |spec: &SecurityGroupSpec| {
         spec.ingress.iter().chain(&spec.egress).any(|rule| rule.referenced_group == *key.name)
     };
-    let by_group =
-        |o: &Object| o.name() != key.name && o.as_security_group().and_then(|g| g.spec.as_ref()).is_some_and(refers);
-    let users = of(Kind::Service, &by_service)
-        .into_iter()
-        .chain(of(Kind::Deployment, &by_deployment))
-        .chain(of(Kind::TaskSet, &by_set))
-        .chain(of(Kind::SecurityGroup, &by_group))
-        .chain(of(Kind::Task, &by_task));
-    let users: Vec<String> = users.take(5).collect();
+    let has_it = |object: &Object| match object.as_security_group() {
+        Some(group) => object.name() != key.name && group.spec.as_ref().is_some_and(refers),
+        None => names(object),
+    };
+    let kinds = [Kind::Service, Kind::Deployment, Kind::TaskSet, Kind::SecurityGroup, Kind::Task];
+    let all = kinds.into_iter().flat_map(|kind| writes.view().in_cluster(kind, &key.cluster));
+    let users: Vec<String> = all.filter(|object| has_it(object)).map(|o| Key::of(o).to_string()).take(5).collect();
     (!users.is_empty()).then(|| users.join(", "))
+}
+
+/// The network of an object's tasks; none of a task that is over.
+fn configuration(object: &Object) -> Option<&NetworkConfiguration> {
+    match &object.kind {
+        Some(object::Kind::Service(service)) => service.spec.as_ref()?.network_configuration.as_ref(),
+        Some(object::Kind::Deployment(deployment)) => deployment.spec.as_ref()?.network_configuration.as_ref(),
+        Some(object::Kind::TaskSet(set)) => set.spec.as_ref()?.network_configuration.as_ref(),
+        Some(object::Kind::Task(_)) => {
+            task::of(object).filter(task::View::is_live)?.spec.network_configuration.as_ref()
+        }
+        _ => None,
+    }
 }

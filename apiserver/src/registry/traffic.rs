@@ -6,14 +6,13 @@ use steady_core::traffic::{self, target_groups};
 use steady_core::v1::network_mode::Value as NetworkMode;
 use steady_core::v1::{
     GetCertificatesResponse, Listener, ListenerSpec, LoadBalancer, Object, ReportTargetHealthRequest, ServiceRegistry,
-    TargetGroupSpec, TargetHealth, Task, TaskDefinitionSpec, TaskSpec, TaskStatus, object,
+    TargetGroupSpec, TargetHealth, TaskDefinitionSpec, TaskSpec, TaskStatus,
 };
 use steady_core::validate::Fault;
 use steady_core::{Key, Kind, Revision, Timestamp, resources, task};
 
-use super::upsert::unknown;
 use super::writes::Writes;
-use super::{Registry, RegistryError, cluster, fault};
+use super::{Registry, RegistryError, cluster, definitions, fault, upsert};
 use crate::registry::commit::MAX_CHANGES;
 
 /// Most targets of one report, and most certificates that are asked for at once.
@@ -89,9 +88,7 @@ fn take_in(writes: &mut Writes, key: &Key, said: &[&TargetHealth]) {
         }
     }
     if status != *found.status {
-        let mut new = object.clone();
-        new.kind = Some(object::Kind::Task(Task { spec: Some(found.spec.clone()), status: Some(status) }));
-        writes.put(new);
+        writes.put(found.with_status(status));
     }
 }
 
@@ -145,13 +142,7 @@ pub(super) fn listener_faults(writes: &mut Writes, wanted: &Object) -> Vec<Fault
 
 /// What to say of a target group that is not there.
 fn missing(writes: &mut Writes, of: &str, name: &str) -> Option<String> {
-    let key = Key::new(Kind::TargetGroup, of, name);
-    if writes.get(&key).is_some() {
-        writes.compare(&key);
-        return None;
-    }
-    let known: Vec<&str> = writes.view().in_cluster(Kind::TargetGroup, of).map(|g| g.name()).collect();
-    Some(unknown("target group", name, &known))
+    upsert::missing(writes, Kind::TargetGroup, "target group", of, name)
 }
 
 /// What is wrong with a service's load balancers: the group, a listener that leads to it, the container and its port.
@@ -180,11 +171,7 @@ pub(super) fn faults(
                 faults.push(fault(&format!("{path}.targetGroupArn"), message));
             }
         }
-        let definition = definition.and_then(|name| {
-            let object = writes.get(&Key::new(Kind::TaskDefinition, "", name))?;
-            object.as_task_definition()?.spec.as_ref()
-        });
-        if let Some(definition) = definition {
+        if let Some(definition) = definition.and_then(|name| definitions::spec_of(writes, name)) {
             faults.extend(port_fault(definition, balancer, &path));
         }
     }
@@ -193,11 +180,7 @@ pub(super) fn faults(
 
 /// What is wrong with how a service is found: without a port its tasks need addresses of their own.
 pub(super) fn registry_faults(writes: &Writes, registries: &[ServiceRegistry], definition: Option<&str>) -> Vec<Fault> {
-    let definition = definition.and_then(|name| {
-        let object = writes.get(&Key::new(Kind::TaskDefinition, "", name))?;
-        object.as_task_definition()?.spec.as_ref()
-    });
-    let Some(definition) = definition else { return Vec::new() };
+    let Some(definition) = definition.and_then(|name| definitions::spec_of(writes, name)) else { return Vec::new() };
     let mut faults = Vec::new();
     for (i, registry) in registries.iter().enumerate() {
         let path = format!("spec.serviceRegistries[{i}]");

@@ -1,9 +1,9 @@
 //! What becomes of an object that is declared: made, changed, or left as it is.
 
-use steady_core::Key;
 use steady_core::manifest::nearest;
 use steady_core::v1::apply_result::Outcome;
 use steady_core::v1::{ApplyResult, Object, object};
+use steady_core::{Key, Kind};
 
 use super::writes::Writes;
 
@@ -18,38 +18,7 @@ pub(super) fn upsert(writes: &mut Writes, wanted: Object) -> ApplyResult {
     let meta = new.meta_mut();
     meta.labels.clone_from(&wanted.meta().labels);
     meta.annotations.clone_from(&wanted.meta().annotations);
-    let mut respecified = false;
-    match (&mut new.kind, wanted.kind) {
-        (Some(object::Kind::Service(new)), Some(object::Kind::Service(wanted))) => {
-            respecified = new.spec != wanted.spec;
-            new.spec = wanted.spec;
-        }
-        (Some(object::Kind::TaskSet(new)), Some(object::Kind::TaskSet(wanted))) => {
-            respecified = new.spec != wanted.spec;
-            new.spec = wanted.spec;
-        }
-        (Some(object::Kind::Alarm(new)), Some(object::Kind::Alarm(wanted))) => {
-            respecified = new.spec != wanted.spec;
-            new.spec = wanted.spec;
-        }
-        (Some(object::Kind::Secret(new)), Some(object::Kind::Secret(wanted))) => {
-            respecified = new.spec != wanted.spec;
-            new.spec = wanted.spec;
-        }
-        (Some(object::Kind::SecurityGroup(new)), Some(object::Kind::SecurityGroup(wanted))) => {
-            respecified = new.spec != wanted.spec;
-            new.spec = wanted.spec;
-        }
-        (Some(object::Kind::TargetGroup(new)), Some(object::Kind::TargetGroup(wanted))) => {
-            respecified = new.spec != wanted.spec;
-            new.spec = wanted.spec;
-        }
-        (Some(object::Kind::Listener(new)), Some(object::Kind::Listener(wanted))) => {
-            respecified = new.spec != wanted.spec;
-            new.spec = wanted.spec;
-        }
-        _ => {}
-    }
+    let respecified = respecify(&mut new, wanted);
     if new == old {
         return result(Outcome::Unchanged, old.clone(), Some(old));
     }
@@ -60,8 +29,36 @@ pub(super) fn upsert(writes: &mut Writes, wanted: Object) -> ApplyResult {
     result(Outcome::Configured, new, Some(old))
 }
 
+/// Gives an object the spec that is wanted. Whether it had another one.
+fn respecify(new: &mut Object, wanted: Object) -> bool {
+    macro_rules! kinds {
+        ($($kind:ident),*) => {
+            match (&mut new.kind, wanted.kind) {
+                $((Some(object::Kind::$kind(new)), Some(object::Kind::$kind(wanted))) => {
+                    let is_other = new.spec != wanted.spec;
+                    new.spec = wanted.spec;
+                    is_other
+                })*
+                _ => false,
+            }
+        };
+    }
+    kinds!(Service, TaskSet, Alarm, Secret, SecurityGroup, TargetGroup, Listener)
+}
+
 pub(super) fn result(outcome: Outcome, object: Object, previous: Option<Object>) -> ApplyResult {
     ApplyResult { outcome: outcome.into(), object: Some(object), previous }
+}
+
+/// What names an object relies on that it is there, and stays; else what to say of it.
+pub(super) fn missing(writes: &mut Writes, kind: Kind, what: &str, cluster: &str, name: &str) -> Option<String> {
+    let key = Key::new(kind, cluster, name);
+    if writes.get(&key).is_some() {
+        writes.compare(&key);
+        return None;
+    }
+    let known: Vec<&str> = writes.view().in_cluster(kind, cluster).map(|object| object.name()).collect();
+    Some(unknown(what, name, &known))
 }
 
 /// What to say of a name that is not there.

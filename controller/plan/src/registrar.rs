@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use steady_core::v1::target_state::Value as State;
-use steady_core::v1::{Object, Target, Task, TaskStatus, object};
+use steady_core::v1::{Target, TaskStatus};
 use steady_core::{Change, Key, Kind, Plan, Timestamp, View, Waiting, condition, task, traffic};
 
 /// Most tasks of one commit.
@@ -49,9 +49,7 @@ pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
             until.filter(|until| *until > now).for_each(|until| plan.wake(until));
         }
         if targets != task.status.targets {
-            let status = TaskStatus { targets, ..task.status.clone() };
-            let task_object = Task { spec: Some(task.spec.clone()), status: Some(status) };
-            let object = Object { meta: task.object.meta.clone(), kind: Some(object::Kind::Task(task_object)) };
+            let object = task.with_status(TaskStatus { targets, ..task.status.clone() });
             changes.push(Change::PutStatus { object, expect: task.revision() });
         }
     }
@@ -76,8 +74,8 @@ mod tests {
 
     use super::*;
     use steady_core::v1::{
-        Action, Lease, Listener, ListenerSpec, LoadBalancer, Service, TargetReport, TaskSpec, desired_status,
-        task_last_status,
+        Action, Lease, Listener, ListenerSpec, LoadBalancer, Object, Service, TargetReport, Task, TaskSpec,
+        desired_status, task_last_status,
     };
 
     const NOW: Timestamp = Timestamp(1_000_000_000_000);

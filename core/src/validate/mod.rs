@@ -12,7 +12,7 @@ mod traffic;
 
 use std::collections::BTreeMap;
 
-use steady_proto::v1::{CapacityProviderStrategyItem, Object, object};
+use steady_proto::v1::{CapacityProviderStrategyItem, Object, ServiceSpec, object};
 use steady_proto::{Kind, KindExt};
 
 use crate::Key;
@@ -50,8 +50,9 @@ pub fn object(object: &Object) -> Vec<Fault> {
             task_definition::check(definition.spec.as_ref().unwrap_or(&<_>::default()), &mut faults);
         }
         Some(object::Kind::Service(service)) => {
-            let spec = service.spec.clone().unwrap_or_default();
-            service::check(&spec, &mut faults);
+            let none = ServiceSpec::default();
+            let spec = service.spec.as_ref().unwrap_or(&none);
+            service::check(spec, &mut faults);
             traffic::registries(object.name(), &spec.service_registries, &mut faults);
         }
         Some(object::Kind::TaskSet(set)) => {

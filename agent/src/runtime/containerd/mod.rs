@@ -332,6 +332,12 @@ impl Containerd {
         call("start", START, self.api.tasks().start(request)).await.map(|_| ()).map_err(failed)
     }
 
+    /// The network of a container that runs.
+    async fn network(&self, id: &ContainerId) -> Result<PathBuf, RuntimeError> {
+        let task = self.task(id).await?.filter(|task| task.status() == Status::Running);
+        task.map(|task| network_of(&task)).ok_or_else(|| RuntimeError::NotFound(id.clone()))
+    }
+
     async fn kill(&self, id: &ContainerId, signal: u32) -> Result<(), RuntimeError> {
         let request = KillRequest { container_id: name(id), exec_id: String::new(), signal, all: signal == 9 };
         match call("kill", LOOK, self.api.tasks().kill(request)).await {
@@ -439,25 +445,13 @@ impl Runtime for Containerd {
         let cni = self.cni.as_ref().ok_or_else(|| {
             RuntimeError::Resource("networkMode awsvpc needs CNI's plug-ins (containernetworking-plugins)".into())
         })?;
-        let task = self.task(id).await?.filter(|task| task.status() == Status::Running);
-        let task = task.ok_or_else(|| RuntimeError::NotFound(id.clone()))?;
-        let address = cni.add(&id.task, &network_of(&task), &[]).await.map_err(RuntimeError::Resource)?;
+        let address = cni.add(&id.task, &self.network(id).await?, &[]).await.map_err(RuntimeError::Resource)?;
         self.files(id).join(&address, &[], |_| None).map_err(|e| RuntimeError::Resource(e.to_string()))?;
         Ok(address)
     }
 
     async fn filter_network(&self, id: &ContainerId, rules: &str) -> Result<(), RuntimeError> {
-        let running = async || {
-            let task = self.task(id).await?.filter(|task| task.status() == Status::Running);
-            task.map(|task| network_of(&task)).ok_or_else(|| RuntimeError::NotFound(id.clone()))
-        };
-        let path = running().await?;
-        let namespace = nft::open(&path).map_err(RuntimeError::Resource)?;
-        // The process of that number is its own, then and now.
-        if running().await? != path {
-            return Err(RuntimeError::NotFound(id.clone()));
-        }
-        nft::replace(&namespace, rules).await.map_err(RuntimeError::Resource)
+        nft::filter(rules, async || self.network(id).await).await
     }
 
     async fn restart(&self, id: &ContainerId) -> Result<String, RuntimeError> {

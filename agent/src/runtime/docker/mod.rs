@@ -389,14 +389,8 @@ impl Runtime for Docker {
     }
 
     async fn filter_network(&self, id: &ContainerId, rules: &str) -> Result<(), RuntimeError> {
-        let gone = || RuntimeError::NotFound(id.clone());
-        let path = self.namespace(id).await?.ok_or_else(gone)?;
-        let namespace = nft::open(&path).map_err(RuntimeError::Resource)?;
-        // The process of that number is its own, then and now.
-        if self.namespace(id).await?.as_ref() != Some(&path) {
-            return Err(gone());
-        }
-        nft::replace(&namespace, rules).await.map_err(RuntimeError::Resource)
+        let path = async || self.namespace(id).await?.ok_or_else(|| RuntimeError::NotFound(id.clone()));
+        nft::filter(rules, path).await
     }
 
     async fn restart(&self, id: &ContainerId) -> Result<String, RuntimeError> {
