@@ -148,6 +148,11 @@ impl Endpoint {
         self.outstanding.load(Ordering::Relaxed)
     }
 
+    /// It has so many, as somebody else counts them.
+    pub(crate) fn set_outstanding(&self, count: u32) {
+        self.outstanding.store(count, Ordering::Release);
+    }
+
     /// It has one more to do, until this is dropped.
     pub(crate) fn begin(self: &std::sync::Arc<Self>) -> Busy {
         self.outstanding.fetch_add(1, Ordering::AcqRel);

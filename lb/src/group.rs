@@ -12,6 +12,9 @@ use crate::endpoint::Endpoint;
 
 /// Upper bounds of the latency histogram, seconds.
 pub(crate) const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+/// The cookies by which clients come back to their target.
+pub(crate) const COOKIE: &str = "STEADYLB";
+pub(crate) const APP_COOKIE: &str = "STEADYLBAPP";
 /// In larger groups the target with the fewest requests is looked for among so many.
 const SAMPLE: usize = 16;
 
@@ -65,7 +68,8 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    fn slow_start(&self) -> Duration {
+    /// How long a target gets less than its share.
+    pub(crate) fn slow_start(&self) -> Duration {
         Duration::from_secs(u64::from(self.spec.slow_start_seconds().unsigned_abs()))
     }
 

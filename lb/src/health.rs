@@ -15,15 +15,16 @@ use steady_core::v1::TargetGroupSpec;
 use steady_core::v1::protocol_version::Value as Version2;
 use steady_core::v1::target_state::Value as State;
 use steady_core::v1::traffic_protocol::Value as Protocol;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
+use crate::connect::connect;
 use crate::endpoint::{Endpoint, Identity};
 use crate::table::Table;
 use crate::tls;
-use crate::upstream::connect;
 
 /// A new target is looked at so often until it is found healthy, whatever the interval: others wait for it.
 const EAGER: Duration = Duration::from_millis(500);
@@ -31,8 +32,24 @@ const EAGER: Duration = Duration::from_millis(500);
 /// Looks at all targets of a table.
 pub(crate) struct Health {
     looking: HashMap<Identity, (TargetGroupSpec, AbortHandle)>,
-    changed: UnboundedSender<Arc<Endpoint>>,
+    news: News,
     tls: [TlsConnector; 2],
+}
+
+/// Whom a target's new state is told.
+#[derive(Clone)]
+pub(crate) struct News {
+    /// Who tells the control plane.
+    pub(crate) changed: UnboundedSender<Arc<Endpoint>>,
+    /// Who has the data plane obey it.
+    pub(crate) obey: Arc<Notify>,
+}
+
+impl News {
+    fn tell(&self, endpoint: &Arc<Endpoint>) {
+        let _ = self.changed.send(Arc::clone(endpoint));
+        self.obey.notify_one();
+    }
 }
 
 impl Drop for Health {
@@ -43,9 +60,9 @@ impl Drop for Health {
 
 impl Health {
     /// Targets whose state is new are told.
-    pub(crate) fn new(changed: UnboundedSender<Arc<Endpoint>>) -> Self {
+    pub(crate) fn new(news: News) -> Self {
         let tls = [tls::to_targets(&[b"http/1.1"]), tls::to_targets(&[b"h2"])];
-        Health { looking: HashMap::new(), changed, tls }
+        Health { looking: HashMap::new(), news, tls }
     }
 
     /// From now on the targets of this table are looked at, and no others.
@@ -62,9 +79,9 @@ impl Health {
             if self.looking.get(identity).is_some_and(|(spec, _)| *spec == group.spec) {
                 continue;
             }
-            let (endpoint, spec, changed) = (Arc::clone(endpoint), group.spec.clone(), self.changed.clone());
+            let (endpoint, spec, news) = (Arc::clone(endpoint), group.spec.clone(), self.news.clone());
             let tls = self.tls.clone();
-            let looking = tokio::spawn(async move { look(&endpoint, &spec, &tls, &changed).await }).abort_handle();
+            let looking = tokio::spawn(async move { look(&endpoint, &spec, &tls, &news).await }).abort_handle();
             if let Some((_, before)) = self.looking.insert(identity.clone(), (group.spec.clone(), looking)) {
                 before.abort();
             }
@@ -73,19 +90,14 @@ impl Health {
 }
 
 /// Looks at a target for as long as it is there.
-async fn look(
-    endpoint: &Arc<Endpoint>,
-    spec: &TargetGroupSpec,
-    tls: &[TlsConnector; 2],
-    changed: &UnboundedSender<Arc<Endpoint>>,
-) {
+async fn look(endpoint: &Arc<Endpoint>, spec: &TargetGroupSpec, tls: &[TlsConnector; 2], told: &News) {
     let seconds = |value: i32| Duration::from_secs(u64::from(value.unsigned_abs()).max(1));
     let (interval, limit) =
         (seconds(spec.health_check_interval_seconds()), seconds(spec.health_check_timeout_seconds()));
     if !spec.health_check_enabled() {
         endpoint.set_state(State::Healthy, "", "health checks are disabled".into());
         endpoint.set_looked_at();
-        let _ = changed.send(Arc::clone(endpoint));
+        told.tell(endpoint);
         return;
     }
     let (mut good, mut bad, mut first) = (0, 0, true);
@@ -125,7 +137,7 @@ async fn look(
         if news || (first && is_found && endpoint.state() != State::Initial) {
             first = false;
             tracing::info!(target = %endpoint.identity.address, task = endpoint.identity.task, state = endpoint.state().as_str_name(), why = endpoint.why().1, "a target");
-            let _ = changed.send(Arc::clone(endpoint));
+            told.tell(endpoint);
         }
         let eager = endpoint.state() == State::Initial;
         let pause = if eager { EAGER.min(interval) } else { interval };
@@ -177,12 +189,12 @@ async fn check(target: SocketAddr, spec: &TargetGroupSpec, tls: &[TlsConnector; 
         let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io).await.map_err(broken)?;
         let running = tokio::spawn(connection);
         let response = sender.send_request(request).await.map_err(broken);
-        scopeguard(running.abort_handle(), response)?
+        held(running.abort_handle(), response)?
     } else {
         let (mut sender, connection) = http1::handshake(io).await.map_err(broken)?;
         let running = tokio::spawn(connection);
         let response = sender.send_request(request).await.map_err(broken);
-        scopeguard(running.abort_handle(), response)?
+        held(running.abort_handle(), response)?
     };
     let (response, _running) = response;
     let matcher = spec.matcher.clone().unwrap_or_default();
@@ -206,7 +218,8 @@ impl Drop for Ends {
     }
 }
 
-fn scopeguard<T>(running: AbortHandle, response: Result<T, Failure>) -> Result<(T, Ends), Failure> {
+/// An answer, and its connection for as long as it is looked at.
+fn held<T>(running: AbortHandle, response: Result<T, Failure>) -> Result<(T, Ends), Failure> {
     let ends = Ends(running);
     response.map(|response| (response, ends))
 }

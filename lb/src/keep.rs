@@ -23,7 +23,7 @@ impl Kept {
     }
 
     /// Writes a file that only its owner reads: whole, or as it was before.
-    fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         let (path, part) = (self.directory.join(name), self.directory.join(format!("{name}.part")));
         let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&part)?;
         file.write_all(bytes)?;

@@ -17,9 +17,9 @@ use steady_core::v1::target_state::Value as State;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::access::AccessLog;
 use crate::group::BUCKETS;
-use crate::serve::Open;
+use crate::plane::Open;
+use crate::proxy::AccessLog;
 use crate::table::Table;
 
 /// Longest that a head may take.

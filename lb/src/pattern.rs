@@ -34,9 +34,30 @@ pub(crate) fn caseless(pattern: &str, text: &str) -> bool {
     fits(pattern.as_bytes(), text.as_bytes(), |a, b| a.eq_ignore_ascii_case(&b))
 }
 
+/// A pattern as a regular expression, for those that know no other; `any` is what it has for one character.
+pub(crate) fn regex(pattern: &str, any: &str) -> String {
+    let mut regex = String::new();
+    for c in pattern.chars() {
+        match c {
+            '*' => regex.extend([any, "*"]),
+            '?' => regex.push_str(any),
+            _ if c.is_ascii_alphanumeric() || !c.is_ascii() || "/-_~=&,:;@!%#'\" <>`".contains(c) => regex.push(c),
+            _ => regex.extend(['\\', c]),
+        }
+    }
+    regex
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_regular_expression_takes_what_is_special_as_it_is() {
+        assert_eq!(regex("/a.b/*?c", "."), r"/a\.b/.*.c");
+        assert_eq!(regex("(x)+$", "[^&]"), r"\(x\)\+\$");
+        assert_eq!(regex("a b'c", "."), "a b'c");
+    }
 
     #[test]
     fn stars_and_question_marks_stand_for_others() {

@@ -43,6 +43,7 @@ impl Reporter {
         let mut pending: BTreeMap<Identity, TargetReport> = BTreeMap::new();
         let mut draining: Vec<Arc<Endpoint>> = Vec::new();
         let mut told: BTreeMap<Identity, u64> = BTreeMap::new();
+        let mut begins = true;
         loop {
             tokio::select! {
                 endpoint = changed.recv() => {
@@ -73,9 +74,14 @@ impl Reporter {
                         }
                     }
                 }
-                () = tokio::time::sleep(LOOK), if !draining.is_empty() => {}
+                () = tokio::time::sleep(LOOK), if !draining.is_empty() || begins => {}
             }
             let oldest = self.workers.iter().map(|at| at.load(Ordering::Acquire)).min().unwrap_or(0);
+            // Nobody is told that targets are healthy before they can be reached.
+            begins = oldest == 0;
+            if begins {
+                continue;
+            }
             draining.retain(|endpoint| {
                 let drained = endpoint.has_drained(oldest);
                 if drained {

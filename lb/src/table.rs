@@ -1,22 +1,19 @@
 //! What a load balancer obeys: listeners, their rules, target groups and targets, made of one view. Pure.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, Method, header};
-use steady_core::security::parse_cidr;
 use steady_core::traffic::{forwards, is_http};
 use steady_core::v1::target_state::Value as State;
 use steady_core::v1::traffic_protocol::Value as Protocol;
-use steady_core::v1::{self, Action, ListenerSpec, RedirectConfig, RuleCondition, TargetReport};
-use steady_core::validate::condition_values;
+use steady_core::v1::{self, Action, ListenerSpec, RedirectConfig, TargetReport};
 use steady_core::{Key, Kind, View, task};
 
 use crate::endpoint::{Endpoint, Identity};
 use crate::group::{Counters, Group, Pool};
-use crate::pattern;
+use crate::rule::{Asked, Condition};
 
 /// Everything that is obeyed.
 #[derive(Debug, Default)]
@@ -46,8 +43,9 @@ pub(crate) struct Listener {
 
 #[derive(Debug)]
 pub(crate) struct Rule {
-    conditions: Vec<Condition>,
-    does: Does,
+    pub(crate) priority: i32,
+    pub(crate) conditions: Vec<Condition>,
+    pub(crate) does: Does,
 }
 
 /// What is done with a request.
@@ -60,12 +58,12 @@ pub(crate) enum Does {
 
 /// Target groups by weight.
 #[derive(Debug)]
-pub(crate) struct Forward(Vec<Share>);
+pub(crate) struct Forward(pub(crate) Vec<Share>);
 
 /// A group's weight, and those of its pools.
 #[derive(Debug)]
 pub(crate) struct Share {
-    weight: u32,
+    pub(crate) weight: u32,
     pub(crate) group: Arc<Group>,
     pub(crate) pools: Vec<f64>,
 }
@@ -86,71 +84,12 @@ impl Forward {
     }
 }
 
-#[derive(Debug)]
-enum Condition {
-    Host(Vec<String>),
-    Path(Vec<String>),
-    Header(HeaderName, Vec<String>),
-    Method(Vec<String>),
-    Query(Vec<(String, String)>),
-    Source(Vec<(Ipv4Addr, u8)>),
-}
-
-/// What rules look at.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Asked<'a> {
-    pub(crate) host: &'a str,
-    pub(crate) path: &'a str,
-    pub(crate) query: &'a str,
-    pub(crate) method: &'a Method,
-    pub(crate) headers: &'a HeaderMap,
-    pub(crate) peer: IpAddr,
-}
-
-impl Condition {
-    fn of(condition: &RuleCondition) -> Option<Self> {
-        let values: Vec<String> = condition_values(condition).into_iter().map(str::to_owned).collect();
-        Some(match condition.field.as_str() {
-            "host-header" => Condition::Host(values),
-            "path-pattern" => Condition::Path(values),
-            "http-request-method" => Condition::Method(values),
-            "source-ip" => Condition::Source(values.iter().filter_map(|value| parse_cidr(value)).collect()),
-            "http-header" => {
-                let name = &condition.http_header_config.as_ref()?.http_header_name;
-                Condition::Header(name.parse().ok()?, values)
-            }
-            "query-string" => {
-                let pairs = condition.query_string_config.as_ref()?.values.iter();
-                Condition::Query(pairs.map(|pair| (pair.key.clone(), pair.value.clone())).collect())
-            }
-            _ => return None,
-        })
-    }
-
-    fn holds(&self, asked: Asked<'_>) -> bool {
-        match self {
-            Condition::Host(patterns) => patterns.iter().any(|p| pattern::caseless(p, asked.host)),
-            Condition::Path(patterns) => patterns.iter().any(|p| pattern::exactly(p, asked.path)),
-            Condition::Method(methods) => methods.iter().any(|m| m == asked.method.as_str()),
-            Condition::Header(name, patterns) => asked
-                .headers
-                .get_all(name)
-                .iter()
-                .any(|value| value.to_str().is_ok_and(|value| patterns.iter().any(|p| pattern::caseless(p, value)))),
-            Condition::Query(pairs) => asked.query.split('&').any(|given| {
-                let (key, value) = given.split_once('=').unwrap_or((given, ""));
-                pairs.iter().any(|(k, v)| (k.is_empty() || pattern::caseless(k, key)) && pattern::caseless(v, value))
-            }),
-            Condition::Source(ranges) => {
-                let IpAddr::V4(peer) = asked.peer.to_canonical() else { return false };
-                let mask = |bits: u8| u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
-                ranges.iter().any(|(at, bits)| u32::from(peer) & mask(*bits) == u32::from(*at))
-            }
-        }
-    }
-}
-
 impl Listener {
+    /// Whether clients speak TLS with it.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        matches!(self.protocol, Protocol::Https | Protocol::Tls)
+    }
+
     /// What is done with a request.
     pub(crate) fn does(&self, asked: Asked<'_>) -> &Does {
         let fits = |rule: &&Rule| rule.conditions.iter().all(|condition| condition.holds(asked));
@@ -163,16 +102,6 @@ impl Listener {
             Does::Forward(forward) => Some(forward),
             _ => None,
         }
-    }
-}
-
-/// The host that a request names, without its port.
-pub(crate) fn host<'a>(headers: &'a HeaderMap, uri: &'a http::Uri) -> &'a str {
-    let named = uri.authority().map(http::uri::Authority::as_str);
-    let named = named.or_else(|| headers.get(header::HOST)?.to_str().ok()).unwrap_or_default();
-    match named.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
-        _ => named,
     }
 }
 
@@ -278,7 +207,11 @@ impl Table {
         let rules = rules.into_iter().filter_map(|rule| {
             let conditions: Option<Vec<Condition>> = rule.conditions.iter().map(Condition::of).collect();
             let id = format!("{name}/{}", rule.priority);
-            Some(Rule { conditions: conditions?, does: self.does(rule.actions.first()?, name, &id)? })
+            Some(Rule {
+                priority: rule.priority,
+                conditions: conditions?,
+                does: self.does(rule.actions.first()?, name, &id)?,
+            })
         });
         Some(Listener {
             name: name.to_owned(),
@@ -328,9 +261,10 @@ fn pool_size(group: &Group, service: &str) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderMap;
     use steady_core::v1::{
-        AdvancedConfiguration, Deployment, DeploymentSpec, LoadBalancer, Object, Target, TargetGroup, TargetGroupSpec,
-        Task, TaskSpec, TaskStatus, desired_status, task_last_status,
+        AdvancedConfiguration, Deployment, DeploymentSpec, LoadBalancer, Object, RuleCondition, Target, TargetGroup,
+        TargetGroupSpec, Task, TaskSpec, TaskStatus, desired_status, task_last_status,
     };
 
     fn forward(groups: &[(&str, i32)]) -> Action {

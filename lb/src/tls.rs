@@ -45,6 +45,13 @@ impl Certificate {
         Ok(Certificate { value: value.to_owned(), key: Arc::new(certified) })
     }
 
+    /// Certificate and key in one text, as `HAProxy` takes them.
+    pub(crate) fn pem(&self) -> Option<String> {
+        let parsed: serde_json::Value = serde_json::from_str(&self.value).ok()?;
+        let member = |name: &str| Some(parsed.get(name)?.as_str()?.trim_end().to_owned() + "\n");
+        Some(member("certificate")? + &member("privateKey")?)
+    }
+
     fn is_for(&self, name: &str) -> bool {
         let Some(first) = self.key.cert.first() else { return false };
         let Ok(parsed) = rustls::server::ParsedCertificate::try_from(first) else { return false };

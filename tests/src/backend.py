@@ -1,5 +1,5 @@
 # A server to have behind load balancers: says what it was asked, slowly, wrongly, or as something else than HTTP.
-import http.server, os, socketserver, sys, time
+import base64, hashlib, http.server, os, socketserver, sys, time
 from urllib.parse import urlparse, parse_qs
 
 TASK = os.environ.get("STEADY_TASK", "?")
@@ -46,6 +46,8 @@ class Backend(http.server.BaseHTTPRequestHandler):
             self.send_response(101)
             self.send_header("Connection", "upgrade")
             self.send_header("Upgrade", self.headers["Upgrade"])
+            key = self.headers.get("Sec-WebSocket-Key", "") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+            self.send_header("Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(key.encode()).digest()).decode())
             self.end_headers()
             self.wfile.flush()
             while True:

@@ -5,6 +5,7 @@ pub mod chaos;
 pub mod containerd;
 pub mod docker;
 pub mod faulty;
+pub mod load;
 pub mod runtimes;
 pub mod sim;
 
@@ -99,8 +100,8 @@ pub struct Place {
 impl Drop for Place {
     /// Ends what outlived its agent, as tasks do, and says the last lines of every log when the test failed.
     fn drop(&mut self) {
-        for shim in self.shims() {
-            let _ = kill_process(shim, Signal::TERM);
+        for left in self.shims().into_iter().chain(self.haproxies()) {
+            let _ = kill_process(left, Signal::TERM);
         }
         if !std::thread::panicking() {
             return;
@@ -258,13 +259,23 @@ impl Place {
 
     /// Processes that hold a task of this place's agents, each.
     pub fn shims(&self) -> Vec<Pid> {
+        self.processes(|line| line.contains("__shim"))
+    }
+
+    /// `HAProxy`'s processes that this place's load balancers have started.
+    pub fn haproxies(&self) -> Vec<Pid> {
+        self.processes(|line| line.starts_with("haproxy"))
+    }
+
+    /// Processes whose command line names this place's directory, and is as is asked for.
+    fn processes(&self, is_one: impl Fn(&str) -> bool) -> Vec<Pid> {
         let directory = self.directory.path().display().to_string();
         let holds = |entry: &std::fs::DirEntry| {
             let line = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
-            line.contains("__shim") && line.contains(&directory)
+            line.contains(&directory) && is_one(&line)
         };
-        let shims = std::fs::read_dir("/proc").unwrap().flatten().filter(holds);
-        shims.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)).collect()
+        let found = std::fs::read_dir("/proc").unwrap().flatten().filter(holds);
+        found.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)).collect()
     }
 
     /// What happened here, for a test that failed.

@@ -1,13 +1,13 @@
-//! Requests without end, through everything that goes on behind a load balancer: real containers, real load balancers, processes that are
-//! killed. None of them fails.
+//! Requests without end, through everything that goes on behind load balancers, Steady's own and `HAProxy`: real containers, processes that
+//! are killed. None of them fails.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::BTreeMap;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
 use steady_tests::docker::Engine;
+use steady_tests::load::Load;
 use steady_tests::{Place, Running, eventually, free_port, ids};
 
 /// Requests below which nothing is proved.
@@ -42,8 +42,8 @@ impl Cluster {
             let more = ["--address", "127.0.0.1", "--metadata-address", "none", "--without-live-restore"];
             cluster.part(name, &[&args[..], &more].concat());
         }
-        cluster.lb("lb1", "127.0.0.1");
-        cluster.lb("lb2", "127.0.0.2");
+        cluster.lb("lb1", "127.0.0.1", "steady");
+        cluster.lb("lb2", "127.0.0.2", "haproxy");
         cluster
     }
 
@@ -63,32 +63,14 @@ impl Cluster {
         self.parts.insert(name, Running::start(command, &self.place.path(&format!("{name}.log"))));
     }
 
-    fn lb(&mut self, name: &'static str, address: &str) {
+    fn lb(&mut self, name: &'static str, address: &str, plane: &str) {
         let data = self.place.path("lb").display().to_string();
-        self.part(name, &["lb", "--name", name, "--data-dir", &data, "--listen-address", address]);
+        let args = ["lb", "--name", name, "--data-dir", &data, "--listen-address", address, "--data-plane", plane];
+        self.part(name, &args);
     }
 
     fn deploy(&self) {
         self.place.ok(&["rollout", "restart", "service/web", "--wait"]);
-    }
-}
-
-/// Requests for as long as it is there.
-struct Load(Child);
-
-impl Load {
-    fn start(url: &str) -> Self {
-        let args = ["-t1", "-c8", "-d", "900s", "--timeout", "10s", url];
-        Load(Command::new("wrk").args(args).stdout(Stdio::piped()).spawn().unwrap())
-    }
-
-    /// How many there were. None of them failed.
-    fn end(self, what: &str) -> u64 {
-        let _ = kill_process(Pid::from_child(&self.0), Signal::INT);
-        let said = String::from_utf8(self.0.wait_with_output().unwrap().stdout).unwrap();
-        assert!(!said.contains("Socket errors") && !said.contains("Non-2xx"), "{what}: {said}");
-        let line = said.lines().find(|line| line.contains("requests in")).unwrap();
-        line.split_whitespace().next().unwrap().parse().unwrap()
     }
 }
 
@@ -229,8 +211,9 @@ fn no_request_fails_whatever_happens_behind_the_load_balancer() {
     let second = beside.end("the second load balancer");
     cluster.parts.get_mut("lb2").unwrap().kill();
     cluster.deploy();
-    cluster.lb("lb2", "127.0.0.2");
+    cluster.lb("lb2", "127.0.0.2", "haproxy");
     cluster.deploy();
+    assert_eq!(answering(&url("127.0.0.2"), 12), answering(&url("127.0.0.1"), 12), "it has learned what it has missed");
 
     let mut all = second + load.end("the first load balancer");
     // On a slow machine it takes some more.

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use steady_lb::{LbError, Settings, run};
+use steady_lb::{DataPlane, LbError, Settings, run};
 use steady_runtime::Client;
 
 use super::ending::ending;
 use super::machine::{data_directory, host_name};
-use super::{Lb, log};
+use super::{DataPlaneChoice, Lb, log};
 use crate::args::Global;
 use crate::failure::Failure;
 use crate::out::note;
@@ -28,6 +28,15 @@ pub async fn lb(args: Lb, global: &Global) -> Result<(), Failure> {
             )));
         }
     }
+    let data_plane = match args.data_plane {
+        DataPlaneChoice::Steady => DataPlane::Own { access_log: args.access_log },
+        DataPlaneChoice::Haproxy if args.access_log.is_some() => {
+            return Err(Failure::usage(
+                "--access-log is of --data-plane steady; HAProxy writes none that Steady knows".to_owned(),
+            ));
+        }
+        DataPlaneChoice::Haproxy => DataPlane::HaProxy { program: args.haproxy },
+    };
     let directory = data_directory(args.data_dir)?.join("lb").join(format!("{}.{}", args.load_balancer, name));
     note(&format!(
         "steady lb: load balancer {} of cluster {} at {}",
@@ -41,9 +50,9 @@ pub async fn lb(args: Lb, global: &Global) -> Result<(), Failure> {
         name,
         address: args.listen_address,
         directory,
+        data_plane,
         threads: args.threads,
         metrics: args.metrics,
-        access_log: args.access_log,
         drain: Duration::from_secs(args.drain_timeout.into()),
     };
     run(settings, client, ending).await.map_err(|error: LbError| Failure::failed(error.to_string()))

@@ -298,6 +298,12 @@ pub struct Lb {
     /// Where it keeps the last table for a restart [default: $XDG_DATA_HOME/steady or ~/.local/share/steady].
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+    /// What requests go through: this process, or HAProxy, which is started and told of every change while it runs.
+    #[arg(long, value_enum, default_value_t)]
+    pub data_plane: DataPlaneChoice,
+    /// HAProxy, 2.6 or newer: a path, or a name to look for.
+    #[arg(long, value_name = "PROGRAM", default_value = "haproxy")]
+    pub haproxy: PathBuf,
     /// Threads that serve requests; 0: as many as the machine has cores.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
@@ -310,6 +316,16 @@ pub struct Lb {
     /// Seconds that requests may take to end when it is asked to end.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub drain_timeout: u32,
+}
+
+/// What a load balancer's requests go through.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum DataPlaneChoice {
+    /// Threads of this process.
+    #[default]
+    Steady,
+    /// `HAProxy`.
+    Haproxy,
 }
 
 /// Arguments of `steady agent`; the API server and the cluster are the global `--server` and `--cluster`.

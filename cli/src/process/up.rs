@@ -104,7 +104,7 @@ async fn start(args: &Up, global: &Global, directory: &Path, out: &mut Out) -> R
         directory: directory.join("lb"),
         threads: 1,
         metrics: None,
-        access_log: None,
+        data_plane: steady_lb::DataPlane::Own { access_log: None },
         drain: Duration::from_secs(1),
     };
     let balancing = steady_lb::run(settings, api.clone(), balancer_end);

@@ -2,16 +2,17 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use steady_core::v1::traffic_protocol::Value as Protocol;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::access::Entry;
+use super::access::Entry;
+use super::idle::silence;
+use super::worker::Worker;
+use crate::connect::connect;
 use crate::endpoint::now;
-use crate::upstream::connect;
-use crate::worker::Worker;
 
 /// Targets that are tried for one connection.
 const TRIES: usize = 4;
@@ -24,36 +25,24 @@ where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    let last = std::cell::Cell::new(now());
+    let last = AtomicU64::new(now());
     let (from_client, to_client) = tokio::io::split(client);
     let (from_target, to_target) = tokio::io::split(target);
     let both = async { tokio::join!(one_way(from_client, to_target, &last), one_way(from_target, to_client, &last)) };
-    let mut both = std::pin::pin!(both);
-    let mut left = idle;
-    loop {
-        if let Ok((_, answered)) = tokio::time::timeout(left, &mut both).await {
-            return answered;
-        }
-        let silent = Duration::from_millis(now().saturating_sub(last.get()));
-        match idle.checked_sub(silent).filter(|left| !left.is_zero()) {
-            Some(more) => left = more,
-            None => return 0,
-        }
+    tokio::select! {
+        (_, answered) = both => answered,
+        () = silence(&last, idle) => 0,
     }
 }
 
-async fn one_way(
-    mut from: impl AsyncRead + Unpin,
-    mut to: impl AsyncWrite + Unpin,
-    last: &std::cell::Cell<u64>,
-) -> u64 {
+async fn one_way(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, last: &AtomicU64) -> u64 {
     let (mut buffer, mut total) = (vec![0; BUFFER], 0);
     while let Ok(count) = from.read(&mut buffer).await {
         if count == 0 || to.write_all(&buffer[..count]).await.is_err() || to.flush().await.is_err() {
             break;
         }
         total += count as u64;
-        last.set(now());
+        last.store(now(), Ordering::Relaxed);
     }
     let _ = to.shutdown().await;
     total

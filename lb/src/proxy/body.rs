@@ -12,9 +12,9 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
-use crate::access::Entry;
+use super::access::Entry;
+use super::upstream::Lent;
 use crate::endpoint::{Busy, now};
-use crate::upstream::Lent;
 
 /// What a target is sent.
 pub(crate) enum Outgoing {

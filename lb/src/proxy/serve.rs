@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -20,13 +20,15 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, LocalSet};
 use tokio_rustls::TlsAcceptor;
 
-use crate::access::AccessLog;
+use super::access::AccessLog;
+use super::http::Connection;
+use super::idle::silence;
+use super::tcp;
+use super::worker::{Local, Worker};
 use crate::endpoint::now;
 use crate::handover::Sockets;
-use crate::http::Connection;
+use crate::plane::Open;
 use crate::table::Table;
-use crate::tcp;
-use crate::worker::{Local, Worker};
 
 /// How long a client may take for TLS.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -60,9 +62,6 @@ struct Accepted {
     tls: Option<usize>,
     socket: usize,
 }
-
-/// Connections of all workers.
-pub(crate) type Open = Arc<AtomicI64>;
 
 /// Runs a worker until it is to close and its connections are over. `closed` counts those that accept nothing any more.
 pub(crate) fn work(
@@ -150,22 +149,6 @@ fn follow(
                 accepting.push((accepted, running));
             }
             Err(error) => tracing::error!(listener = accepted.name, %error, "nothing is accepted for a listener"),
-        }
-    }
-}
-
-/// Returns when nothing has gone on for so long: no request, no piece of one or of an answer. One clock for a connection, whatever it
-/// carries.
-async fn silence(progress: &AtomicU64, limit: Duration) {
-    // Who is told that an answer takes too long is told by then.
-    let limit = limit + Duration::from_secs(1);
-    let mut left = limit;
-    loop {
-        tokio::time::sleep(left).await;
-        let silent = Duration::from_millis(now().saturating_sub(progress.load(Ordering::Relaxed)));
-        match limit.checked_sub(silent).filter(|left| !left.is_zero()) {
-            Some(more) => left = more,
-            None => return,
         }
     }
 }
@@ -262,11 +245,13 @@ impl Door {
             .adaptive_window(true);
         let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         let mut serving = std::pin::pin!(serving);
+        // Who is told that an answer takes too long is told by then.
+        let idle = self.accepted.idle + Duration::from_secs(1);
         let mut closing = self.closing.clone();
         tokio::select! {
             _ = serving.as_mut() => return,
             _ = closing.wait_for(|closing| *closing) => {}
-            () = silence(&progress, self.accepted.idle) => return,
+            () = silence(&progress, idle) => return,
         }
         // A request may be on its way. It is answered, and with it a client of HTTP/1 hears that the connection ends; one of
         // HTTP/2 can be told at once.
@@ -279,7 +264,7 @@ impl Door {
         serving.as_mut().graceful_shutdown();
         tokio::select! {
             _ = serving => {}
-            () = silence(&progress, self.accepted.idle) => {}
+            () = silence(&progress, idle) => {}
         }
     }
 }

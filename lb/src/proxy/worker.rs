@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio_rustls::TlsConnector;
 
-use crate::access::AccessLog;
+use super::access::AccessLog;
+use super::upstream::Upstreams;
 use crate::endpoint::now;
 use crate::table::Table;
 use crate::tls;
-use crate::upstream::Upstreams;
 
 /// Runs futures on the thread that has them.
 #[derive(Debug, Clone, Copy)]

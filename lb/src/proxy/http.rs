@@ -10,37 +10,31 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{self, HeaderName};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body::Body;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use steady_core::v1::RedirectConfig;
-use steady_core::v1::protocol_version::Value as Spoken2;
-use steady_core::v1::traffic_protocol::Value as Protocol;
 use tokio::sync::watch;
 
-use crate::access::Entry;
-use crate::body::{Answered, Idle, OfTarget, Outgoing};
+use super::access::Entry;
+use super::body::{Answered, Idle, OfTarget, Outgoing};
+use super::head::{cookie_of, for_http1, for_http2, is_idempotent, spoken, stick, strip, upgrade_of, wrong};
+use super::idle::silence;
+use super::serve::Counted;
+use super::upstream::{Answer, Failed, Spoken};
+use super::worker::Worker;
 use crate::endpoint::{Busy, Endpoint, now};
 use crate::group::Group;
-use crate::serve::Counted;
-use crate::table::{Asked, Does, Share, host};
-use crate::upstream::{Answer, Failed, Spoken};
-use crate::worker::Worker;
+use crate::rule::{Asked, host};
+use crate::table::{Does, Share};
 
 /// Targets that are tried for one request.
 const TRIES: usize = 4;
-/// The cookies by which a client comes back.
-const COOKIE: &str = "STEADYLB";
-const APP_COOKIE: &str = "STEADYLBAPP";
-
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
 /// A client's connection.
 pub(crate) struct Connection {
@@ -372,141 +366,10 @@ impl Connection {
 
 /// The answer of a future, unless nothing came of the client's body, nor the answer, for so long.
 async fn within<T>(idle: Duration, came: Option<&AtomicU64>, future: impl Future<Output = T>) -> Option<T> {
-    let mut future = std::pin::pin!(future);
-    let mut left = idle;
-    loop {
-        if let Ok(answer) = tokio::time::timeout(left, &mut future).await {
-            return Some(answer);
-        }
-        let silent = Duration::from_millis(now().saturating_sub(came?.load(Ordering::Relaxed)));
-        left = idle.checked_sub(silent).filter(|left| !left.is_zero())?;
-    }
-}
-
-/// What is wrong with a request that others might understand in another way.
-fn wrong(request: &Request<Incoming>) -> Option<&'static str> {
-    let headers = request.headers();
-    if headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH) {
-        return Some("both Transfer-Encoding and Content-Length");
-    }
-    if headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some() {
-        return Some("more than one Content-Length");
-    }
-    let hosts = headers.get_all(header::HOST).iter().count();
-    if hosts > 1 {
-        return Some("more than one Host");
-    }
-    if request.version() == Version::HTTP_11 && hosts == 0 {
-        return Some("no Host");
-    }
-    let is_host = |value: &HeaderValue| http::uri::Authority::try_from(value.as_bytes()).is_ok();
-    if headers.get(header::HOST).is_some_and(|host| !is_host(host)) {
-        return Some("a Host that is none");
-    }
-    if request.method() == Method::CONNECT {
-        return Some("CONNECT is not for load balancers");
-    }
-    None
-}
-
-fn is_idempotent(method: &Method) -> bool {
-    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE)
-}
-
-fn spoken(group: &Group, upgrades: bool) -> Spoken {
-    let http2 = matches!(group.spec.protocol_version(), Spoken2::Http2 | Spoken2::Grpc) && !upgrades;
-    Spoken { tls: group.spec.protocol() == Protocol::Https, http2 }
-}
-
-/// The protocol that a client wants to go on with.
-fn upgrade_of(request: &Request<Incoming>) -> Option<HeaderValue> {
-    let named = request.headers().get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    let wants = named.flat_map(|value| value.split(',')).any(|token| token.trim().eq_ignore_ascii_case("upgrade"));
-    let protocol = request.headers().get(header::UPGRADE).filter(|_| wants && request.version() == Version::HTTP_11);
-    // HTTP/2 over a connection that began as HTTP/1 is nobody's wish.
-    protocol.filter(|protocol| !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")).cloned()
-}
-
-/// Headers that are for one connection only.
-const HOP_BY_HOP: [HeaderName; 8] = [
-    header::CONNECTION,
-    KEEP_ALIVE,
-    PROXY_CONNECTION,
-    HTTP2_SETTINGS,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
-
-/// What a client cannot take from its own request by calling it the connection's.
-const KEPT: [&str; 8] =
-    ["close", "keep-alive", "te", "host", "content-length", "content-type", "authorization", "cookie"];
-
-/// Takes away the headers that are for one connection only.
-fn strip(headers: &mut HeaderMap) {
-    // Most have none: comparing names costs less than looking for each.
-    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
-        return;
-    }
-    let values = headers.get_all(header::CONNECTION).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
-    let named = values.map(|value| value.to_ascii_lowercase()).collect::<Vec<_>>().join(",");
-    for name in named.split(',').map(str::trim).filter(|name| !name.is_empty() && !KEPT.contains(name)) {
-        headers.remove(name);
-    }
-    for name in HOP_BY_HOP {
-        headers.remove(name);
-    }
-}
-
-/// With the path alone, as targets of HTTP/1 take it.
-fn for_http1(parts: &mut http::request::Parts) {
-    parts.version = Version::HTTP_11;
-    if parts.uri.scheme().is_some() || parts.uri.authority().is_some() {
-        let path = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-        parts.uri = path.parse().unwrap_or_default();
-    }
-    parts.headers.remove(header::TE);
-}
-
-/// With its host in the address, as HTTP/2 has it.
-fn for_http2(parts: &mut http::request::Parts, tls: bool) {
-    parts.version = Version::HTTP_2;
-    // At a second try it is where the first one has put it.
-    let host = parts.headers.remove(header::HOST);
-    let known = parts.uri.authority().map(http::uri::Authority::as_str);
-    let host = host.as_ref().and_then(|host| host.to_str().ok()).or(known).unwrap_or("target");
-    let path = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-    let scheme = if tls { "https" } else { "http" };
-    parts.uri = Uri::builder().scheme(scheme).authority(host).path_and_query(path).build().unwrap_or_default();
-}
-
-/// What a client's cookie says of the target that it was sent to.
-fn cookie_of(headers: &HeaderMap) -> Option<u64> {
-    let pairs = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-    let mut pairs = pairs.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    let found = pairs.find(|(name, _)| *name == COOKIE || *name == APP_COOKIE);
-    u64::from_str_radix(found?.1, 16).ok()
-}
-
-/// Has the client come back to this target.
-fn stick(headers: &mut HeaderMap, group: &Group, endpoint: &Endpoint) {
-    let Some(stickiness) = &group.spec.stickiness else { return };
-    let seconds = stickiness.duration_seconds();
-    let name = if stickiness.r#type == "app_cookie" {
-        let prefix = format!("{}=", stickiness.cookie_name);
-        let mut set = headers.get_all(header::SET_COOKIE).iter().filter_map(|value| value.to_str().ok());
-        // For as long as the application has a session.
-        if !set.any(|value| value.starts_with(&prefix)) {
-            return;
-        }
-        APP_COOKIE
-    } else {
-        COOKIE
-    };
-    let value = format!("{name}={:016x}; Max-Age={seconds}; Path=/; HttpOnly", endpoint.cookie);
-    if let Ok(value) = HeaderValue::try_from(value) {
-        headers.append(header::SET_COOKIE, value);
+    let Some(came) = came else { return tokio::time::timeout(idle, future).await.ok() };
+    tokio::select! {
+        answer = future => Some(answer),
+        () = silence(came, idle) => None,
     }
 }
 
@@ -525,7 +388,7 @@ fn switch(
     tokio::task::spawn_local(async move {
         let _held = held;
         if let (Ok(client), Ok(target)) = (client.await, target.await) {
-            crate::tcp::pass(&mut TokioIo::new(client), &mut TokioIo::new(target), idle).await;
+            super::tcp::pass(&mut TokioIo::new(client), &mut TokioIo::new(target), idle).await;
         }
     });
     Response::from_parts(parts, Answered::Own(Full::default()))
