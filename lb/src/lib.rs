@@ -22,8 +22,9 @@ mod report;
 mod rule;
 mod table;
 mod tls;
+mod xds;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +44,7 @@ use plane::{Open, Plane};
 use proxy::{AccessLog, Proxy};
 use report::Reporter;
 use table::Table;
+use xds::Xds;
 
 /// What a load balancer is started with.
 #[derive(Debug, Clone)]
@@ -80,6 +82,11 @@ pub enum DataPlane {
         /// The program: a path, or a name that is looked for.
         program: PathBuf,
     },
+    /// Envoys and gRPC clients, which ask here for what they are to do.
+    Xds {
+        /// Where they ask.
+        listen: SocketAddr,
+    },
 }
 
 /// Why a load balancer does not run.
@@ -88,6 +95,9 @@ pub enum LbError {
     /// Its directory, or a file.
     #[error("{0}: {1}")]
     Local(PathBuf, std::io::Error),
+    /// The address for xDS is another's.
+    #[error("--xds-listen {0}: {1}")]
+    Listen(SocketAddr, std::io::Error),
     /// `HAProxy` does not run, or is too old.
     #[error("{0}: {1}; install haproxy 2.6 or newer, or name it with --haproxy")]
     HaProxy(PathBuf, String),
@@ -117,6 +127,10 @@ pub async fn run(settings: Settings, client: Client, mut ending: watch::Receiver
         }
         DataPlane::HaProxy { program } => {
             Box::new(HaProxy::start(program, &settings, certificates, Arc::clone(&open), Arc::clone(&found)).await?)
+        }
+        DataPlane::Xds { listen } => {
+            let xds = Xds::start(*listen, settings.address, certificates, Arc::clone(&open), Arc::clone(&found)).await;
+            Box::new(xds.map_err(|error| LbError::Listen(*listen, error))?)
         }
     };
     let (changed, states) = mpsc::unbounded_channel();

@@ -48,6 +48,14 @@ pub(crate) fn regex(pattern: &str, any: &str) -> String {
     regex
 }
 
+/// A parameter of a query as a regular expression; without a key it is any that has the value.
+pub(crate) fn query(key: &str, value: &str) -> String {
+    let key = if key.is_empty() { "[^&=]*".to_owned() } else { regex(key, "[^&=]") };
+    // One without a value has an empty one.
+    let optional = if value.chars().all(|c| c == '*') { "?" } else { "" };
+    format!("{key}(={}){optional}", regex(value, "[^&]"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

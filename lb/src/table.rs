@@ -58,7 +58,7 @@ pub(crate) enum Does {
 
 /// Target groups by weight.
 #[derive(Debug)]
-pub(crate) struct Forward(pub(crate) Vec<Share>);
+pub(crate) struct Forward(Vec<Share>);
 
 /// A group's weight, and those of its pools.
 #[derive(Debug)]
@@ -68,7 +68,27 @@ pub(crate) struct Share {
     pub(crate) pools: Vec<f64>,
 }
 
+impl Share {
+    /// Who of its targets may get requests. When nobody is fit everybody is who stays (Elastic Load Balancing fails open).
+    pub(crate) fn admits(&self) -> impl Fn(&Endpoint) -> bool + use<> {
+        let pools = self.group.pools.iter().zip(&self.pools);
+        let somebody =
+            pools.filter(|(_, weight)| **weight > 0.0).any(|(pool, _)| pool.endpoints.iter().any(|e| e.is_fit()));
+        move |endpoint: &Endpoint| if somebody { endpoint.is_fit() } else { !endpoint.is_draining() }
+    }
+}
+
 impl Forward {
+    #[cfg(test)]
+    pub(crate) fn new(shares: Vec<Share>) -> Self {
+        Forward(shares)
+    }
+
+    /// Those that get anything.
+    pub(crate) fn shares(&self) -> impl Iterator<Item = &Share> {
+        self.0.iter().filter(|share| share.weight > 0)
+    }
+
     /// One of them, by weight.
     pub(crate) fn choose(&self) -> Option<&Share> {
         if let [only] = self.0.as_slice() {
@@ -81,6 +101,15 @@ impl Forward {
             at = at.saturating_sub(share.weight);
             its
         })
+    }
+}
+
+impl Does {
+    pub(crate) fn forward(&self) -> Option<&Forward> {
+        match self {
+            Does::Forward(forward) => Some(forward),
+            _ => None,
+        }
     }
 }
 
@@ -98,10 +127,18 @@ impl Listener {
 
     /// Where connections go, of a listener that looks at no requests.
     pub(crate) fn forward(&self) -> Option<&Forward> {
-        match &self.otherwise {
-            Does::Forward(forward) => Some(forward),
-            _ => None,
-        }
+        self.otherwise.forward()
+    }
+
+    /// All that is done with requests, and what it is called: the priority of its rule.
+    pub(crate) fn actions(&self) -> impl Iterator<Item = (String, &Does)> {
+        let of_rules = self.rules.iter().map(|rule| (rule.priority.to_string(), &rule.does));
+        of_rules.chain([("default".to_owned(), &self.otherwise)])
+    }
+
+    /// What a target group is called where a rule leads to it.
+    pub(crate) fn backend(&self, rule: &str, group: &Group) -> String {
+        format!("{}:{rule}:{}", self.name, group.name)
     }
 }
 

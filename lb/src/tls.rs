@@ -45,11 +45,11 @@ impl Certificate {
         Ok(Certificate { value: value.to_owned(), key: Arc::new(certified) })
     }
 
-    /// Certificate and key in one text, as `HAProxy` takes them.
-    pub(crate) fn pem(&self) -> Option<String> {
+    /// Certificate and key, PEM, for those that take them as text.
+    pub(crate) fn texts(&self) -> Option<(String, String)> {
         let parsed: serde_json::Value = serde_json::from_str(&self.value).ok()?;
         let member = |name: &str| Some(parsed.get(name)?.as_str()?.trim_end().to_owned() + "\n");
-        Some(member("certificate")? + &member("privateKey")?)
+        Some((member("certificate")?, member("privateKey")?))
     }
 
     fn is_for(&self, name: &str) -> bool {

@@ -618,3 +618,61 @@ fn haproxy_outlives_steady_and_learns_of_listeners_without_a_request_lost() {
     assert_eq!((answers(first), place.haproxies().len()), (None, 0), "it ends with the one that was asked to");
     drop(up);
 }
+
+#[test]
+fn grpc_clients_choose_targets_themselves_as_xds_tells_them() {
+    let place = Place::new();
+    let _up = place.up(&UP);
+    let (port, xds) = (free_port(), format!("127.0.0.1:{}", free_port()));
+    let data = place.path("lb").display().to_string();
+    let args = ["lb", "--load-balancer", "edge", "--data-plane", "xds", "--xds-listen", &xds, "--data-dir", &data];
+    let _lb = Running::start(place.command(&args), &place.path("xds.log"));
+    let group = ", protocolVersion: GRPC, matcher: {grpcCode: '0'}";
+    let manifest = web(2, "grpc_backend.py", group, "")
+        .replace("/health,", "/grpc.health.v1.Health/Check,")
+        .replace("deregistrationDelaySeconds: 20", "deregistrationDelaySeconds: 2");
+    let rules = "  loadBalancer: edge
+  rules:
+    - priority: 5
+      conditions: [{field: path-pattern, values: ['/test.Echo/No*']}, {field: http-header, httpHeaderConfig: {httpHeaderName: x-no, values: ['y*']}}]
+      actions: [{type: forward, targetGroupArn: empty}]
+";
+    let empty =
+        "---\napiVersion: steady/v1\nkind: TargetGroup\nmetadata: {name: empty}\nspec: {protocolVersion: GRPC}\n";
+    place.apply("web", &(listener("http", port, rules) + &manifest + empty));
+    place.wait_steady("service/web");
+    let client = "
+import sys, time, grpc
+channel = grpc.insecure_channel('xds:///http')
+same = lambda data: data
+say = channel.unary_unary('/test.Echo/Say', request_serializer=same, response_deserializer=same)
+end, seen = time.time() + 8, {}
+while time.time() < end:
+    task = say(b'hello ', timeout=5)
+    seen[task] = seen.get(task, 0) + 1
+print(len(seen), sum(seen.values()))
+none = channel.unary_unary('/test.Echo/None', request_serializer=same, response_deserializer=same)
+for metadata in ([], [('x-no', 'yes')]):
+    try:
+        none(b'', timeout=5, metadata=metadata)
+    except grpc.RpcError as error:
+        print(error.code().name)
+";
+    let bootstrap = serde_json::json!({
+        "xds_servers": [{ "server_uri": xds, "channel_creds": [{ "type": "insecure" }], "server_features": ["xds_v3"] }],
+        "node": { "id": "test" },
+    });
+    let mut command = Command::new("/usr/bin/python3");
+    let command = command.args(["-c", client]).env("GRPC_XDS_BOOTSTRAP_CONFIG", bootstrap.to_string());
+    let client = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    // Whoever leaves is not chosen any more, and ends when its time is over: that of clients that do not tell.
+    place.ok(&["rollout", "restart", "service/web", "--wait"]);
+    let output = client.wait_with_output().unwrap();
+    let said = text(&output);
+    let lines: Vec<&str> = said.lines().filter(|line| !line.starts_with(['E', 'W', 'I'])).collect();
+    let [seen, known, unknown] = lines[..] else { panic!("{said}") };
+    let counts: Vec<usize> = seen.split(' ').map(|count| count.parse().unwrap()).collect();
+    assert!(counts[0] == 4 && counts[1] > 500, "two before, two after, and none failed: {said}");
+    assert_eq!((known, unknown), ("UNIMPLEMENTED", "UNAVAILABLE"), "{said}");
+}

@@ -30,11 +30,12 @@ pub async fn lb(args: Lb, global: &Global) -> Result<(), Failure> {
     }
     let data_plane = match args.data_plane {
         DataPlaneChoice::Steady => DataPlane::Own { access_log: args.access_log },
-        DataPlaneChoice::Haproxy if args.access_log.is_some() => {
+        _ if args.access_log.is_some() => {
             return Err(Failure::usage(
-                "--access-log is of --data-plane steady; HAProxy writes none that Steady knows".to_owned(),
+                "--access-log is of --data-plane steady; others write logs of their own".to_owned(),
             ));
         }
+        DataPlaneChoice::Xds => DataPlane::Xds { listen: args.xds_listen },
         DataPlaneChoice::Haproxy => DataPlane::HaProxy { program: args.haproxy },
     };
     let directory = data_directory(args.data_dir)?.join("lb").join(format!("{}.{}", args.load_balancer, name));

@@ -298,12 +298,16 @@ pub struct Lb {
     /// Where it keeps the last table for a restart [default: $XDG_DATA_HOME/steady or ~/.local/share/steady].
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// What requests go through: this process, or HAProxy, which is started and told of every change while it runs.
+    /// What requests go through: this process; HAProxy, which is started and told of every change while it runs; or Envoys and gRPC
+    /// clients, which ask by xDS.
     #[arg(long, value_enum, default_value_t)]
     pub data_plane: DataPlaneChoice,
     /// HAProxy, 2.6 or newer: a path, or a name to look for.
     #[arg(long, value_name = "PROGRAM", default_value = "haproxy")]
     pub haproxy: PathBuf,
+    /// Where Envoys and gRPC clients ask (ADS).
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:18000")]
+    pub xds_listen: SocketAddr,
     /// Threads that serve requests; 0: as many as the machine has cores.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
@@ -326,6 +330,8 @@ pub enum DataPlaneChoice {
     Steady,
     /// `HAProxy`.
     Haproxy,
+    /// Whoever asks by xDS.
+    Xds,
 }
 
 /// Arguments of `steady agent`; the API server and the cluster are the global `--server` and `--cluster`.

@@ -109,8 +109,8 @@ impl Configuration {
         if !listener.is_encrypted() {
             return Some(String::new());
         }
-        let pems = listener.certificates.iter().filter_map(|name| site.certificates.get(name)?.pem());
-        let pems: Vec<String> = pems.collect();
+        let pems = listener.certificates.iter().filter_map(|name| site.certificates.get(name)?.texts());
+        let pems: Vec<String> = pems.map(|(chain, key)| chain + &key).collect();
         let paths: Vec<String> = pems.into_iter().map(|pem| self.file("pem", pem, site)).collect();
         if paths.is_empty() {
             return None;
@@ -136,7 +136,7 @@ impl Configuration {
         let mode = if http { "http" } else { "tcp" };
         let _ = write!(text, "\nfrontend {name}\n  bind {at}{tls}\n  mode {mode}\n  timeout client {idle}s\n");
         if !http {
-            if let Does::Forward(forward) = &listener.otherwise {
+            if let Some(forward) = listener.forward() {
                 self.forward(text, listener, "default", forward);
             }
             return;
@@ -189,7 +189,7 @@ impl Configuration {
             Does::Redirect(config) => redirect(text, config, listener, condition),
             Does::Forward(forward) => {
                 let shares = self.shares(listener, rule, forward);
-                let total: u32 = forward.0.iter().map(|share| share.weight).sum();
+                let total: u32 = shares.iter().map(|(_, weight)| weight).sum();
                 if total == 0 {
                     let _ = writeln!(text, "  http-request return status 503 if {condition}");
                     return;
@@ -228,14 +228,12 @@ impl Configuration {
 
     /// Backends of the groups that have a share, and their weights.
     fn shares(&mut self, listener: &Listener, rule: &str, forward: &Forward) -> Vec<(String, u32)> {
-        let shares = forward.0.iter().filter(|share| share.weight > 0);
-        let shares: Vec<&Share> = shares.collect();
-        shares.into_iter().map(|share| (self.backend(listener, rule, share), share.weight)).collect()
+        forward.shares().map(|share| (self.backend(listener, rule, share), share.weight)).collect()
     }
 
     fn backend(&mut self, listener: &Listener, rule: &str, share: &Share) -> String {
         let group = &share.group;
-        let name = format!("{}:{rule}:{}", listener.name, group.name);
+        let name = listener.backend(rule, group);
         let http = is_http(listener.protocol);
         let idle = listener.idle.as_secs();
         let balance = match group.spec.load_balancing_algorithm_type() {
@@ -282,13 +280,7 @@ fn conditions(text: &mut String, number: usize, rule: &Rule) -> String {
                 fetched(&format!("req.fhdr({header})"), "-m reg -i", whole(patterns))
             }
             Condition::Query(pairs) => {
-                let any = "[^&]";
-                let one = |(key, value): &(String, String)| {
-                    let key = if key.is_empty() { "[^&=]*".to_owned() } else { pattern::regex(key, "[^&=]") };
-                    let empty = value.chars().all(|c| c == '*');
-                    let optional = if empty { "?" } else { "" };
-                    format!("(^|&){key}(={}){optional}(&|$)", pattern::regex(value, any))
-                };
+                let one = |(key, value): &(String, String)| format!("(^|&){}(&|$)", pattern::query(key, value));
                 fetched("query", "-m reg -i", pairs.iter().map(one).collect())
             }
             Condition::Source(ranges) => {
@@ -329,21 +321,17 @@ fn servers(share: &Share) -> Vec<(String, Server)> {
     let slow_start = group.slow_start();
     let each = |weight: f64, count: usize| if count == 0 { 0.0 } else { weight / count as f64 };
     // A pool's share is that of those who can have it.
-    let count = |pool: &Pool| {
-        let fit = pool.endpoints.iter().filter(|endpoint| endpoint.is_fit()).count();
-        if fit > 0 { fit } else { pool.endpoints.iter().filter(|endpoint| !endpoint.is_draining()).count() }
-    };
+    let admits = share.admits();
+    let count = |pool: &Pool| pool.endpoints.iter().filter(|endpoint| admits(endpoint)).count();
     let weights: Vec<f64> =
         group.pools.iter().zip(&share.pools).map(|(pool, weight)| each(*weight, count(pool))).collect();
     let heaviest = weights.iter().copied().fold(0.0, f64::max);
-    let of = || group.pools.iter().zip(&weights).flat_map(|(pool, w)| pool.endpoints.iter().map(move |e| (e, *w)));
-    // When nobody is fit everybody is who stays (Elastic Load Balancing fails open).
-    let any = of().any(|(endpoint, weight)| weight > 0.0 && endpoint.is_fit());
+    let of = group.pools.iter().zip(&weights).flat_map(|(pool, w)| pool.endpoints.iter().map(move |e| (e, *w)));
     let options = options(&group.spec);
-    of().map(|(endpoint, weight)| {
+    of.map(|(endpoint, weight)| {
         let scaled = if heaviest > 0.0 { weight / heaviest * HEAVIEST * endpoint.warmth(slow_start) } else { 0.0 };
         let weight = if weight > 0.0 { scaled.round().clamp(1.0, HEAVIEST) as u16 } else { 0 };
-        let on = if any { endpoint.is_fit() } else { !endpoint.is_draining() };
+        let on = admits(endpoint);
         (name(group, endpoint), Server { endpoint: Arc::clone(endpoint), weight, on, options })
     })
     .collect()
@@ -500,7 +488,7 @@ mod tests {
                 conditions: vec![Condition::Path(vec!["/o'clock; x".into()])],
                 does: Does::Respond { status: 418, kind: "text/plain".into(), body: "a\n'b'".into() },
             }],
-            otherwise: Does::Forward(Forward(vec![share(group, &[100.0])])),
+            otherwise: Does::Forward(Forward::new(vec![share(group, &[100.0])])),
             idle: Duration::from_secs(60),
             certificates: Vec::new(),
         };
