@@ -9,7 +9,7 @@ use clap::{Parser, ValueEnum};
 use crate::workspace::Workspace;
 use crate::{
     agent, bind, commits, converge, failover, flat, herd, idle, launch, lb, one, pack, place, rollout, startup,
-    watchers,
+    targets, watchers,
 };
 
 /// A row of the scorecard.
@@ -43,6 +43,8 @@ pub(crate) enum Benchmark {
     Launch,
     /// P12: requests through steady lb, beside HAProxy and nginx (needs haproxy, nginx-light, wrk and curl)
     Lb,
+    /// P13: how soon load balancers obey, and what 10,000 targets cost (needs haproxy)
+    Targets,
     /// A service of 100 tasks rolled to its next version, beside Docker Swarm (needs root and docker.io)
     Rollout,
     /// All agents at once lose their API server, and are restarted
@@ -65,7 +67,7 @@ pub(crate) struct Args {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
     /// Tasks: of the service (converge and idle, 1000), calls of RunTask per round (one, 100), or a tenth of all (bind, 5000).
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=5000))]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     tasks: Option<u32>,
     /// Hollow container instances [default: bind 10000, else 20].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
@@ -123,6 +125,7 @@ impl Args {
             Benchmark::Agent => agent::run(&workspace, scale(1, 100)).await,
             Benchmark::Launch => launch::run(&workspace, scale(10, 1)).await,
             Benchmark::Lb => lb::run(&workspace, scale(5, 2)).await,
+            Benchmark::Targets => targets::run(&workspace, scale(3, 10_000)).await,
             Benchmark::Rollout => rollout::run(&workspace, scale(3, 100)).await,
             Benchmark::Herd => herd::run(&workspace, scale(1, 0)).await,
             Benchmark::Startup | Benchmark::List | Benchmark::Place | Benchmark::Pack => {

@@ -20,13 +20,27 @@ use crate::workspace::Workspace;
 
 /// Connections of clients.
 const CONNECTIONS: &str = "64";
-/// What is asked for: its name, its path.
-const ANSWERS: [(&str, &str); 2] = [("12 bytes", "/"), ("100 KiB", "/big")];
+/// What is asked for: its name, its path, and with what.
+const ANSWERS: [(&str, &str, Client); 4] = [
+    ("12 bytes", "/", Client::Wrk),
+    ("100 KiB", "/big", Client::Wrk),
+    ("12 bytes, HTTP/2", "/", Client::H2load),
+    ("100 KiB, HTTP/2", "/big", Client::H2load),
+];
 const BIG: usize = 100 * 1024;
 /// How long is measured.
 const SECONDS: &str = "4s";
 /// Longest wait for something to answer.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Who asks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Client {
+    /// HTTP/1.1.
+    Wrk,
+    /// HTTP/2 without TLS, ten requests at once over each connection.
+    H2load,
+}
 
 /// What is measured.
 #[derive(Clone, Copy)]
@@ -57,7 +71,7 @@ pub(crate) async fn run(workspace: &Workspace, scale: Scale) -> anyhow::Result<R
     let data = directory.join("lb").display().to_string();
     let args = ["lb", "--threads", "1", "--listen-address", "127.0.0.1", "--data-dir", &data, "--server", &server];
     let lb = Child::spawn(&workspace.steady, &workspace.directory("lb")?, &args)?;
-    declare(&subject, ports[0], &directory).await?;
+    declare(&subject, ports[0], &directory, 2).await?;
     let haproxy = haproxy(workspace, &directory, ports[1], backends)?;
     let nginx = nginx(workspace, &directory, ports[2], backends)?;
     let proxies = [
@@ -69,13 +83,13 @@ pub(crate) async fn run(workspace: &Workspace, scale: Scale) -> anyhow::Result<R
         answers(proxy).await?;
     }
     let mut report = Report::new("lb", "P12", scale);
-    for (what, path) in ANSWERS {
+    for (what, path, client) in ANSWERS {
         let mut found = [(); 3].map(|()| (Sample::default(), Sample::default(), Sample::default()));
         let (mut to_haproxy, mut to_nginx, mut latency) = (Sample::default(), Sample::default(), Sample::default());
         for _ in 0..scale.rounds {
             let mut round = Vec::new();
             for (proxy, (rates, whole, slow)) in proxies.iter().zip(&mut found) {
-                let one = load(*proxy, path).await?;
+                let one = load(*proxy, path, client).await?;
                 rates.push(one.per_core);
                 whole.push(one.rate);
                 slow.push(one.p99);
@@ -102,7 +116,19 @@ pub(crate) async fn run(workspace: &Workspace, scale: Scale) -> anyhow::Result<R
         report.goal(&format!("{what}: p99 over HAProxy's"), "x", latency, Target::AtMost(1.0));
     }
     report.others(&others);
-    report.note("clients and targets share the machine; one thread each of steady lb, HAProxy and nginx; HTTP/1.1, connections kept".into());
+    report.note(
+        "clients and targets share the machine; one thread each of steady lb, HAProxy and nginx; connections kept"
+            .into(),
+    );
+    // Its tasks outlive an agent that is killed.
+    declare(&subject, ports[0], &directory, 0).await?;
+    let began = Instant::now();
+    while answers_once(proxies[0]).await? {
+        if began.elapsed() > PATIENCE {
+            bail!("its tasks do not stop within {PATIENCE:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     drop((haproxy, nginx, lb));
     subject.stop().await?;
     store.stop().await;
@@ -153,8 +179,9 @@ fn nginx(workspace: &Workspace, directory: &Path, port: u16, backends: [u16; 2])
     let [a, b] = backends;
     let servers = format!(
         "upstream u {{ server 127.0.0.1:{a}; server 127.0.0.1:{b}; keepalive 128; }}
-server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://u; proxy_http_version 1.1; proxy_set_header Connection \"\";
-proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; }} }}"
+server {{ listen 127.0.0.1:{port}; listen 127.0.0.1:{} http2; location / {{ proxy_pass http://u; proxy_http_version 1.1; proxy_set_header Connection \"\";
+proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; }} }}",
+        port + 1
     );
     let path = nginx_configuration(directory, "nginx", &servers)?;
     start_nginx(&path, &workspace.directory("nginx")?)
@@ -175,7 +202,7 @@ fn haproxy(workspace: &Workspace, directory: &Path, port: u16, backends: [u16; 2
 }
 
 /// A service of two tasks that are nginx as the others' targets are, behind a listener at this port.
-async fn declare(subject: &Subject, port: u16, directory: &Path) -> anyhow::Result<()> {
+async fn declare(subject: &Subject, port: u16, directory: &Path, count: u32) -> anyhow::Result<()> {
     let template = nginx_configuration(
         directory,
         "task-PORT",
@@ -205,7 +232,7 @@ spec:
 apiVersion: steady/v1
 kind: Service
 metadata: {{name: web}}
-spec: {{taskDefinition: web, desiredCount: 2, loadBalancers: [{{targetGroupArn: web, containerName: web, containerPort: 80}}]}}
+spec: {{taskDefinition: web, desiredCount: {count}, loadBalancers: [{{targetGroupArn: web, containerName: web, containerPort: 80}}]}}
 "
     );
     let parsed = manifest::parse("lb.yaml", text.as_bytes(), None);
@@ -219,15 +246,19 @@ spec: {{taskDefinition: web, desiredCount: 2, loadBalancers: [{{targetGroupArn: 
 
 async fn answers(proxy: Proxy) -> anyhow::Result<()> {
     let began = Instant::now();
-    let url = format!("http://127.0.0.1:{}/big", proxy.port);
     while began.elapsed() < PATIENCE {
-        let output = Command::new("curl").args(["-s", "-m", "2", &url]).output().await.context("curl")?;
-        if output.stdout.len() == BIG {
+        if answers_once(proxy).await? {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     bail!("{} does not answer within {PATIENCE:?}", proxy.name)
+}
+
+async fn answers_once(proxy: Proxy) -> anyhow::Result<bool> {
+    let url = format!("http://127.0.0.1:{}/big", proxy.port);
+    let output = Command::new("curl").args(["-s", "-m", "2", &url]).output().await.context("curl")?;
+    Ok(output.stdout.len() == BIG)
 }
 
 /// What one load found.
@@ -238,23 +269,71 @@ struct Found {
     p99: f64,
 }
 
-async fn load(proxy: Proxy, path: &str) -> anyhow::Result<Found> {
-    let url = format!("http://127.0.0.1:{}{path}", proxy.port);
-    wrk(&["-d1s", &url]).await?;
+async fn load(proxy: Proxy, path: &str, client: Client) -> anyhow::Result<Found> {
+    // nginx takes HTTP/2 without TLS at a port of its own.
+    let port = if client == Client::H2load && proxy.name == "nginx" { proxy.port + 1 } else { proxy.port };
+    let url = format!("http://127.0.0.1:{port}{path}");
+    let ask = async |time: &str| match client {
+        Client::Wrk => wrk(&["--latency", "-d", time, &url]).await,
+        Client::H2load => h2load(&["-D", time.trim_end_matches('s'), &url]).await,
+    };
+    ask("1s").await?;
     let (began, before) = (Instant::now(), used(proxy.pid)?.own);
-    let said = wrk(&["--latency", "-d", SECONDS, &url]).await?;
+    let said = ask(SECONDS).await?;
     let (took, busy) = (began.elapsed().as_secs_f64(), used(proxy.pid)?.own - before);
-    if said.contains("Socket errors") || said.contains("Non-2xx") {
-        bail!("{}: {said}", proxy.name);
+    let (requests, p99) = match client {
+        Client::Wrk => of_wrk(&said),
+        Client::H2load => of_h2load(&said),
     }
-    let of = |what: &str| said.lines().find(|line| line.contains(what)).with_context(|| said.clone());
-    let requests: f64 = of("requests in")?.split_whitespace().next().unwrap_or_default().parse()?;
-    let p99 = of("99%")?.split_whitespace().last().unwrap_or_default();
-    let number = |unit: &str| p99.strip_suffix(unit).and_then(|text| text.parse::<f64>().ok());
-    let micros = number("us").map(|us| us / 1000.0);
-    let p99 =
-        micros.or_else(|| number("ms")).or_else(|| number("s").map(|s| s * 1000.0)).with_context(|| said.clone())?;
+    .with_context(|| format!("{}: {said}", proxy.name))?;
     Ok(Found { rate: requests / took, per_core: requests / busy, p99 })
+}
+
+/// Requests, none of which failed, and the 99th percentile, milliseconds.
+fn of_wrk(said: &str) -> Option<(f64, f64)> {
+    if said.contains("Socket errors") || said.contains("Non-2xx") {
+        return None;
+    }
+    let of = |what: &str| said.lines().find(|line| line.contains(what));
+    let requests = of("requests in")?.split_whitespace().next()?.parse().ok()?;
+    Some((requests, time(of("99%")?.split_whitespace().last()?)?))
+}
+
+/// The same, and of each connection's slowest: it tells no percentiles of requests but min, max, mean and spread.
+fn of_h2load(said: &str) -> Option<(f64, f64)> {
+    // requests: 88062 total, 88702 started, 88062 done, 88062 succeeded, 0 failed, 0 errored, 0 timeout
+    let requests = said.lines().find(|line| line.starts_with("requests:"))?;
+    let count = |what: &str| -> Option<f64> {
+        requests
+            .split(',')
+            .find(|part| part.contains(what))?
+            .trim_start_matches("requests:")
+            .split_whitespace()
+            .next()?
+            .parse()
+            .ok()
+    };
+    if count("failed")? > 0.0 || count("errored")? > 0.0 {
+        return None;
+    }
+    // time for request:      min       max      mean        sd    +/- sd
+    let line = said.lines().find(|line| line.starts_with("time for request:"))?;
+    let mut words = line.trim_start_matches("time for request:").split_whitespace().skip(2);
+    let (mean, spread) = (time(words.next()?)?, time(words.next()?)?);
+    // Of a normal distribution.
+    Some((count("succeeded")?, 2.33f64.mul_add(spread, mean)))
+}
+
+/// Milliseconds.
+fn time(text: &str) -> Option<f64> {
+    let number = |unit: &str| text.strip_suffix(unit).and_then(|text| text.parse::<f64>().ok());
+    number("us").map(|us| us / 1000.0).or_else(|| number("ms")).or_else(|| number("s").map(|s| s * 1000.0))
+}
+
+async fn h2load(args: &[&str]) -> anyhow::Result<String> {
+    let output = Command::new("h2load").args(["-t1", "-m10", "-c", CONNECTIONS]).args(args).output().await;
+    let output = output.context("is the package nghttp2-client installed?")?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 async fn wrk(args: &[&str]) -> anyhow::Result<String> {

@@ -115,10 +115,15 @@ fn ours(pids: &[u32]) -> f64 {
 
 /// The process whose command line holds this word.
 pub(crate) fn process_with(word: &str) -> Option<u32> {
-    let entries = fs::read_dir("/proc").ok()?;
-    entries.flatten().find_map(|entry| {
+    processes(|found| found == word).next()
+}
+
+/// Processes that have such a word in their command lines.
+pub(crate) fn processes(is_one: impl Fn(&str) -> bool) -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(move |entry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;
         let line = fs::read(entry.path().join("cmdline")).ok()?;
-        line.split(|byte| *byte == 0).any(|found| found == word.as_bytes()).then_some(pid)
+        line.split(|byte| *byte == 0).any(|found| std::str::from_utf8(found).is_ok_and(&is_one)).then_some(pid)
     })
 }

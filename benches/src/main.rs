@@ -27,6 +27,7 @@ mod sample;
 mod startup;
 mod store;
 mod subject;
+mod targets;
 mod tasks;
 mod watchers;
 mod workspace;

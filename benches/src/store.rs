@@ -59,7 +59,8 @@ impl Store {
         self.etcd.stop().await;
     }
 
-    fn connection(&self, client: usize) -> Arc<Etcd> {
+    /// One of its connections.
+    pub(crate) fn connection(&self, client: usize) -> Arc<Etcd> {
         self.connections[client % self.connections.len()].clone()
     }
 

@@ -100,10 +100,25 @@ pub fn report(target: &mut Target, report: TargetReport) {
     judge(target);
 }
 
+/// Whether a load balancer that has looked at a target may send it requests: it is there, or its data plane goes on without it, and none
+/// of the same name has taken that over.
+pub fn sends(report: &TargetReport, there: &BTreeSet<String>) -> bool {
+    // `GROUP.NAME-PROCESS`.
+    let place = |name: &'_ str| name.rsplit_once('-').map_or_else(|| name.to_owned(), |(place, _)| place.to_owned());
+    let own = place(&report.load_balancer);
+    there.contains(&report.load_balancer) || (report.goes_on && !there.iter().any(|other| place(other) == own))
+}
+
 /// Forgets what load balancers say that are not there any more, as long as there are others that have said something.
-pub fn forget(target: &mut Target, is_there: impl Fn(&str) -> bool) {
-    if target.reports.iter().any(|report| is_there(&report.load_balancer)) {
-        target.reports.retain(|report| is_there(&report.load_balancer));
+pub fn forget(target: &mut Target, there: &BTreeSet<String>) {
+    if target.reports.iter().any(|report| there.contains(&report.load_balancer)) {
+        target.reports.retain(|report| sends(report, there));
+        // It may send requests, but looks at nothing.
+        for gone in target.reports.iter_mut().filter(|report| !there.contains(&report.load_balancer)) {
+            gone.set_state(State::Unspecified);
+            gone.reason.clear();
+            gone.description.clear();
+        }
         judge(target);
     }
 }
@@ -294,9 +309,23 @@ mod tests {
         assert_eq!((t.state(), t.reports.len()), (State::Unhealthy, 2));
         // One that is gone has no say, unless it was the only one.
         report(&mut t, said("d.b", State::Healthy));
-        forget(&mut t, |name| name == "d.a");
+        forget(&mut t, &BTreeSet::from(["d.a".to_owned()]));
         assert_eq!((t.state(), t.reports.len()), (State::Unhealthy, 1));
-        forget(&mut t, |_| false);
+        forget(&mut t, &BTreeSet::new());
+        assert_eq!(t.reports.len(), 1);
+    }
+
+    #[test]
+    fn what_goes_on_without_its_load_balancer_is_reckoned_with_but_has_no_say() {
+        let (mut t, there) = (target(), |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect());
+        let goes_on = TargetReport { goes_on: true, ..said("d.edge-7", State::Healthy) };
+        report(&mut t, goes_on);
+        report(&mut t, said("d.b-1", State::Unhealthy));
+        forget(&mut t, &there(&["d.b-1"]));
+        assert_eq!((t.state(), t.reports.len()), (State::Unhealthy, 2));
+        assert!(sends(&t.reports[1], &there(&[])) && !sends(&t.reports[0], &there(&[])));
+        assert!(!sends(&t.reports[1], &there(&["d.edge-8"])), "the next one has taken it over");
+        forget(&mut t, &there(&["d.b-1", "d.edge-8"]));
         assert_eq!(t.reports.len(), 1);
     }
 

@@ -69,6 +69,8 @@ impl Balancer {
         let mut news = reflector.news();
         let mut view = reflector.view();
         let (mut dirty, mut kept_at) = (false, Instant::now());
+        // Those of the last time will do until others are told.
+        self.keys.load();
         self.keys.learn(&self.named_certificates(&view)).await;
         self.obey(&view);
         self.keep(&view);
@@ -127,8 +129,15 @@ impl Balancer {
 
     /// Has everybody obey what a view says.
     fn obey(&mut self, view: &View) {
-        let before = Arc::clone(&self.tables.borrow());
+        let (began, before) = (Instant::now(), Arc::clone(&self.tables.borrow()));
         let table = Arc::new(Table::of(view, &self.cluster, &self.group, &self.own, &before));
+        tracing::debug!(
+            table = table.number,
+            revision = table.revision.0,
+            targets = table.endpoints.len(),
+            micros = began.elapsed().as_micros(),
+            "a table"
+        );
         self.plane.obey(&table);
         self.health.obey(&table);
         self.tables.send_replace(table);

@@ -22,6 +22,8 @@ const SAMPLE: usize = 16;
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
     pub(crate) service: String,
+    /// The one that shares its traffic; empty: all of the service's.
+    pub(crate) deployment: String,
     /// Percent of production and test traffic; `None`: as many as it has targets.
     pub(crate) weights: Option<(f64, f64)>,
     /// The listener or rule whose requests are test traffic; empty: none.

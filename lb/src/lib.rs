@@ -95,9 +95,6 @@ pub enum LbError {
     /// Its directory, or a file.
     #[error("{0}: {1}")]
     Local(PathBuf, std::io::Error),
-    /// The address for xDS is another's.
-    #[error("--xds-listen {0}: {1}")]
-    Listen(SocketAddr, std::io::Error),
     /// `HAProxy` does not run, or is too old.
     #[error("{0}: {1}; install haproxy 2.6 or newer, or name it with --haproxy")]
     HaProxy(PathBuf, String),
@@ -129,8 +126,7 @@ pub async fn run(settings: Settings, client: Client, mut ending: watch::Receiver
             Box::new(HaProxy::start(program, &settings, certificates, Arc::clone(&open), Arc::clone(&found)).await?)
         }
         DataPlane::Xds { listen } => {
-            let xds = Xds::start(*listen, settings.address, certificates, Arc::clone(&open), Arc::clone(&found)).await;
-            Box::new(xds.map_err(|error| LbError::Listen(*listen, error))?)
+            Box::new(Xds::start(*listen, settings.address, certificates, Arc::clone(&open), Arc::clone(&found)))
         }
     };
     let (changed, states) = mpsc::unbounded_channel();
@@ -142,6 +138,7 @@ pub async fn run(settings: Settings, client: Client, mut ending: watch::Receiver
         cluster: settings.cluster.clone(),
         name: own.clone(),
         workers: plane.known(),
+        goes_on: plane.goes_on(),
     };
     let lease = traffic::lease(&settings.cluster, &settings.load_balancer, &name);
     // They end with this future.

@@ -34,6 +34,18 @@ pub(crate) fn caseless(pattern: &str, text: &str) -> bool {
     fits(pattern.as_bytes(), text.as_bytes(), |a, b| a.eq_ignore_ascii_case(&b))
 }
 
+/// Text as a regular expression that is that text.
+pub(crate) fn literal(text: &str) -> String {
+    let mut regex = String::new();
+    for c in text.chars() {
+        if !(c.is_ascii_alphanumeric() || !c.is_ascii() || "/-_~=&,:;@!%#'\" <>`".contains(c)) {
+            regex.push('\\');
+        }
+        regex.push(c);
+    }
+    regex
+}
+
 /// A pattern as a regular expression, for those that know no other; `any` is what it has for one character.
 pub(crate) fn regex(pattern: &str, any: &str) -> String {
     let mut regex = String::new();
@@ -41,8 +53,7 @@ pub(crate) fn regex(pattern: &str, any: &str) -> String {
         match c {
             '*' => regex.extend([any, "*"]),
             '?' => regex.push_str(any),
-            _ if c.is_ascii_alphanumeric() || !c.is_ascii() || "/-_~=&,:;@!%#'\" <>`".contains(c) => regex.push(c),
-            _ => regex.extend(['\\', c]),
+            _ => regex.push_str(&literal(c.encode_utf8(&mut [0; 4]))),
         }
     }
     regex

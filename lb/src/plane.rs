@@ -25,6 +25,11 @@ pub(crate) trait Plane: Send {
         Box::new(Sockets::new)
     }
 
+    /// It goes on sending requests when this process is gone.
+    fn goes_on(&self) -> bool {
+        false
+    }
+
     /// Takes no more connections; what goes on may come to its end. `handed_over`: another process has taken its place.
     fn close(&mut self, handed_over: bool);
 

@@ -31,6 +31,8 @@ pub(crate) struct Reporter {
     pub(crate) name: String,
     /// The tables that workers know.
     pub(crate) workers: Vec<Arc<AtomicU64>>,
+    /// Its data plane sends requests without it, too.
+    pub(crate) goes_on: bool,
 }
 
 impl Reporter {
@@ -105,6 +107,7 @@ impl Reporter {
             state: endpoint.state().into(),
             reason: reason.to_owned(),
             description,
+            goes_on: self.goes_on,
         }
     }
 

@@ -9,7 +9,7 @@ use steady_core::traffic::{forwards, is_http};
 use steady_core::v1::target_state::Value as State;
 use steady_core::v1::traffic_protocol::Value as Protocol;
 use steady_core::v1::{self, Action, ListenerSpec, RedirectConfig, TargetReport};
-use steady_core::{Key, Kind, View, task};
+use steady_core::{Key, Kind, Revision, View, task};
 
 use crate::endpoint::{Endpoint, Identity};
 use crate::group::{Counters, Group, Pool};
@@ -20,6 +20,8 @@ use crate::rule::{Asked, Condition};
 pub(crate) struct Table {
     /// Counts tables of this process, from 1.
     pub(crate) number: u64,
+    /// Of the view that it was made of.
+    pub(crate) revision: Revision,
     /// By name.
     pub(crate) listeners: BTreeMap<String, Arc<Listener>>,
     pub(crate) groups: BTreeMap<String, Arc<Group>>,
@@ -151,7 +153,7 @@ impl Table {
             .filter_map(|object| Some((object.name(), object.as_listener()?.spec.as_ref()?)))
             .filter(|(_, spec)| spec.load_balancer == balancer)
             .collect();
-        let mut table = Table { number: before.number + 1, ..Table::default() };
+        let mut table = Table { number: before.number + 1, revision: view.revision(), ..Table::default() };
         let mut pools = table.pools(view, cluster, own, before);
         for (_, spec) in &specs {
             for name in steady_core::traffic::target_groups(spec) {
@@ -161,11 +163,13 @@ impl Table {
                 let object = view.get(&Key::new(Kind::TargetGroup, cluster, name));
                 let Some(spec) = object.and_then(|object| object.as_target_group()?.spec.clone()) else { continue };
                 let pools = pools.remove(name).unwrap_or_default();
-                let by_cookie = pools.iter().flat_map(|pool| &pool.endpoints);
-                let by_cookie = by_cookie.map(|endpoint| (endpoint.cookie, Arc::clone(endpoint))).collect();
                 let counters =
                     before.groups.get(name).map_or_else(Arc::<Counters>::default, |g| Arc::clone(&g.counters));
-                let group = Group { name: name.to_owned(), spec, pools, by_cookie, counters };
+                let mut group = Group { name: name.to_owned(), spec, pools, by_cookie: HashMap::new(), counters };
+                if group.is_sticky() {
+                    let all = group.pools.iter().flat_map(|pool| &pool.endpoints);
+                    group.by_cookie = all.map(|endpoint| (endpoint.cookie, Arc::clone(endpoint))).collect();
+                }
                 table.groups.insert(name.to_owned(), Arc::new(group));
             }
         }
@@ -220,13 +224,19 @@ impl Table {
                 }
                 self.endpoints.insert(identity, Arc::clone(&endpoint));
                 let of = if weights.is_some() { task.spec.deployment.clone() } else { String::new() };
-                let key = (target.target_group.clone(), task.spec.service.clone(), of);
+                let key = (target.target_group.clone(), task.spec.service.clone(), of.clone());
                 let pool = found.entry(key).or_insert_with(|| {
                     let of_target = |b: &&v1::LoadBalancer| b.target_group_arn == target.target_group;
                     let balancer = task.spec.load_balancers.iter().find(of_target);
                     let advanced = balancer.and_then(|balancer| balancer.advanced_configuration.as_ref());
                     let test_rule = advanced.map(|advanced| advanced.test_listener_rule.clone()).unwrap_or_default();
-                    Pool { service: task.spec.service.clone(), weights, test_rule, endpoints: Vec::new() }
+                    Pool {
+                        service: task.spec.service.clone(),
+                        deployment: of,
+                        weights,
+                        test_rule,
+                        endpoints: Vec::new(),
+                    }
                 });
                 pool.endpoints.push(endpoint);
             }

@@ -76,7 +76,7 @@ fn haproxy(place: &Place) -> Running {
     let data = place.path("lb").display().to_string();
     let args = ["lb", "--load-balancer", "edge", "--data-plane", "haproxy", "--drain-timeout", "2"];
     let mut command = place.command(&[&args[..], &["--data-dir", &data]].concat());
-    command.env("RUST_LOG", "info");
+    command.env("STEADY_LOG", "info");
     Running::start(command, &place.path(&format!("haproxy-{}.log", free_port())))
 }
 
@@ -503,7 +503,7 @@ impl Apart {
         let args =
             ["lb", "--name", name, "--load-balancer", group, "--data-dir", &data, "--listen-address", "127.0.0.1"];
         let mut command = self.place.command(&args);
-        command.env("RUST_LOG", "info");
+        command.env("STEADY_LOG", "info");
         Running::start(command, &self.place.path(&format!("lb-{name}.log")))
     }
 }

@@ -22,7 +22,7 @@ pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
     for task in view.of_service(Kind::Task, &key.cluster, &key.name).filter_map(|task| task::of(task)) {
         let mut targets = task.status.targets.clone();
         for target in &mut targets {
-            traffic::forget(target, |name| there.contains(name));
+            traffic::forget(target, &there);
         }
         for target in &task.status.targets {
             theirs.entry(&target.target_group).or_insert_with(|| {
@@ -34,8 +34,9 @@ pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
         let of_group = |group: &str| theirs.get(group).cloned().unwrap_or_default();
         // Those that sent it requests before their listener led somewhere else have some of them still.
         let of_target = |target: &Target| {
-            let told = target.reports.iter().map(|report| &report.load_balancer).filter(|name| there.contains(*name));
-            of_group(&target.target_group).into_iter().chain(told.cloned()).collect::<BTreeSet<String>>()
+            let told = target.reports.iter().filter(|report| traffic::sends(report, &there));
+            let told = told.map(|report| report.load_balancer.clone());
+            of_group(&target.target_group).into_iter().chain(told).collect::<BTreeSet<String>>()
         };
         if task.is_wanted() {
             let new = targets.iter().filter(|target| target.state() == State::Initial);

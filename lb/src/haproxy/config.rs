@@ -253,7 +253,7 @@ impl Configuration {
             sticky(&mut lines, group);
         }
         self.backends.push((name.clone(), lines));
-        for (server, what) in servers(share) {
+        for (server, what) in servers(share, http) {
             self.servers.insert((name.clone(), server), what);
         }
         name
@@ -316,7 +316,7 @@ defaults
 }
 
 /// Targets of a share, by name.
-fn servers(share: &Share) -> Vec<(String, Server)> {
+fn servers(share: &Share, http: bool) -> Vec<(String, Server)> {
     let group = &share.group;
     let slow_start = group.slow_start();
     let each = |weight: f64, count: usize| if count == 0 { 0.0 } else { weight / count as f64 };
@@ -327,7 +327,7 @@ fn servers(share: &Share) -> Vec<(String, Server)> {
         group.pools.iter().zip(&share.pools).map(|(pool, weight)| each(*weight, count(pool))).collect();
     let heaviest = weights.iter().copied().fold(0.0, f64::max);
     let of = group.pools.iter().zip(&weights).flat_map(|(pool, w)| pool.endpoints.iter().map(move |e| (e, *w)));
-    let options = options(&group.spec);
+    let options = options(&group.spec, http);
     of.map(|(endpoint, weight)| {
         let scaled = if heaviest > 0.0 { weight / heaviest * HEAVIEST * endpoint.warmth(slow_start) } else { 0.0 };
         let weight = if weight > 0.0 { scaled.round().clamp(1.0, HEAVIEST) as u16 } else { 0 };
@@ -346,9 +346,9 @@ fn name(group: &Group, endpoint: &Endpoint) -> String {
     format!("{task}:{container_port}:{}:{}", address.ip(), address.port())
 }
 
-fn options(spec: &TargetGroupSpec) -> &'static str {
-    let tls = matches!(spec.protocol(), Protocol::Https | Protocol::Tls);
-    let http2 = is_http(spec.protocol()) && matches!(spec.protocol_version(), Version::Http2 | Version::Grpc);
+fn options(spec: &TargetGroupSpec, http: bool) -> &'static str {
+    let tls = spec.protocol() == if http { Protocol::Https } else { Protocol::Tls };
+    let http2 = http && matches!(spec.protocol_version(), Version::Http2 | Version::Grpc);
     match (tls, http2) {
         (false, false) => "",
         (false, true) => " proto h2 ws h1",
@@ -447,7 +447,7 @@ mod tests {
 
     fn weights(share: &Share) -> BTreeMap<u16, (u16, bool)> {
         let of = |server: &Server| (server.endpoint.identity.address.port(), (server.weight, server.on));
-        servers(share).iter().map(|(_, server)| of(server)).collect()
+        servers(share, true).iter().map(|(_, server)| of(server)).collect()
     }
 
     #[test]

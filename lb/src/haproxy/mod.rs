@@ -134,6 +134,10 @@ impl Plane for HaProxy {
         vec![Arc::clone(&self.known)]
     }
 
+    fn goes_on(&self) -> bool {
+        true
+    }
+
     fn is_pending(&self) -> bool {
         self.pending.load(Ordering::Relaxed)
     }
@@ -283,6 +287,9 @@ impl Driver {
             }
         }
         self.known.store(table.number, Ordering::Release);
+        if is_news {
+            tracing::debug!(table = table.number, revision = table.revision.0, "obeyed");
+        }
         Ok(())
     }
 

@@ -71,12 +71,13 @@ impl Worker {
 
     /// From now on another table is obeyed.
     pub(crate) fn obey(&self, table: Arc<Table>) {
-        let number = table.number;
+        let (number, revision) = (table.number, table.revision);
         let addresses: std::collections::HashSet<_> = table.endpoints.keys().map(|identity| identity.address).collect();
         self.upstreams.retain(|address| addresses.contains(address));
         let before = self.table.replace(table);
         // After this nobody here begins anything by the table before.
         self.at.store(number, Ordering::Release);
+        tracing::debug!(table = number, revision = revision.0, "obeyed");
         drop(before);
     }
 

@@ -23,7 +23,9 @@ use prost_types::Any;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::plane::{Open, Plane};
@@ -35,8 +37,13 @@ use resources::{Kind, Resources};
 
 /// Between looks at what changes by itself: targets that start slowly.
 const TICK: Duration = Duration::from_secs(1);
+/// Between attempts to listen.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long clients know clusters before routes name them, and after.
+const AHEAD: Duration = Duration::from_millis(500);
+const BEHIND: Duration = Duration::from_secs(10);
 /// Answers that may wait for a client that does not take them.
-const WAITING: usize = 8;
+const WAITING: usize = 1;
 /// How long a connection may be silent until it is looked at.
 const SILENCE: Duration = Duration::from_secs(20);
 
@@ -50,28 +57,21 @@ pub(crate) struct Xds {
 impl Xds {
     /// Answers at this address; listeners are opened, by those that open any, at the other. `changed` is told when a target is found to be
     /// another than before.
-    pub(crate) async fn start(
+    pub(crate) fn start(
         at: SocketAddr,
         address: IpAddr,
         certificates: Arc<RwLock<Certificates>>,
         open: Open,
         changed: Arc<Notify>,
-    ) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(at).await?;
+    ) -> Self {
         let (tables, told) = watch::channel(Arc::new(Table::default()));
-        let (resources, _) = watch::channel(Arc::new(Resources::default()));
+        let (resources, _) = watch::channel(None);
         let known = Arc::<AtomicU64>::default();
         let mut tasks = JoinSet::new();
         let service = Service { resources: resources.clone(), open };
         tasks.spawn(follow(told, resources, address, certificates, changed, Arc::clone(&known)));
-        tasks.spawn(async move {
-            let server = tonic::transport::Server::builder().http2_keepalive_interval(Some(SILENCE));
-            let server = server.tcp_nodelay(true).clone().add_service(AggregatedDiscoveryServiceServer::new(service));
-            if let Err(error) = server.serve_with_incoming(TcpListenerStream::new(listener)).await {
-                tracing::error!(%error, "xDS is not served any more");
-            }
-        });
-        Ok(Xds { tables, known, _tasks: tasks })
+        tasks.spawn(serve(at, service));
+        Xds { tables, known, _tasks: tasks }
     }
 }
 
@@ -82,6 +82,10 @@ impl Plane for Xds {
 
     fn known(&self) -> Vec<Arc<AtomicU64>> {
         vec![Arc::clone(&self.known)]
+    }
+
+    fn goes_on(&self) -> bool {
+        true
     }
 
     fn is_pending(&self) -> bool {
@@ -97,44 +101,92 @@ impl Plane for Xds {
     fn end(self: Box<Self>) {}
 }
 
+/// Answers whoever asks, as soon as the address can be had: the process before may have it still.
+async fn serve(at: SocketAddr, service: Service) {
+    let mut told = String::new();
+    let listener = loop {
+        match TcpListener::bind(at).await {
+            Ok(listener) => break listener,
+            Err(error) => {
+                if told != error.to_string() {
+                    told = error.to_string();
+                    tracing::warn!(%at, %error, "cannot listen for those who ask for xDS; trying again");
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    };
+    tracing::info!(%at, "xDS");
+    let mut server = tonic::transport::Server::builder().http2_keepalive_interval(Some(SILENCE));
+    let server = server.add_service(AggregatedDiscoveryServiceServer::new(service));
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    if let Err(error) = server.serve_with_incoming(incoming).await {
+        tracing::error!(%error, "xDS is not served any more");
+    }
+}
+
+/// What clients are told; nothing before the first table: an empty world would have them stop.
+type Told = Option<Arc<Resources>>;
+
 /// Makes resources of every table.
 async fn follow(
     mut tables: watch::Receiver<Arc<Table>>,
-    resources: watch::Sender<Arc<Resources>>,
+    resources: watch::Sender<Told>,
     address: IpAddr,
     certificates: Arc<RwLock<Certificates>>,
     changed: Arc<Notify>,
     known: Arc<AtomicU64>,
 ) {
     let mut refused = BTreeMap::new();
+    // Clusters that nobody names any more stay until those who are on their way have heard it.
+    let mut before: Option<(Arc<Resources>, Instant)> = None;
     loop {
         let table = Arc::clone(&tables.borrow_and_update());
         // What goes on at a target that leaves is not known: it is never said to be over.
         table.endpoints.values().for_each(|endpoint| endpoint.set_outstanding(1));
-        let new = {
-            let certificates = certificates.read().unwrap_or_else(PoisonError::into_inner);
-            Resources::of(&table, address, &certificates)
-        };
-        if new.refused != refused {
-            refused.clone_from(&new.refused);
-            for (listener, why) in &refused {
-                tracing::error!(listener, why, "a listener is left out");
+        if table.number > 0 {
+            let new = {
+                let certificates = certificates.read().unwrap_or_else(PoisonError::into_inner);
+                Resources::of(&table, address, &certificates)
+            };
+            if new.refused != refused {
+                refused.clone_from(&new.refused);
+                for (listener, why) in &refused {
+                    tracing::error!(listener, why, "a listener is left out");
+                }
             }
+            let said = resources.borrow().clone();
+            if let Some(said) = said.filter(|said| new.has_more_clusters_than(said)) {
+                // Routes name what is known by then.
+                resources.send_replace(Some(Arc::new(said.as_ref().clone().with_clusters_of(&new))));
+                tokio::time::sleep(AHEAD).await;
+                before = Some((said, Instant::now() + BEHIND));
+            } else if before.is_none() {
+                let said = resources.borrow().clone().filter(|said| said.has_more_clusters_than(&new));
+                before = said.map(|said| (said, Instant::now() + BEHIND));
+            }
+            before = before.filter(|(_, until)| *until > Instant::now());
+            let new = match &before {
+                Some((before, _)) => new.with_clusters_of(before),
+                None => new,
+            };
+            let is_other = resources.borrow().as_deref() != Some(&new);
+            if is_other {
+                resources.send_replace(Some(Arc::new(new)));
+            }
+            known.store(table.number, Ordering::Release);
         }
-        if *resources.borrow().as_ref() != new {
-            resources.send_replace(Arc::new(new));
-        }
-        known.store(table.number, Ordering::Release);
+        let goes_on = before.is_some() || table.groups.values().any(|group| !group.slow_start().is_zero());
         tokio::select! {
             news = tables.changed() => if news.is_err() { return },
             () = changed.notified() => {}
-            () = tokio::time::sleep(TICK) => {}
+            () = tokio::time::sleep(TICK), if goes_on => {}
         }
     }
 }
 
 struct Service {
-    resources: watch::Sender<Arc<Resources>>,
+    resources: watch::Sender<Told>,
     /// Clients.
     open: Open,
 }
@@ -164,8 +216,10 @@ impl AggregatedDiscoveryService for Service {
 #[derive(Default)]
 struct Subscription {
     names: BTreeSet<String>,
+    /// It has named some: without names it wants none from then on, and not everything.
+    was_named: bool,
     /// What it was told last.
-    sent: Option<Vec<Any>>,
+    sent: Option<Vec<Arc<Any>>>,
     nonce: String,
 }
 
@@ -179,18 +233,14 @@ struct Client {
 }
 
 impl Client {
-    async fn serve(
-        mut self,
-        mut requests: Streaming<DiscoveryRequest>,
-        mut resources: watch::Receiver<Arc<Resources>>,
-    ) {
+    async fn serve(mut self, mut requests: Streaming<DiscoveryRequest>, mut resources: watch::Receiver<Told>) {
         loop {
             tokio::select! {
                 request = requests.message() => {
                     let Ok(Some(request)) = request else { return };
                     let Some(kind) = self.take(request) else { continue };
-                    let all = Arc::clone(&resources.borrow());
-                    if !self.tell(kind, &all).await {
+                    let all = resources.borrow().clone();
+                    if let Some(all) = all && !self.tell(kind, &all).await {
                         return;
                     }
                 }
@@ -198,7 +248,7 @@ impl Client {
                     if news.is_err() {
                         return;
                     }
-                    let all = Arc::clone(&resources.borrow_and_update());
+                    let Some(all) = resources.borrow_and_update().clone() else { continue };
                     for kind in Kind::ALL {
                         if self.subscriptions.contains_key(&kind) && !self.tell(kind, &all).await {
                             return;
@@ -228,6 +278,7 @@ impl Client {
         let names: BTreeSet<String> = request.resource_names.into_iter().collect();
         let asks = !is_known || names != subscription.names;
         if asks {
+            subscription.was_named |= !names.is_empty();
             subscription.names = names;
             subscription.sent = None;
         }
@@ -237,19 +288,28 @@ impl Client {
     /// Tells what is there of a kind, if it is not what was told. Whether the client is there.
     async fn tell(&mut self, kind: Kind, all: &Resources) -> bool {
         let Some(subscription) = self.subscriptions.get_mut(&kind) else { return true };
-        let wanted = all.wanted(kind, subscription.names.iter().map(String::as_str));
+        let of_all = matches!(kind, Kind::Cluster | Kind::Listener);
+        let everything = of_all && (!subscription.was_named || subscription.names.contains("*"));
+        let names = (!everything).then(|| subscription.names.iter().map(String::as_str));
+        let wanted = all.wanted(kind, names);
         if subscription.sent.as_ref() == Some(&wanted) {
             return true;
         }
         self.count += 1;
         subscription.nonce = self.count.to_string();
-        subscription.sent = Some(wanted.clone());
         let response = DiscoveryResponse {
             version_info: self.count.to_string(),
-            resources: wanted,
+            resources: wanted.iter().map(|one| one.as_ref().clone()).collect(),
             type_url: kind.url().to_owned(),
             nonce: subscription.nonce.clone(),
         };
+        subscription.sent = Some(wanted);
+        // A cluster that changed waits for its targets, though they are the same.
+        if kind == Kind::Cluster
+            && let Some(endpoints) = self.subscriptions.get_mut(&Kind::Endpoints)
+        {
+            endpoints.sent = None;
+        }
         self.answers.send(Ok(response)).await.is_ok()
     }
 }

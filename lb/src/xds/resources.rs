@@ -1,7 +1,8 @@
 //! A table as resources of xDS. Pure.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
 use prost::Message;
 use prost_types::{Any, Duration};
@@ -12,13 +13,14 @@ use steady_core::v1::protocol_version::Value as Version;
 use steady_core::v1::traffic_protocol::Value as Protocol;
 
 use super::proto::{
-    Address, Ads, ApiListener, Cluster, ClusterLoadAssignment, ClusterWeight, CommonLbConfig, CommonTlsContext,
-    ConfigSource, DataSource, DirectResponse, DownstreamTlsContext, EdsClusterConfig, Endpoint, ExplicitHttpConfig,
-    Filter, FilterChain, HeaderMatcher, HeaderValue, HeaderValueOption, Http2ProtocolOptions, HttpConnectionManager,
+    Address, Ads, ApiListener, CircuitBreakers, Cluster, ClusterLoadAssignment, ClusterWeight,
+    CommonHttpProtocolOptions, CommonLbConfig, CommonTlsContext, ConfigSource, DataSource, DirectResponse,
+    DownstreamTlsContext, EdsClusterConfig, Endpoint, ExplicitHttpConfig, Filter, FilterChain, HeaderMatcher,
+    HeaderValue, HeaderValueOption, Http1ProtocolOptions, Http2ProtocolOptions, HttpConnectionManager,
     HttpProtocolOptions, LbEndpoint, Locality, LocalityLbEndpoints, LocalityWeighted, Percent, Rds, RedirectAction,
     RegexMatcher, RetryPolicy, Route, RouteAction, RouteConfiguration, RouteMatch, SocketAddress, TcpCluster,
-    TcpClusters, TcpProxy, TlsCertificate, TransportSocket, UpgradeConfig, UpstreamTlsContext, VirtualHost,
-    WeightedCluster,
+    TcpClusters, TcpProxy, Thresholds, TlsCertificate, TlsParameters, TransportSocket, UpgradeConfig,
+    UpstreamTlsContext, VirtualHost, WeightedCluster,
 };
 use super::proto::{Listener as XdsListener, route, route_action, route_match, tcp_proxy};
 use crate::pattern;
@@ -60,14 +62,19 @@ const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptio
 /// Parts of a locality's weight.
 const PARTS: f64 = 10_000.0;
 
-type Named = BTreeMap<String, Any>;
+type Named = BTreeMap<String, Arc<Any>>;
+
+/// Where more of Envoy's circuit breakers are: of no use, since nobody has said how much is too much.
+const UNLIMITED: u32 = 1_000_000;
+/// How long a connection to a target is kept that has nothing to do.
+const IDLE: Duration = Duration { seconds: 30, nanos: 0 };
 
 /// All that there is.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(crate) struct Resources {
     kinds: BTreeMap<Kind, Named>,
-    /// Listeners for clients that are their own proxies (gRPC).
-    api_listeners: Named,
+    /// Listeners and clusters for clients that are their own proxies (gRPC): they ask for each by its name.
+    by_name: BTreeMap<Kind, Named>,
     /// Listeners that cannot be said, and why.
     pub(crate) refused: BTreeMap<String, String>,
 }
@@ -85,19 +92,43 @@ impl Resources {
     }
 
     /// Those of a kind that a client wants: all, when it names none.
-    pub(crate) fn wanted<'a>(&self, kind: Kind, mut names: impl Iterator<Item = &'a str>) -> Vec<Any> {
+    pub(crate) fn wanted<'a>(&self, kind: Kind, names: Option<impl Iterator<Item = &'a str>>) -> Vec<Arc<Any>> {
         let everything = self.kinds.get(&kind);
-        let mut names = names.by_ref().peekable();
-        if names.peek().is_none_or(|name| *name == "*") {
+        let Some(names) = names else {
             return everything.into_iter().flat_map(|all| all.values().cloned()).collect();
-        }
-        // Whoever asks for a listener by its name opens no port.
-        let all = if kind == Kind::Listener { Some(&self.api_listeners) } else { everything };
+        };
+        // Whoever asks by name opens no port.
+        let all = self.by_name.get(&kind).or(everything);
         names.filter_map(|name| all?.get(name).cloned()).collect()
     }
 
+    /// These, with clusters that the others have besides.
+    pub(crate) fn with_clusters_of(mut self, others: &Resources) -> Self {
+        let both = [(&mut self.kinds, &others.kinds), (&mut self.by_name, &others.by_name)];
+        for (kinds, others) in both {
+            for kind in [Kind::Cluster, Kind::Endpoints] {
+                for (name, resource) in others.get(&kind).into_iter().flatten() {
+                    let known = kinds.entry(kind).or_default();
+                    known.entry(name.clone()).or_insert_with(|| Arc::clone(resource));
+                }
+            }
+        }
+        self
+    }
+
+    /// Whether these name clusters that the others have not.
+    pub(crate) fn has_more_clusters_than(&self, others: &Resources) -> bool {
+        let none = Named::new();
+        let known = others.kinds.get(&Kind::Cluster).unwrap_or(&none);
+        self.kinds.get(&Kind::Cluster).is_some_and(|all| all.keys().any(|name| !known.contains_key(name)))
+    }
+
+    fn put_by_name(&mut self, kind: Kind, name: &str, message: &impl Message) {
+        self.by_name.entry(kind).or_default().insert(name.to_owned(), Arc::new(any(kind.url(), message)));
+    }
+
     fn put(&mut self, kind: Kind, name: &str, message: &impl Message) {
-        self.kinds.entry(kind).or_default().insert(name.to_owned(), any(kind.url(), message));
+        self.kinds.entry(kind).or_default().insert(name.to_owned(), Arc::new(any(kind.url(), message)));
     }
 
     fn listener(&mut self, listener: &Listener, address: IpAddr, certificates: &Certificates) -> Result<(), String> {
@@ -111,34 +142,44 @@ impl Resources {
         let filter = if http {
             let mut routes = Vec::new();
             for rule in &listener.rules {
-                routes.push(route_of(listener, &rule.priority.to_string(), matches(rule)?, &rule.does, idle)?);
+                for matches in matches(rule)? {
+                    routes.push(route_of(listener, &rule.priority.to_string(), matches, &rule.does, idle)?);
+                }
             }
             let all = RouteMatch { path_specifier: Some(prefix("/")), headers: Vec::new() };
             routes.push(route_of(listener, "default", all, &listener.otherwise, idle)?);
-            let host = VirtualHost { name: name.clone(), domains: vec!["*".into()], routes };
-            self.put(Kind::Routes, name, &RouteConfiguration { name: name.clone(), virtual_hosts: vec![host] });
-            let manager = HttpConnectionManager {
-                stat_prefix: name.clone(),
-                rds: Some(Rds { config_source: Some(ads()), route_config_name: name.clone() }),
-                http_filters: vec![Filter {
-                    name: "envoy.filters.http.router".into(),
-                    typed_config: Some(empty(ROUTER)),
-                }],
-                use_remote_address: Some(true),
-                upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".into() }],
-                stream_idle_timeout: Some(idle),
+            let manager = |routes: &str| {
+                let last = Filter { name: "envoy.filters.http.router".into(), typed_config: Some(empty(ROUTER)) };
+                let manager = HttpConnectionManager {
+                    stat_prefix: name.clone(),
+                    rds: Some(Rds { config_source: Some(ads()), route_config_name: routes.to_owned() }),
+                    http_filters: vec![last],
+                    use_remote_address: Some(true),
+                    upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".into() }],
+                    stream_idle_timeout: Some(idle),
+                };
+                any(MANAGER, &manager)
             };
-            let manager = any(MANAGER, &manager);
-            let api_listener = Some(ApiListener { api_listener: Some(manager.clone()) });
-            let by_name = XdsListener { name: name.clone(), api_listener, ..XdsListener::default() };
-            self.api_listeners.insert(name.clone(), any(Kind::Listener.url(), &by_name));
-            Filter { name: "envoy.filters.network.http_connection_manager".into(), typed_config: Some(manager) }
+            self.routes(name, routes.clone());
+            match for_grpc(listener, routes) {
+                Ok(routes) => {
+                    let of_grpc = format!("grpc:{name}");
+                    self.routes(&of_grpc, routes);
+                    let api_listener = Some(ApiListener { api_listener: Some(manager(&of_grpc)) });
+                    let by_name = XdsListener { name: name.clone(), api_listener, ..XdsListener::default() };
+                    self.put_by_name(Kind::Listener, name, &by_name);
+                }
+                Err(why) => drop(self.refused.insert(format!("{name} (gRPC clients)"), why)),
+            }
+            let typed_config = Some(manager(name));
+            Filter { name: "envoy.filters.network.http_connection_manager".into(), typed_config }
         } else {
             let forward = listener.forward().ok_or("it forwards nothing")?;
             let proxy = TcpProxy {
                 stat_prefix: name.clone(),
+                max_connect_attempts: Some(4),
                 idle_timeout: Some(idle),
-                cluster_specifier: Some(tcp_clusters(listener, forward)),
+                cluster_specifier: Some(tcp_clusters(listener, forward).ok_or("it forwards to nobody")?),
             };
             Filter { name: "envoy.filters.network.tcp_proxy".into(), typed_config: Some(any(TCP_PROXY, &proxy)) }
         };
@@ -148,34 +189,55 @@ impl Resources {
         self.put(Kind::Listener, name, &opened);
         for (rule, does) in listener.actions() {
             for share in does.forward().into_iter().flat_map(Forward::shares) {
-                self.cluster(&listener.backend(&rule, &share.group), share);
+                self.cluster(&listener.backend(&rule, &share.group), share, http);
             }
         }
         Ok(())
     }
 
-    fn cluster(&mut self, name: &str, share: &Share) {
+    fn routes(&mut self, name: &str, routes: Vec<Route>) {
+        let host = VirtualHost { name: name.to_owned(), domains: vec!["*".into()], routes };
+        self.put(Kind::Routes, name, &RouteConfiguration { name: name.to_owned(), virtual_hosts: vec![host] });
+    }
+
+    fn cluster(&mut self, name: &str, share: &Share, http: bool) {
         let spec = &share.group.spec;
-        let http2 = is_http(spec.protocol()) && matches!(spec.protocol_version(), Version::Http2 | Version::Grpc);
-        let tls = matches!(spec.protocol(), Protocol::Https | Protocol::Tls).then(|| {
+        let http2 = http && matches!(spec.protocol_version(), Version::Http2 | Version::Grpc);
+        let encrypted = spec.protocol() == if http { Protocol::Https } else { Protocol::Tls };
+        let tls = encrypted.then(|| {
             let alpn_protocols = if http2 { vec!["h2".to_owned()] } else { Vec::new() };
-            let common = CommonTlsContext { alpn_protocols, ..CommonTlsContext::default() };
+            let tls_params = Some(TlsParameters { tls_maximum_protocol_version: 4 });
+            let common = CommonTlsContext { tls_params, alpn_protocols, ..CommonTlsContext::default() };
             let context = UpstreamTlsContext { common_tls_context: Some(common) };
-            TransportSocket {
-                name: "envoy.transport_sockets.tls".into(),
-                typed_config: Some(any(UPSTREAM_TLS, &context)),
-            }
+            let name = "envoy.transport_sockets.tls".into();
+            TransportSocket { name, typed_config: Some(any(UPSTREAM_TLS, &context)) }
         });
         let options = HttpProtocolOptions {
-            explicit_http_config: Some(ExplicitHttpConfig { http2_protocol_options: Some(Http2ProtocolOptions {}) }),
+            common_http_protocol_options: Some(CommonHttpProtocolOptions { idle_timeout: Some(IDLE) }),
+            explicit_http_config: Some(ExplicitHttpConfig {
+                http_protocol_options: (!http2).then_some(Http1ProtocolOptions {}),
+                http2_protocol_options: http2.then_some(Http2ProtocolOptions {}),
+            }),
         };
         let options = (HTTP_OPTIONS.to_owned(), any(&format!("type.googleapis.com/{HTTP_OPTIONS}"), &options));
         let least = spec.load_balancing_algorithm_type() == Algorithm::LeastOutstandingRequests;
-        let cluster = Cluster {
+        let many = Thresholds {
+            max_connections: Some(UNLIMITED),
+            max_pending_requests: Some(UNLIMITED),
+            max_requests: Some(UNLIMITED),
+            max_retries: Some(UNLIMITED),
+        };
+        // What gRPC clients take is no more than this: encryption is theirs to decide, and they take turns.
+        let plain = Cluster {
             name: name.to_owned(),
             r#type: 3,
             eds_cluster_config: Some(EdsClusterConfig { eds_config: Some(ads()) }),
             connect_timeout: Some(Duration { seconds: 3, nanos: 0 }),
+            circuit_breakers: Some(CircuitBreakers { thresholds: vec![many] }),
+            ..Cluster::default()
+        };
+        self.put_by_name(Kind::Cluster, name, &plain);
+        let cluster = Cluster {
             lb_policy: u32::from(least),
             transport_socket: tls,
             // Who is told of is fit: there is nothing to be afraid of.
@@ -183,7 +245,8 @@ impl Resources {
                 healthy_panic_threshold: Some(Percent { value: 0.0 }),
                 locality_weighted_lb_config: Some(LocalityWeighted {}),
             }),
-            typed_extension_protocol_options: http2.then_some(options).into_iter().collect(),
+            typed_extension_protocol_options: http.then_some(options).into_iter().collect(),
+            ..plain
         };
         self.put(Kind::Cluster, name, &cluster);
         self.put(Kind::Endpoints, name, &assignment(name, share));
@@ -194,8 +257,8 @@ impl Resources {
 fn assignment(name: &str, share: &Share) -> ClusterLoadAssignment {
     let (admits, slow_start) = (share.admits(), share.group.slow_start());
     let total: f64 = share.pools.iter().sum();
-    let pools = share.group.pools.iter().zip(&share.pools).enumerate().filter(|(_, (_, weight))| **weight > 0.0);
-    let localities = pools.filter_map(|(number, (pool, weight))| {
+    let pools = share.group.pools.iter().zip(&share.pools).filter(|(_, weight)| **weight > 0.0);
+    let localities = pools.filter_map(|(pool, weight)| {
         let fit = pool.endpoints.iter().filter(|endpoint| admits(endpoint));
         let lb_endpoints: Vec<LbEndpoint> = fit
             .map(|endpoint| {
@@ -208,7 +271,7 @@ fn assignment(name: &str, share: &Share) -> ClusterLoadAssignment {
             })
             .collect();
         (!lb_endpoints.is_empty()).then(|| LocalityLbEndpoints {
-            locality: Some(Locality { sub_zone: format!("{}-{number}", pool.service) }),
+            locality: Some(Locality { sub_zone: format!("{}/{}", pool.service, pool.deployment) }),
             lb_endpoints,
             load_balancing_weight: Some(parts(weight / total, PARTS)),
         })
@@ -238,7 +301,8 @@ fn text(text: &str) -> DataSource {
 }
 
 fn socket(ip: IpAddr, port: u16) -> Address {
-    Address { socket_address: Some(SocketAddress { address: ip.to_string(), port_value: port.into() }) }
+    let ipv4_compat = ip == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    Address { socket_address: Some(SocketAddress { address: ip.to_string(), port_value: port.into(), ipv4_compat }) }
 }
 
 fn encryption(listener: &Listener, certificates: &Certificates) -> Result<Option<TransportSocket>, String> {
@@ -254,20 +318,22 @@ fn encryption(listener: &Listener, certificates: &Certificates) -> Result<Option
     }
     let alpn: &[&str] = if is_http(listener.protocol) { &["h2", "http/1.1"] } else { &[] };
     let alpn_protocols = alpn.iter().map(|name| (*name).to_owned()).collect();
-    let common = CommonTlsContext { tls_certificates, alpn_protocols };
+    let tls_params = Some(TlsParameters { tls_maximum_protocol_version: 4 });
+    let common = CommonTlsContext { tls_params, tls_certificates, alpn_protocols };
     let context = DownstreamTlsContext { common_tls_context: Some(common) };
     let name = "envoy.transport_sockets.tls".into();
     Ok(Some(TransportSocket { name, typed_config: Some(any(DOWNSTREAM_TLS, &context)) }))
 }
 
-fn tcp_clusters(listener: &Listener, forward: &Forward) -> tcp_proxy::ClusterSpecifier {
+fn tcp_clusters(listener: &Listener, forward: &Forward) -> Option<tcp_proxy::ClusterSpecifier> {
     let clusters: Vec<TcpCluster> = forward
         .shares()
         .map(|share| TcpCluster { name: listener.backend("default", &share.group), weight: share.weight })
         .collect();
     match clusters.as_slice() {
-        [only] => tcp_proxy::ClusterSpecifier::Cluster(only.name.clone()),
-        _ => tcp_proxy::ClusterSpecifier::WeightedClusters(TcpClusters { clusters }),
+        [] => None,
+        [only] => Some(tcp_proxy::ClusterSpecifier::Cluster(only.name.clone())),
+        _ => Some(tcp_proxy::ClusterSpecifier::WeightedClusters(TcpClusters { clusters })),
     }
 }
 
@@ -284,9 +350,10 @@ fn either(all: impl Iterator<Item = String>) -> String {
     all.collect::<Vec<_>>().join("|")
 }
 
-/// What a rule wants. Several paths are one expression; so are several values of the others.
-fn matches(rule: &Rule) -> Result<RouteMatch, String> {
-    let mut path = None;
+/// What a rule wants: one of these. Paths are not made one expression: Envoy takes none that is long.
+fn matches(rule: &Rule) -> Result<Vec<RouteMatch>, String> {
+    let wrong = |why: &str| Err(format!("rule {}: {why}", rule.priority));
+    let mut paths = Vec::new();
     let mut headers = Vec::new();
     let mut header = |name: &str, expression: String| {
         headers.push(HeaderMatcher { name: name.to_owned(), safe_regex_match: Some(regex(expression)) });
@@ -295,26 +362,63 @@ fn matches(rule: &Rule) -> Result<RouteMatch, String> {
         match condition {
             Condition::Host(patterns) => {
                 let hosts = either(patterns.iter().map(|p| pattern::regex(p, ".")));
-                header(":authority", format!("(?i)({hosts})(:[0-9]+)?"));
+                header(AUTHORITY, format!("(?i)({hosts})(:[0-9]+)?"));
             }
-            Condition::Path(patterns) => {
-                path = Some(either(patterns.iter().map(|p| pattern::regex(p, "."))));
-            }
+            Condition::Path(_) if !paths.is_empty() => return wrong("xDS has one path-pattern condition of a rule"),
+            Condition::Path(patterns) => paths.extend(patterns.iter().map(|pattern| path(pattern))),
             Condition::Header(name, patterns) => {
                 header(name.as_str(), format!("(?i)({})", either(patterns.iter().map(|p| pattern::regex(p, ".")))));
             }
-            Condition::Method(methods) => header(":method", either(methods.iter().map(|m| pattern::regex(m, ".")))),
+            Condition::Method(methods) => {
+                let methods = methods.iter().filter(|method| !method.is_empty());
+                header(METHOD, either(methods.map(|method| pattern::literal(method))));
+            }
             Condition::Query(pairs) => {
                 let pairs = either(pairs.iter().map(|(key, value)| pattern::query(key, value)));
-                header(":path", format!(r"(?i)[^?]*\?(.*&)?({pairs})(&.*)?"));
+                header(PATH, format!(r"(?i)[^?]*\?(.*&)?({pairs})(&.*)?"));
             }
-            Condition::Source(_) => {
-                return Err(format!("rule {}: xDS has no source-ip of a request", rule.priority));
-            }
+            Condition::Source(_) => return wrong("xDS has no source-ip of a request"),
         }
     }
-    let path_specifier = path.map_or_else(|| prefix("/"), |all| route_match::PathSpecifier::SafeRegex(regex(all)));
-    Ok(RouteMatch { path_specifier: Some(path_specifier), headers })
+    if paths.is_empty() {
+        paths.push(prefix("/"));
+    }
+    Ok(paths.into_iter().map(|path| RouteMatch { path_specifier: Some(path), headers: headers.clone() }).collect())
+}
+
+/// What of a request's own is a header to Envoy.
+const AUTHORITY: &str = ":authority";
+const METHOD: &str = ":method";
+const PATH: &str = ":path";
+
+fn path(pattern: &str) -> route_match::PathSpecifier {
+    match pattern.split_once(['*', '?']) {
+        None => route_match::PathSpecifier::Path(pattern.to_owned()),
+        Some((start, "")) if pattern.ends_with('*') => prefix(start),
+        Some(_) => route_match::PathSpecifier::SafeRegex(regex(pattern::regex(pattern, "."))),
+    }
+}
+
+/// Routes as gRPC clients know them: a request of theirs is a POST without a query, and its host is not known when one is chosen.
+fn for_grpc(listener: &Listener, routes: Vec<Route>) -> Result<Vec<Route>, String> {
+    let mut all = Vec::new();
+    for mut route in routes {
+        let Some(matches) = &mut route.r#match else { continue };
+        let is = |header: &HeaderMatcher, name: &str| header.name == name;
+        if matches.headers.iter().any(|header| is(header, AUTHORITY)) {
+            return Err(format!("{}: rule {}: gRPC knows no host-header", listener.name, route.name));
+        }
+        let posts = |header: &HeaderMatcher| {
+            header.safe_regex_match.as_ref().is_some_and(|methods| methods.regex.split('|').any(|m| m == "POST"))
+        };
+        let never = |header: &HeaderMatcher| is(header, PATH) || (is(header, METHOD) && !posts(header));
+        if matches.headers.iter().any(never) {
+            continue;
+        }
+        matches.headers.retain(|header| !is(header, METHOD));
+        all.push(route);
+    }
+    Ok(all)
 }
 
 fn route_of(
@@ -334,16 +438,16 @@ fn route_of(
                 timeout: Some(Duration::default()),
                 idle_timeout: Some(idle),
                 retry_policy: Some(RetryPolicy {
-                    retry_on: "connect-failure,refused-stream".into(),
+                    retry_on: "connect-failure,refused-stream,reset-before-request".into(),
                     num_retries: Some(3),
                 }),
             }),
             None => route::Action::DirectResponse(DirectResponse { status: 503, body: None }),
         },
-        Does::Redirect(config) => route::Action::Redirect(redirect(config, rule)?),
+        Does::Redirect(config) => route::Action::Redirect(redirect(config, listener, rule)?),
         Does::Respond { status, kind, body } => {
             if !body.is_empty() {
-                response_headers_to_add.push(header("content-type", kind));
+                response_headers_to_add.push(header("content-type", &kind.replace('%', "%%")));
             }
             let body = (!body.is_empty()).then(|| text(body));
             route::Action::DirectResponse(DirectResponse { status: u32::from(*status), body })
@@ -372,7 +476,7 @@ fn clusters(listener: &Listener, rule: &str, forward: &Forward) -> Option<route_
 }
 
 /// What is not said stays as it was asked.
-fn redirect(config: &RedirectConfig, rule: &str) -> Result<RedirectAction, String> {
+fn redirect(config: &RedirectConfig, listener: &Listener, rule: &str) -> Result<RedirectAction, String> {
     let own = |value: &str, usual: &str| if value == usual { String::new() } else { value.to_owned() };
     let (host, port) = (own(&config.host, "#{host}"), own(&config.port, "#{port}"));
     let (path, query) = (own(&config.path, "/#{path}"), own(&config.query, "#{query}"));
@@ -386,8 +490,11 @@ fn redirect(config: &RedirectConfig, rule: &str) -> Result<RedirectAction, Strin
     if path.is_empty() && !query.is_empty() {
         return Err(format!("rule {rule}: redirectConfig.query: xDS has a query only with a path"));
     }
-    // With another host the port of the one that was asked is not said.
-    let usual = !host.is_empty() && matches!((scheme.as_str(), port.as_str()), ("http", "80") | ("https", "443"));
+    // With another host a port that is not said is the listener's own.
+    let port = if port.is_empty() && !host.is_empty() { listener.port.to_string() } else { port };
+    let is = if listener.is_encrypted() { "https" } else { "http" };
+    let will_be = if scheme.is_empty() { is } else { &scheme };
+    let usual = !host.is_empty() && matches!((will_be, port.as_str()), ("http", "80") | ("https", "443"));
     let port = if usual { String::new() } else { port };
     let path_redirect = if query.is_empty() { path } else { format!("{path}?{query}") };
     Ok(RedirectAction {
@@ -446,7 +553,7 @@ mod tests {
         let share = listener.forward().and_then(|forward| forward.shares().next()).expect("a share");
         share.group.pools[0].endpoints[0].set_draining(1);
         let said = resources(listener);
-        let all = said.wanted(Kind::Endpoints, ["http:default:g"].into_iter());
+        let all = said.wanted(Kind::Endpoints, Some(["http:default:g"].into_iter()));
         let assignment = ClusterLoadAssignment::decode(all[0].value.as_slice()).expect("an assignment");
         let told: Vec<(Option<u32>, Vec<u32>)> = assignment
             .endpoints
@@ -458,14 +565,14 @@ mod tests {
             })
             .collect();
         assert_eq!(told, [(Some(9500), vec![2]), (Some(500), vec![3])]);
-        assert!(said.wanted(Kind::Endpoints, ["other"].into_iter()).is_empty());
+        assert!(said.wanted(Kind::Endpoints, Some(["other"].into_iter())).is_empty());
         // Who names a listener gets one that opens no port.
-        let of = |names: &[&'static str]| {
-            let all = said.wanted(Kind::Listener, names.iter().copied());
+        let of = |name: Option<&'static str>| {
+            let all = said.wanted(Kind::Listener, name.map(|name| [name].into_iter()));
             XdsListener::decode(all[0].value.as_slice()).expect("a listener")
         };
-        assert!(of(&["http"]).api_listener.is_some() && of(&["http"]).address.is_none());
-        assert!(of(&[]).api_listener.is_none() && of(&[]).address.is_some() && of(&["*"]).address.is_some());
+        assert!(of(Some("http")).api_listener.is_some() && of(Some("http")).address.is_none());
+        assert!(of(None).api_listener.is_none() && of(None).address.is_some());
     }
 
     #[test]
@@ -476,9 +583,23 @@ mod tests {
         let spec = TargetGroupSpec::default;
         let said = resources(listener(spec(), vec![rule(path(), Does::Redirect(moved("/c")))]));
         assert!(said.refused.is_empty());
-        let routes = RouteConfiguration::decode(said.wanted(Kind::Routes, [].into_iter())[0].value.as_slice());
-        let first = routes.expect("routes").virtual_hosts[0].routes[0].r#match.clone().and_then(|m| m.path_specifier);
-        assert_eq!(first, Some(route_match::PathSpecifier::SafeRegex(regex("/a|/b.*".into()))));
+        let all = |said: &Resources, name: &'static str| -> Vec<Route> {
+            let found = said.wanted(Kind::Routes, Some([name].into_iter()));
+            let routes = found.first().map(|one| RouteConfiguration::decode(one.value.as_slice()).expect("routes"));
+            routes.into_iter().flat_map(|routes| routes.virtual_hosts).flat_map(|host| host.routes).collect()
+        };
+        let paths: Vec<_> = all(&said, "http").into_iter().filter_map(|route| route.r#match?.path_specifier).collect();
+        assert_eq!(paths, [route_match::PathSpecifier::Path("/a".into()), prefix("/b"), prefix("/")]);
+        // gRPC clients know less of their requests.
+        let gets = Condition::Method(vec!["GET".into()]);
+        let posts = Condition::Method(vec!["PUT".into(), "POST".into()]);
+        let rules = vec![rule(gets, Does::Redirect(moved("/g"))), rule(posts, Does::Redirect(moved("/p")))];
+        let said = resources(listener(spec(), rules));
+        assert_eq!((all(&said, "http").len(), all(&said, "grpc:http").len()), (3, 2));
+        let hosts = Condition::Host(vec!["a".into()]);
+        let said = resources(listener(spec(), vec![rule(hosts, Does::Redirect(moved("/c")))]));
+        assert_eq!((all(&said, "http").len(), all(&said, "grpc:http").len()), (2, 0));
+        assert!(said.refused["http (gRPC clients)"].contains("host-header"));
         let source = Condition::Source(vec![([10, 0, 0, 0].into(), 8)]);
         let stickiness = Some(Stickiness { enabled: true, ..Stickiness::default() });
         for (listener, why) in [
@@ -488,7 +609,7 @@ mod tests {
         ] {
             let said = resources(listener);
             assert!(said.refused["http"].contains(why), "{:?}", said.refused);
-            assert!(said.wanted(Kind::Listener, [].into_iter()).is_empty());
+            assert!(said.wanted(Kind::Listener, None::<std::iter::Empty<&str>>).is_empty());
         }
     }
 }
