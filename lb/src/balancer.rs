@@ -22,8 +22,8 @@ const FIRST: Duration = Duration::from_millis(500);
 const AGAIN: Duration = Duration::from_secs(3);
 /// Between writes of the last good table.
 const KEEP: Duration = Duration::from_secs(1);
-/// How long changes are gathered before a table is made of them, when the last one was made just so.
-const GATHER: Duration = Duration::from_millis(2);
+/// A table that takes longer is not made for every change.
+const GATHER: Duration = Duration::from_micros(500);
 
 /// What all of a load balancer knows together.
 pub(crate) struct Balancer {
@@ -105,9 +105,13 @@ impl Balancer {
                     if secrets {
                         self.keys.learn(&self.named_certificates(&view)).await;
                     }
+                    let began = Instant::now();
                     self.obey(&view);
                     dirty = true;
-                    tokio::time::sleep(GATHER).await;
+                    // What comes one after the other is gathered for as long as a table takes, when that is long.
+                    if began.elapsed() > GATHER {
+                        tokio::time::sleep(began.elapsed()).await;
+                    }
                 }
                 () = tokio::time::sleep(AGAIN), if pending => {
                     self.keys.learn(&self.named_certificates(&view)).await;

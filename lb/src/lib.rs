@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use steady_core::traffic;
 use steady_runtime::{Client, holder, presence, release};
 use tokio::sync::{Notify, mpsc, watch};
@@ -95,6 +96,9 @@ pub enum LbError {
     /// Its directory, or a file.
     #[error("{0}: {1}")]
     Local(PathBuf, std::io::Error),
+    /// Where a socket cannot be.
+    #[error("HAProxy {0}")]
+    Path(String),
     /// `HAProxy` does not run, or is too old.
     #[error("{0}: {1}; install haproxy 2.6 or newer, or name it with --haproxy")]
     HaProxy(PathBuf, String),
@@ -106,15 +110,25 @@ pub async fn run(settings: Settings, client: Client, mut ending: watch::Receiver
         let path = path.to_owned();
         move |error| LbError::Local(path, error)
     };
+    raise_limit();
     let kept = Kept::open(&settings.directory).map_err(local(&settings.directory))?;
     let path = kept.handover();
-    let (sockets, process_before) = handover::take(&path).map_err(local(&path))?;
+    let (sockets, mut process_before) = handover::take(&path).map_err(local(&path))?;
     if !sockets.is_empty() {
         tracing::info!(ports = ?sockets.keys().collect::<Vec<_>>(), "has the sockets of the process before");
     }
     let keys = Keys { client: client.clone(), cluster: settings.cluster.clone(), kept, all: Arc::default() };
     let (open, certificates, found) = (Open::default(), Arc::clone(&keys.all), Arc::<Notify>::default());
     let mut log = None;
+    let is_own = matches!(settings.data_plane, DataPlane::Own { .. });
+    if is_own {
+        haproxy::dismiss(&settings.directory).await;
+    } else if !sockets.is_empty()
+        && let Some(before) = process_before.take()
+    {
+        // Another data plane has no use for sockets, but for their ports.
+        handover::confirm(&before);
+    }
     let plane: Box<dyn Plane> = match &settings.data_plane {
         DataPlane::Own { access_log } => {
             log = access_log.as_deref().map(|path| AccessLog::open(path).map_err(local(path))).transpose()?;
@@ -123,9 +137,11 @@ pub async fn run(settings: Settings, client: Client, mut ending: watch::Receiver
             Box::new(proxy.map_err(local(&settings.directory))?)
         }
         DataPlane::HaProxy { program } => {
+            drop(sockets);
             Box::new(HaProxy::start(program, &settings, certificates, Arc::clone(&open), Arc::clone(&found)).await?)
         }
         DataPlane::Xds { listen } => {
+            drop(sockets);
             Box::new(Xds::start(*listen, settings.address, certificates, Arc::clone(&open), Arc::clone(&found)))
         }
     };
@@ -189,4 +205,12 @@ pub async fn run(settings: Settings, client: Client, mut ending: watch::Receiver
     release(&client, lease, holder).await;
     let _ = tokio::task::spawn_blocking(move || balancer.plane.end()).await;
     Ok(())
+}
+
+/// As many open files as may be: every connection is one, every check of a target, too.
+fn raise_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the number of open files stays as it is");
+    }
 }

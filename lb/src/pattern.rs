@@ -59,6 +59,18 @@ pub(crate) fn regex(pattern: &str, any: &str) -> String {
     regex
 }
 
+/// The same where expressions may take long: what was passed over is not looked at again.
+pub(crate) fn linear(pattern: &str) -> String {
+    let parts: Vec<&str> = pattern.split('*').collect();
+    let [first, middle @ .., last] = parts.as_slice() else { return regex(pattern, ".") };
+    if middle.is_empty() {
+        return regex(pattern, ".");
+    }
+    let middle = middle.iter().filter(|part| !part.is_empty());
+    let middle: Vec<String> = middle.map(|part| format!("(?>.*?{})", regex(part, "."))).collect();
+    format!("{}{}.*{}", regex(first, "."), middle.concat(), regex(last, "."))
+}
+
 /// A parameter of a query as a regular expression; without a key it is any that has the value.
 pub(crate) fn query(key: &str, value: &str) -> String {
     let key = if key.is_empty() { "[^&=]*".to_owned() } else { regex(key, "[^&=]") };
@@ -76,6 +88,8 @@ mod tests {
         assert_eq!(regex("/a.b/*?c", "."), r"/a\.b/.*.c");
         assert_eq!(regex("(x)+$", "[^&]"), r"\(x\)\+\$");
         assert_eq!(regex("a b'c", "."), "a b'c");
+        assert_eq!(linear("/a*"), "/a.*");
+        assert_eq!(linear("/*/x.*/**/edit"), r"/(?>.*?/x\.)(?>.*?/).*/edit");
     }
 
     #[test]

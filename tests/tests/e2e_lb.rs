@@ -569,6 +569,24 @@ fn a_load_balancer_is_restarted_without_a_connection_lost() {
     assert!(answer.starts_with("slowly"), "what goes on goes on in the process where it began: {answer}");
 }
 
+/// A client that keeps its connection.
+struct Quiet(TcpStream);
+
+impl Quiet {
+    fn new(port: u16) -> Self {
+        Quiet(TcpStream::connect(("127.0.0.1", port)).unwrap())
+    }
+
+    /// The beginning of an answer.
+    fn ask(&mut self) -> String {
+        self.0.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        self.0.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let mut answer = [0; 4096];
+        let count = self.0.read(&mut answer).unwrap_or(0);
+        String::from_utf8_lossy(&answer[..count]).into_owned()
+    }
+}
+
 #[test]
 fn haproxy_outlives_steady_and_learns_of_listeners_without_a_request_lost() {
     let site = Site::new(true);
@@ -579,10 +597,22 @@ fn haproxy_outlives_steady_and_learns_of_listeners_without_a_request_lost() {
     place.wait_steady("service/web");
     let url = format!("http://127.0.0.1:{first}/");
     let load = Load::start(&url);
+    let mut quiet = Quiet::new(first);
+    assert!(quiet.ask().starts_with("HTTP/1.1 200"));
     // Another listener needs a reload.
     place.apply("web", &(site.listener("http", first, "") + &site.listener("more", second, "") + &service));
     eventually("the other port answers", Duration::from_secs(10), || answers(second));
-    place.ok(&["rollout", "restart", "service/web", "--wait"]);
+    // Who was quiet meanwhile may ask the process before once more, and is answered, whoever is leaving.
+    place.ok(&["rollout", "restart", "service/web"]);
+    eventually("they leave", Duration::from_secs(10), || {
+        let all = place.json(&["get", "tasks"]);
+        let leave = all["items"].as_array()?.iter().filter(|task| task["status"]["lastStatus"] == "DEACTIVATING");
+        (leave.count() == 2).then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(quiet.ask().starts_with("HTTP/1.1 200"));
+    drop(quiet);
+    place.wait_steady("service/web");
     // Whoever drives it is gone, and comes back.
     let Site { place, lb, _up: up } = site;
     let masters = place.haproxies();

@@ -70,6 +70,11 @@ pub(super) fn target_group(spec: &TargetGroupSpec, faults: &mut Faults) {
         if kind == "app_cookie" && stickiness.cookie_name.is_empty() {
             faults.add("spec.stickiness.cookieName", "is missing; app_cookie needs the application's own".into());
         }
+        let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+        if !stickiness.cookie_name.bytes().all(is_token) {
+            let message = format!("`{}` is no name of a cookie; expected one like SESSION", stickiness.cookie_name);
+            faults.add("spec.stickiness.cookieName", message);
+        }
         number(faults, "stickiness.durationSeconds", stickiness.duration_seconds, 1, 604_800, "seconds");
         if !http && stickiness.enabled {
             faults.add("spec.stickiness", "needs HTTP: connections have no cookies".into());
@@ -158,7 +163,15 @@ fn check_condition(condition: &RuleCondition, path: &str, faults: &mut Faults) {
         let message = format!("`{header}` is no name of a header; expected one like User-Agent");
         faults.add(&format!("{path}.httpHeaderConfig.httpHeaderName"), message);
     }
+    let pairs = condition.query_string_config.iter().flat_map(|config| &config.values);
+    let pairs = pairs.flat_map(|pair| [pair.key.as_str(), pair.value.as_str()]);
+    if values.iter().copied().chain(pairs).any(|value| value.bytes().any(|b| b.is_ascii_control())) {
+        faults.add(path, "a value has control characters, which no request has".into());
+    }
     for value in values {
+        if field == "http-request-method" && !is_name(value) {
+            faults.add(path, format!("`{value}` is no method; expected one like GET"));
+        }
         if value.len() > MAX_PATTERN {
             faults.add(path, format!("a value has {} characters; at most {MAX_PATTERN}", value.len()));
         }
@@ -224,6 +237,10 @@ fn actions(actions: &[Action], path: &str, protocol: Protocol, faults: &mut Faul
             if !matches!(code / 100, 2 | 4 | 5) {
                 let message = format!("`{}` is out of range; expected 2XX, 4XX or 5XX", config.status_code);
                 faults.add(&format!("{path}.statusCode"), message);
+            }
+            if config.content_type.bytes().any(|b| b.is_ascii_control()) {
+                faults
+                    .add(&format!("{path}.contentType"), "has control characters; expected one like text/plain".into());
             }
             if config.message_body.len() > MAX_BODY {
                 let message = format!("has {} bytes; at most {MAX_BODY}", config.message_body.len());

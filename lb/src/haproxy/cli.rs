@@ -71,8 +71,15 @@ impl Master {
         tokio::time::timeout(PATIENCE, asking).await.map_err(|_| late())?
     }
 
-    pub(crate) async fn processes(&self) -> io::Result<Processes> {
-        Ok(processes(&self.ask("show proc").await?))
+    /// Its processes; `None`: it is not there.
+    pub(crate) async fn there(&self) -> io::Result<Option<Processes>> {
+        match self.ask("show proc").await {
+            Ok(answer) => Ok(Some(processes(&answer))),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Gives a process commands. What it says against them.
@@ -126,7 +133,8 @@ fn rows(answer: &str) -> Option<Vec<Row>> {
     let (proxy, name, status, weight) = (column("pxname")?, column("svname")?, column("status")?, column("uweight")?);
     let (queued, sessions, total) = (column("qcur")?, column("scur")?, column("stot")?);
     let classes = ["hrsp_other", "hrsp_1xx", "hrsp_2xx", "hrsp_3xx", "hrsp_4xx", "hrsp_5xx"].map(column);
-    let (refused, broken, retried) = (column("econ")?, column("eresp")?, column("wretr")?);
+    let (refused, broken) = (column("econ")?, column("eresp")?);
+    let (retried, redirected) = (column("wretr")?, column("wredis")?);
     let row = |line: &str| {
         let fields: Vec<&str> = line.split(',').collect();
         let number = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
@@ -138,8 +146,8 @@ fn rows(answer: &str) -> Option<Vec<Row>> {
             on: !fields.get(status).is_some_and(|status| status.starts_with("MAINT")),
             total: number(total),
             answers: classes.map(|class| class.map_or(0, number)),
-            failures: number(refused) + number(broken),
-            retries: number(retried),
+            failures: number(refused) + number(broken) + number(redirected),
+            retries: number(retried) + number(redirected),
         }
     };
     Some(lines.map(row).collect())
@@ -161,14 +169,14 @@ mod tests {
 
     #[test]
     fn rows_are_read_by_their_columns() {
-        let answer = "# pxname,svname,qcur,scur,stot,econ,eresp,wretr,status,hrsp_1xx,hrsp_2xx,hrsp_3xx,hrsp_4xx,hrsp_5xx,hrsp_other,uweight,\n\
-            b,s1,1,2,30,1,2,3,MAINT,0,20,0,5,4,1,128,\n";
+        let answer = "# pxname,svname,qcur,scur,stot,econ,eresp,wretr,wredis,status,hrsp_1xx,hrsp_2xx,hrsp_3xx,hrsp_4xx,hrsp_5xx,hrsp_other,uweight,\n\
+            b,s1,1,2,30,1,2,3,4,MAINT,0,20,0,5,4,1,128,\n";
         let row = &rows(answer).expect("rows")[0];
         assert_eq!(
             (row.proxy.as_str(), row.name.as_str(), row.sessions, row.weight, row.on),
             ("b", "s1", 3, 128, false)
         );
-        assert_eq!((row.answers, row.failures, row.retries), ([1, 0, 20, 0, 5, 4], 3, 3));
+        assert_eq!((row.answers, row.failures, row.retries), ([1, 0, 20, 0, 5, 4], 7, 7));
         assert!(rows("Unknown command").is_none());
     }
 }

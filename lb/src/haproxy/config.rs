@@ -20,6 +20,8 @@ use crate::rule::Condition;
 use crate::table::{Does, Forward, Listener, Rule, Share, Table};
 use crate::tls::Certificates;
 
+/// Most values of one line: 64 words are all that it takes.
+const WORDS: usize = 40;
 /// Highest weight of a server.
 const HEAVIEST: f64 = 256.0;
 
@@ -31,8 +33,8 @@ pub(crate) struct Site<'a> {
     pub(crate) address: IpAddr,
     /// 0: as many as it finds good.
     pub(crate) threads: usize,
-    /// Ports that are somebody else's.
-    pub(crate) refused: &'a BTreeSet<u16>,
+    /// Listeners that cannot be: their ports are somebody else's, or they are not to its liking.
+    pub(crate) left_out: &'a BTreeSet<String>,
     pub(crate) certificates: &'a Certificates,
 }
 
@@ -60,7 +62,7 @@ impl Server {
 }
 
 /// All of a configuration.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Configuration {
     /// All but servers: another one needs a reload.
     pub(crate) shape: String,
@@ -77,7 +79,7 @@ impl Configuration {
     pub(crate) fn of(table: &Table, site: Site<'_>) -> Self {
         let mut all = Configuration::default();
         let mut shape = head(site);
-        for listener in table.listeners.values().filter(|listener| !site.refused.contains(&listener.port)) {
+        for listener in table.listeners.values().filter(|listener| !site.left_out.contains(&listener.name)) {
             let Some(tls) = all.encryption(listener, site) else { continue };
             all.ports.insert(listener.port);
             all.frontend(&mut shape, listener, &tls, site);
@@ -116,17 +118,19 @@ impl Configuration {
             return None;
         }
         let alpn = if is_http(listener.protocol) { " alpn h2,http/1.1" } else { "" };
-        Some(format!(" ssl{}{alpn}", paths.iter().fold(String::new(), |all, path| all + " crt " + path)))
+        // The first is everybody's who is nobody else's.
+        let list = self.file("list", paths.iter().fold(String::new(), |all, path| all + path + "\n"), site);
+        Some(format!(" ssl crt-list {}{alpn}", quoted(&list)))
     }
 
-    /// The path of a file with this in it, quoted.
+    /// The path of a file with this in it.
     fn file(&mut self, kind: &str, content: String, site: Site<'_>) -> String {
         let mut hasher = DefaultHasher::new();
         content.hash(&mut hasher);
         let name = format!("{:016x}.{kind}", hasher.finish());
         let path = site.directory.join(&name).display().to_string();
         self.files.insert(name, content);
-        quoted(&path)
+        path
     }
 
     fn frontend(&mut self, text: &mut String, listener: &Listener, tls: &str, site: Site<'_>) {
@@ -134,7 +138,10 @@ impl Configuration {
         let at = SocketAddr::new(site.address, listener.port);
         let (name, idle) = (&listener.name, listener.idle.as_secs());
         let mode = if http { "http" } else { "tcp" };
-        let _ = write!(text, "\nfrontend {name}\n  bind {at}{tls}\n  mode {mode}\n  timeout client {idle}s\n");
+        let _ = write!(
+            text,
+            "\nfrontend {name}\n  bind {at}{tls}\n  mode {mode}\n  timeout client {idle}s\n  timeout http-keep-alive {idle}s\n"
+        );
         if !http {
             if let Some(forward) = listener.forward() {
                 self.forward(text, listener, "default", forward);
@@ -146,6 +153,9 @@ impl Configuration {
             text,
             "  option forwardfor
   http-request deny deny_status 400 if {{ req.ver 1.1 }} !{{ req.hdr(host) -m found }}
+  http-request deny deny_status 400 if METH_CONNECT
+  http-request del-header Upgrade if {{ req.hdr(upgrade) -m sub -i h2c }}
+  http-request del-header HTTP2-Settings
   http-request set-var(txn.host) req.hdr(host),regsub(:[0-9]+$,)
   http-request set-header X-Forwarded-Proto {scheme}
   http-request set-header X-Forwarded-Port {}
@@ -182,7 +192,7 @@ impl Configuration {
                     String::new()
                 } else {
                     let path = self.file("body", body.clone(), site);
-                    format!(" content-type {} file {path}", quoted(kind))
+                    format!(" content-type {} file {}", quoted(kind), quoted(&path))
                 };
                 let _ = writeln!(text, "  http-request return status {status}{content} if {condition}");
             }
@@ -252,6 +262,8 @@ impl Configuration {
             );
             sticky(&mut lines, group);
         }
+        // Servers that are there stay as they are: others need a reload.
+        let _ = writeln!(lines, "  # targets:{}", options(&group.spec, http));
         self.backends.push((name.clone(), lines));
         for (server, what) in servers(share, http) {
             self.servers.insert((name.clone(), server), what);
@@ -265,29 +277,29 @@ fn conditions(text: &mut String, number: usize, rule: &Rule) -> String {
     let mut all = Vec::new();
     for (place, condition) in rule.conditions.iter().enumerate() {
         let name = format!("r{number}_{place}");
-        let fetched = |fetch: &str, flags: &str, values: Vec<String>| -> String {
-            let values: Vec<String> = values.iter().map(|value| quoted(value)).collect();
-            format!("{fetch} {flags} -- {}", values.join(" "))
+        let mut acl = |fetch: &str, flags: &str, values: Vec<String>| {
+            // Lines of one name are one of them; a line takes so many words.
+            for part in values.chunks(WORDS) {
+                let values: Vec<String> = part.iter().map(|value| quoted(value)).collect();
+                let _ = writeln!(text, "  acl {name} {fetch} {flags} -- {}", values.join(" "));
+            }
         };
         let whole = |patterns: &[String]| -> Vec<String> {
-            patterns.iter().map(|p| format!("^{}$", pattern::regex(p, "."))).collect()
+            patterns.iter().map(|p| format!("^{}$", pattern::linear(p))).collect()
         };
-        let line = match condition {
-            Condition::Host(patterns) => fetched("var(txn.host)", "-m reg -i", whole(patterns)),
-            Condition::Path(patterns) => fetched("path", "-m reg", whole(patterns)),
-            Condition::Method(methods) => fetched("method", "-m str", methods.clone()),
-            Condition::Header(header, patterns) => {
-                fetched(&format!("req.fhdr({header})"), "-m reg -i", whole(patterns))
-            }
+        match condition {
+            Condition::Host(patterns) => acl("var(txn.host)", "-m reg -i", whole(patterns)),
+            Condition::Path(patterns) => acl("path", "-m reg", whole(patterns)),
+            Condition::Method(methods) => acl("method", "-m str", methods.clone()),
+            Condition::Header(header, patterns) => acl(&format!("req.fhdr({header})"), "-m reg -i", whole(patterns)),
             Condition::Query(pairs) => {
                 let one = |(key, value): &(String, String)| format!("(^|&){}(&|$)", pattern::query(key, value));
-                fetched("query", "-m reg -i", pairs.iter().map(one).collect())
+                acl("query", "-m reg -i", pairs.iter().map(one).collect());
             }
             Condition::Source(ranges) => {
-                fetched("src", "", ranges.iter().map(|(at, bits)| format!("{at}/{bits}")).collect())
+                acl("src", "", ranges.iter().map(|(at, bits)| format!("{at}/{bits}")).collect());
             }
-        };
-        let _ = writeln!(text, "  acl {name} {line}");
+        }
         all.push(name);
     }
     all.join(" ")
@@ -295,7 +307,7 @@ fn conditions(text: &mut String, number: usize, rule: &Rule) -> String {
 
 /// What is the same for all listeners.
 fn head(site: Site<'_>) -> String {
-    let threads = if site.threads == 0 { String::new() } else { format!("  nbthread {}\n", site.threads) };
+    let threads = if site.threads == 0 { String::new() } else { format!("  nbthread {}\n", site.threads.min(64)) };
     let socket = quoted(&site.directory.join("admin.sock").display().to_string());
     // `quiet`: servers that come and go are Steady's to tell.
     format!(
@@ -303,6 +315,7 @@ fn head(site: Site<'_>) -> String {
 global
   stats socket {socket} mode 600 level admin expose-fd listeners
   quiet
+  tune.bufsize 65536
   ssl-default-bind-options ssl-min-ver TLSv1.2
 {threads}
 defaults
@@ -339,11 +352,14 @@ fn servers(share: &Share, http: bool) -> Vec<(String, Server)> {
 
 /// What a server is called: what a client's cookie calls it, where there are cookies.
 fn name(group: &Group, endpoint: &Endpoint) -> String {
-    if group.is_sticky() {
-        return format!("{:016x}", endpoint.cookie);
-    }
+    let [plain, cookie] = names(endpoint);
+    if group.is_sticky() { cookie } else { plain }
+}
+
+/// Both names that the server of a target may have.
+pub(crate) fn names(endpoint: &Endpoint) -> [String; 2] {
     let Identity { task, container_port, address, .. } = &endpoint.identity;
-    format!("{task}:{container_port}:{}:{}", address.ip(), address.port())
+    [format!("{task}:{container_port}:{}:{}", address.ip(), address.port()), format!("{:016x}", endpoint.cookie)]
 }
 
 fn options(spec: &TargetGroupSpec, http: bool) -> &'static str {
@@ -374,13 +390,16 @@ fn sticky(lines: &mut String, group: &Group) {
     );
 }
 
+/// The query of a request, in a part of a redirect.
+const QUERY: &str = "#{query}";
+
 fn redirect(text: &mut String, config: &RedirectConfig, listener: &Listener, condition: &str) {
     let scheme = if listener.is_encrypted() { "https" } else { "http" };
     let given = |template: &str, usual: &str| {
         let template = if template.is_empty() { usual } else { template };
         let template = template.replace('%', "%%").replace("#{protocol}", scheme);
         let template = template.replace("#{port}", &listener.port.to_string()).replace("#{host}", "%[var(txn.host)]");
-        template.replace("#{path}", "%[path,regsub(^/+,)]").replace("#{query}", "%[query]")
+        template.replace("#{path}", "%[path,regsub(^/+,)]")
     };
     let protocol = given(&config.protocol, "#{protocol}").to_ascii_lowercase();
     let (host, port) = (given(&config.host, "#{host}"), given(&config.port, "#{port}"));
@@ -390,14 +409,14 @@ fn redirect(text: &mut String, config: &RedirectConfig, listener: &Listener, con
     let slash = if path.starts_with('/') { "" } else { "/" };
     let code = if config.status_code == "HTTP_301" { 301 } else { 302 };
     let at = format!("{protocol}://{host}{port}{slash}{path}");
-    if query.contains("%[query]") {
+    if query.contains(QUERY) {
         let _ = writeln!(
             text,
             "  http-request redirect location {} code {code} if {condition} {{ query -m len ge 1 }}",
-            quoted(&format!("{at}?{query}"))
+            quoted(&format!("{at}?{}", query.replace(QUERY, "%[query]")))
         );
     }
-    let query = query.replace("%[query]", "");
+    let query = query.replace(QUERY, "");
     let query = if query.is_empty() { String::new() } else { format!("?{query}") };
     let _ = writeln!(
         text,
@@ -497,7 +516,7 @@ mod tests {
             directory: Path::new("/var/lib/lb"),
             address: [0, 0, 0, 0].into(),
             threads: 2,
-            refused: &BTreeSet::new(),
+            left_out: &BTreeSet::new(),
             certificates: &certificates,
         };
         let of = |group: Group| {
@@ -510,6 +529,9 @@ mod tests {
         assert!(one.text().contains("\n  server t1:80:10.0.0.1:1 10.0.0.1:1 weight 256\n"), "{}", one.text());
         assert!(one.shape.contains(r"path -m reg -- '^/o'\''clock; x$'"), "{}", one.shape);
         assert_eq!(one.files.values().collect::<Vec<_>>(), ["a\n'b'"], "not in the file's own words");
+        let other =
+            of(Group { spec: TargetGroupSpec { protocol: Protocol::Https.into(), ..<_>::default() }, ..group(vec![]) });
+        assert_ne!(one.shape, other.shape, "what is spoken with targets is not changed while it runs");
         let sticky = of(Group { spec, ..group(vec![pool(None, 1..2)]) });
         let name = sticky.servers.keys().next().map(|(_, name)| name.clone()).unwrap_or_default();
         assert!(name.len() == 16 && name.bytes().all(|b| b.is_ascii_hexdigit()), "what a cookie says: {name}");

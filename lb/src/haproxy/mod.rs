@@ -1,9 +1,9 @@
 //! `HAProxy` as the data plane, for those who run one already.
 //!
 //! What is written into its file, and takes a reload, is listeners, rules and target groups; targets come and go while it runs, by its
-//! Runtime API. Neither loses a request: a reload leaves connections to the process that has them, and that process is told of targets
-//! as long as it is there. `HAProxy` looks at no target itself: Steady's checks decide, so that all load balancers think alike. It
-//! outlives this process when that is killed, and the next one finds it.
+//! Runtime API. Neither loses a request. A reload leaves connections to the process that has them, which takes no orders any more: as
+//! long as it has clients, no target that it knows is said to have nothing to do. `HAProxy` looks at no target itself: Steady's checks
+//! decide, so that all load balancers think alike. It outlives this process when that is killed, and the next one finds it.
 
 mod cli;
 mod config;
@@ -11,6 +11,7 @@ mod config;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -29,7 +30,7 @@ use crate::plane::{Open, Plane};
 use crate::table::Table;
 use crate::tls::Certificates;
 use crate::{LbError, Settings};
-use cli::{Master, Row};
+use cli::{Master, Processes, Row};
 use config::{Configuration, Servers, Site};
 
 /// Oldest that has what is needed: servers that come and go without a reload, and `use-server` by name.
@@ -38,6 +39,12 @@ const OLDEST: (u32, u32) = (2, 6);
 const TICK: Duration = Duration::from_secs(1);
 /// Between looks at targets that drain.
 const DRAINING: Duration = Duration::from_millis(10);
+/// Until one that has ended is started again.
+const RESTART: Duration = Duration::from_millis(200);
+/// Longest path of a socket that it takes, bytes.
+const PATH: usize = 97;
+/// The file that says which ports it has.
+const LISTENING: &str = "listening";
 /// Between attempts at what did not work.
 const AGAIN: Duration = Duration::from_secs(3);
 /// How long a reload, or a start, may take.
@@ -92,6 +99,16 @@ impl HaProxy {
         let local = |error| LbError::Local(settings.directory.clone(), error);
         let directory = directory.map_err(local)?;
         let files = Kept::open(&directory).map_err(local)?;
+        let private = fs::Permissions::from_mode(0o700);
+        fs::set_permissions(&directory, private).map_err(local)?;
+        let master = Master::at(&directory);
+        if master.path().as_os_str().len() > PATH {
+            let why = format!(
+                "takes no socket at {}: more than {PATH} bytes; use a shorter --data-dir",
+                master.path().display()
+            );
+            return Err(LbError::Path(why));
+        }
         let (orders, told) = watch::channel(Order::default());
         let (known, pending, ended) = (Arc::default(), Arc::default(), Arc::default());
         let driver = Driver {
@@ -99,18 +116,20 @@ impl HaProxy {
             settings: settings.clone(),
             certificates,
             open,
-            master: Master::at(&directory),
+            master,
             directory,
             files,
             changed,
             known: Arc::clone(&known),
             pending: Arc::clone(&pending),
             configuration: Configuration::default(),
-            refused: BTreeMap::new(),
+            refused: None,
+            taken: BTreeMap::new(),
+            wrong: BTreeMap::new(),
             processes: BTreeMap::new(),
             newest: 0,
             pid: 0,
-            endpoints: HashMap::new(),
+            endpoints: (0, HashMap::new()),
             looked: Instant::now(),
         };
         let driving = tokio::spawn(driver.run(told, Arc::clone(&ended)));
@@ -191,16 +210,20 @@ struct Driver {
     pending: Arc<AtomicBool>,
     /// What runs; empty: nothing that is known.
     configuration: Configuration,
+    /// What could not be loaded, and when that was tried.
+    refused: Option<(String, Instant, Failure)>,
     /// Ports that could not be had, and why.
-    refused: BTreeMap<u16, String>,
+    taken: BTreeMap<u16, String>,
+    /// Listeners that `HAProxy` does not take, and why.
+    wrong: BTreeMap<String, String>,
     processes: BTreeMap<u32, Process>,
-    /// The process that accepts connections.
+    /// The process that accepts connections; 0: none.
     newest: u32,
     /// The master; 0: none.
     pid: u32,
-    /// Who servers are.
-    endpoints: HashMap<(String, String), Arc<Endpoint>>,
-    /// When all processes were looked at last.
+    /// Who servers are, by target group and name; and the table that said so.
+    endpoints: (u64, HashMap<(String, String), Arc<Endpoint>>),
+    /// When figures were taken last, and servers deleted.
     looked: Instant,
 }
 
@@ -209,39 +232,56 @@ type Failure = String;
 impl Driver {
     async fn run(mut self, mut orders: watch::Receiver<Order>, ended: Arc<AtomicBool>) {
         let mut told = String::new();
+        let mut pause = DRAINING;
+        // Something may be otherwise than it is done.
+        let mut fresh = true;
         loop {
             let Order { table, closing } = orders.borrow_and_update().clone();
             if closing == Some(Closing::Leave) {
                 ended.store(true, Ordering::Release);
                 return std::future::pending().await;
             }
-            if closing.is_some() {
-                self.stop(closing == Some(Closing::AtOnce));
+            if let Some(how) = closing {
+                self.stop(how == Closing::AtOnce).await;
             }
-            let done = if closing.is_some() { self.wind_down(&table).await } else { self.settle(&table).await };
-            if let Err(why) = &done {
-                if closing.is_none() && *why != told {
+            let done = match closing {
+                None if fresh => self.settle(&table).await,
+                None => self.look(&table).await,
+                Some(_) => self.wind_down(&table).await,
+            };
+            match &done {
+                Err(why) if closing.is_none() && *why != told => {
                     tracing::error!(why, "HAProxy does not do as it is told; trying again");
+                    told.clone_from(why);
                 }
-                told.clone_from(why);
-            } else {
-                told.clear();
+                Err(_) => {}
+                Ok(()) => told.clear(),
             }
-            self.pending.store(done.is_err() || !self.refused.is_empty(), Ordering::Relaxed);
+            let is_pending = done.is_err() || !self.taken.is_empty() || !self.wrong.is_empty();
+            self.pending.store(is_pending, Ordering::Relaxed);
             if closing.is_some() && !self.is_there() {
                 ended.store(true, Ordering::Release);
             }
             let drains = table.endpoints.values().any(|endpoint| endpoint.is_draining() && endpoint.outstanding() > 0);
-            let pause = match done {
-                Err(_) if closing.is_none() => AGAIN,
-                _ if drains || closing.is_some() => DRAINING,
-                _ => TICK,
+            pause = match &done {
+                _ if closing.is_some() => DRAINING,
+                // It has ended: the next one is started.
+                Err(_) if !self.is_there() => RESTART,
+                _ if drains && fresh => DRAINING,
+                _ if drains => (pause * 2).min(TICK / 4),
+                Err(_) => AGAIN,
+                Ok(()) => TICK,
             };
-            tokio::select! {
-                news = orders.changed() => if news.is_err() { return },
-                () = self.changed.notified() => {}
-                () = tokio::time::sleep(pause) => {}
-            }
+            fresh = tokio::select! {
+                news = orders.changed() => {
+                    if news.is_err() {
+                        return;
+                    }
+                    true
+                }
+                () = self.changed.notified() => true,
+                () = tokio::time::sleep(pause) => !drains || self.looked.elapsed() >= TICK,
+            };
         }
     }
 
@@ -251,16 +291,25 @@ impl Driver {
             return Ok(());
         }
         if self.processes.is_empty() {
-            self.find().await;
+            self.find().await?;
         }
         let wanted = self.configuration(table);
-        let is_other = self.newest == 0 || wanted.shape != self.configuration.shape;
-        let loaded = if is_other { self.load(&wanted).await } else { Ok(()) };
-        match loaded {
-            Ok(()) => self.configuration = wanted,
-            Err(_) if self.newest == 0 => return loaded,
+        let mut loaded = Ok(());
+        if self.newest == 0 || wanted.shape != self.configuration.shape {
+            loaded = match &self.refused {
+                Some((shape, at, why)) if *shape == wanted.shape && at.elapsed() < AGAIN => Err(why.clone()),
+                _ => self.load(table, &wanted).await,
+            };
+            self.refused = loaded.as_ref().err().map(|why| (wanted.shape.clone(), Instant::now(), why.clone()));
+        }
+        if loaded.is_err() && self.newest == 0 {
+            return loaded;
+        }
+        if wanted.shape == self.configuration.shape {
+            self.configuration = wanted;
+        } else {
             // What runs is told of targets as ever.
-            Err(_) => self.configuration.servers = wanted.servers,
+            self.configuration.servers = wanted.servers;
         }
         let done = self.follow(table, loaded.is_ok()).await;
         if done.is_err() {
@@ -272,10 +321,10 @@ impl Driver {
     /// Has what runs obey a table.
     async fn follow(&mut self, table: &Arc<Table>, is_whole: bool) -> Result<(), Failure> {
         let is_news = self.known.load(Ordering::Relaxed) != table.number;
-        if self.tell(is_whole).await? == Told::TooMuch {
+        if !self.tell(is_whole).await? {
             let wanted = self.configuration(table);
-            self.load(&wanted).await?;
-            self.configuration = wanted;
+            self.load(table, &wanted).await?;
+            self.tell(true).await?;
         }
         let drains = table.endpoints.values().any(|endpoint| endpoint.is_draining());
         if drains || self.looked.elapsed() >= TICK {
@@ -296,43 +345,108 @@ impl Driver {
     /// What a table makes of it. Ports that are not its own are tried first: one that cannot be had would spoil all.
     fn configuration(&mut self, table: &Table) -> Configuration {
         let ports: BTreeSet<u16> = table.listeners.values().map(|listener| listener.port).collect();
-        self.refused.retain(|port, _| ports.contains(port));
+        self.taken.retain(|port, _| ports.contains(port));
         for port in ports.into_iter().filter(|port| !self.configuration.ports.contains(port)) {
             match TcpListener::bind((self.settings.address, port)) {
-                Ok(_) => drop(self.refused.remove(&port)),
-                Err(error) => crate::proxy::tell(&mut self.refused, port, &error),
+                Ok(_) => drop(self.taken.remove(&port)),
+                Err(error) => crate::proxy::tell(&mut self.taken, port, &error),
             }
         }
+        self.wrong.retain(|name, _| table.listeners.contains_key(name));
+        let of_ports = table.listeners.values().filter(|listener| self.taken.contains_key(&listener.port));
+        let left_out = of_ports.map(|listener| listener.name.clone()).chain(self.wrong.keys().cloned()).collect();
+        self.made(table, &left_out)
+    }
+
+    /// A table without some of its listeners.
+    fn made(&self, table: &Table, left_out: &BTreeSet<String>) -> Configuration {
         let certificates = self.certificates.read().unwrap_or_else(PoisonError::into_inner);
         let site = Site {
             directory: &self.directory,
             address: self.settings.address,
             threads: self.settings.threads,
-            refused: &self.refused.keys().copied().collect(),
+            left_out,
             certificates: &certificates,
         };
         Configuration::of(table, site)
     }
 
-    /// Looks for one that runs already. Its configuration is not known, but its ports are its own.
-    async fn find(&mut self) {
-        (self.newest, self.pid) = (0, 0);
-        self.configuration = Configuration::default();
-        if let Ok(processes) = self.master.processes().await {
-            self.pid = processes.master;
-            let written = fs::read_to_string(self.directory.join("haproxy.cfg")).unwrap_or_default();
-            let bound = written.lines().filter_map(|line| line.trim().strip_prefix("bind "));
-            let ports = bound.filter_map(|rest| rest.split(' ').next()?.rsplit(':').next()?.parse().ok());
-            self.configuration.ports = ports.collect();
-            for pid in processes.former.into_iter().chain(processes.worker) {
-                let _ = self.meet(pid).await;
-            }
-            self.newest = processes.worker.filter(|pid| self.processes.contains_key(pid)).unwrap_or(0);
+    /// Looks for one that runs already. Unless it is known its configuration is not, but its ports are its own.
+    async fn find(&mut self) -> Result<(), Failure> {
+        let Some(processes) = self.master.there().await.map_err(|error| error.to_string())? else {
+            (self.newest, self.pid, self.configuration) = (0, 0, Configuration::default());
+            return Ok(());
+        };
+        if self.newest == 0 || processes.worker != Some(self.newest) {
+            let written = fs::read_to_string(self.directory.join(LISTENING)).unwrap_or_default();
+            let address = self.settings.address.to_string();
+            let own = written.lines().filter_map(|line| line.strip_prefix(&address)?.trim().parse().ok());
+            self.configuration = Configuration::default();
+            self.configuration.ports = own.collect();
         }
+        self.pid = processes.master;
+        self.newest = processes.worker.unwrap_or(0);
+        self.reconcile(&processes).await
     }
 
-    /// Starts it, or has it load another configuration.
-    async fn load(&mut self, wanted: &Configuration) -> Result<(), Failure> {
+    /// Knows the processes that there are, and no others.
+    async fn reconcile(&mut self, processes: &Processes) -> Result<(), Failure> {
+        let there = || processes.former.iter().copied().chain(processes.worker);
+        self.processes.retain(|pid, _| there().any(|other| other == *pid));
+        for pid in there().collect::<Vec<_>>() {
+            if !self.processes.contains_key(&pid) {
+                self.meet(pid).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts it, or has it load another configuration. Listeners that it does not take are left out, the others are not.
+    async fn load(&mut self, table: &Table, wanted: &Configuration) -> Result<(), Failure> {
+        let (path, next) = (self.directory.join("haproxy.cfg"), self.directory.join("haproxy.cfg.next"));
+        if let Err(why) = self.check(wanted, &next).await? {
+            self.find_wrong(table, &next).await?;
+            return Err(format!("its configuration is refused: {why}"));
+        }
+        fs::rename(&next, &path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let before = self.master.there().await.map_err(|error| error.to_string())?;
+        if before.is_some() {
+            match self.master.ask("reload").await {
+                // Newer ones answer when it is done.
+                Err(error) if error.kind() != std::io::ErrorKind::TimedOut => return Err(error.to_string()),
+                _ => {}
+            }
+        } else {
+            self.spawn(&path)?;
+        }
+        let until = Instant::now() + RELOAD;
+        let processes = loop {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            let (worker, failures) = before.as_ref().map_or((None, 0), |before| (before.worker, before.failed));
+            match self.master.there().await {
+                Ok(Some(now)) if now.worker.is_some() && now.worker != worker => break now,
+                Ok(Some(now)) if now.failed > failures => {
+                    return Err("it could not load its configuration; what it said stands above".to_owned());
+                }
+                _ if !self.is_there() => return Err("it has ended; what it said stands above".to_owned()),
+                _ if Instant::now() > until => {
+                    return Err(format!("it has not loaded its configuration within {RELOAD:?}"));
+                }
+                _ => {}
+            }
+        };
+        (self.pid, self.newest) = (processes.master, processes.worker.unwrap_or_default());
+        let all: Vec<String> = wanted.ports.iter().map(|port| format!("{} {port}", self.settings.address)).collect();
+        self.files.write(LISTENING, all.join("\n").as_bytes()).map_err(|error| error.to_string())?;
+        self.sweep(wanted);
+        self.configuration = wanted.clone();
+        self.reconcile(&processes).await?;
+        tracing::info!(pid = self.newest, former = ?processes.former, "HAProxy obeys");
+        Ok(())
+    }
+
+    /// Writes a configuration, and what it names. Inside: what is wrong with it.
+    async fn check(&self, wanted: &Configuration, path: &Path) -> Result<Result<(), Failure>, Failure> {
         let failed = |what: &Path| {
             let what = what.display().to_string();
             move |error: std::io::Error| format!("{what}: {error}")
@@ -340,47 +454,26 @@ impl Driver {
         for (name, content) in &wanted.files {
             self.files.write(name, content.as_bytes()).map_err(failed(&self.directory.join(name)))?;
         }
-        let (path, next) = (self.directory.join("haproxy.cfg"), self.directory.join("haproxy.cfg.next"));
-        self.files.write("haproxy.cfg.next", wanted.text().as_bytes()).map_err(failed(&next))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        self.files.write(&name, wanted.text().as_bytes()).map_err(failed(path))?;
         let mut check = tokio::process::Command::new(&self.program);
-        let check = check.arg("-c").arg("-f").arg(&next).stdin(Stdio::null()).output().await;
+        let check = check.arg("-c").arg("-f").arg(path).stdin(Stdio::null()).output().await;
         let check = check.map_err(failed(&self.program))?;
-        if !check.status.success() {
-            return Err(format!("its configuration is refused: {}", String::from_utf8_lossy(&check.stderr).trim()));
-        }
-        fs::rename(&next, &path).map_err(failed(&path))?;
-        let before = self.master.processes().await.ok();
-        match &before {
-            Some(_) => drop(self.master.ask("reload").await.map_err(|error| error.to_string())?),
-            None => self.spawn(&path)?,
-        }
-        let until = Instant::now() + RELOAD;
-        let processes = loop {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-            let now = self.master.processes().await.unwrap_or_default();
-            let (worker, failures) = before.as_ref().map_or((None, 0), |before| (before.worker, before.failed));
-            if now.worker.is_some() && now.worker != worker {
-                break now;
-            }
-            if now.failed > failures {
-                return Err("it could not load its configuration; what it said stands above".to_owned());
-            }
-            if Instant::now() > until {
-                return Err(format!("it has not loaded its configuration within {RELOAD:?}"));
-            }
-        };
-        self.pid = processes.master;
-        self.newest = processes.worker.unwrap_or_default();
-        self.endpoints.extend(wanted.servers.iter().map(|(key, server)| (key.clone(), Arc::clone(&server.endpoint))));
-        self.sweep(wanted);
-        // Those before it are told, too, from now on.
-        self.processes.retain(|pid, _| processes.former.contains(pid));
-        for pid in processes.former.iter().copied().chain([self.newest]) {
-            if !self.processes.contains_key(&pid) {
-                self.meet(pid).await?;
+        Ok(if check.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&check.stderr).trim().to_owned()) })
+    }
+
+    /// Looks at listeners one by one.
+    async fn find_wrong(&mut self, table: &Table, path: &Path) -> Result<(), Failure> {
+        for name in table.listeners.keys() {
+            let others = table.listeners.keys().filter(|other| *other != name).cloned().collect();
+            let alone = self.made(table, &others);
+            if let Err(why) = self.check(&alone, path).await? {
+                if !self.wrong.contains_key(name) {
+                    tracing::error!(listener = name, why, "HAProxy does not take a listener; it is left out");
+                }
+                self.wrong.insert(name.clone(), why);
             }
         }
-        tracing::info!(pid = self.newest, former = ?processes.former, "HAProxy obeys");
         Ok(())
     }
 
@@ -388,7 +481,8 @@ impl Driver {
     fn sweep(&self, wanted: &Configuration) {
         for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let is_file = Path::new(&name).extension().is_some_and(|kind| kind == "pem" || kind == "body");
+            let kinds = ["pem", "body", "list", "part"];
+            let is_file = Path::new(&name).extension().is_some_and(|kind| kinds.iter().any(|one| kind == *one));
             if is_file && !wanted.files.contains_key(&name) {
                 let _ = fs::remove_file(entry.path());
             }
@@ -397,83 +491,82 @@ impl Driver {
 
     fn spawn(&mut self, path: &Path) -> Result<(), Failure> {
         let _ = fs::remove_file(self.master.path());
+        let socket = format!("{},mode,600", self.master.path().display());
         let mut command = Command::new(&self.program);
-        command.arg("-W").arg("-S").arg(self.master.path()).arg("-f").arg(path);
+        command.arg("-W").arg("-S").arg(socket).arg("-f").arg(path);
         // What ends this process by a signal of the terminal does not end it.
         command.stdin(Stdio::null()).process_group(0);
         let mut child = command.spawn().map_err(|error| format!("{}: {error}", self.program.display()))?;
         self.pid = child.id();
-        // Whoever has it is told when it ends.
-        std::thread::spawn(move || drop(child.wait()));
+        let changed = Arc::clone(&self.changed);
+        std::thread::spawn(move || {
+            let _ = child.wait();
+            changed.notify_one();
+        });
         Ok(())
     }
 
-    /// What a process does now.
+    /// What a process does now; what it has counted before is nobody's to count again.
     async fn meet(&mut self, pid: u32) -> Result<(), Failure> {
         let rows = self.master.look(pid).await.map_err(|error| error.to_string())?;
         let process = self.processes.entry(pid).or_default();
-        let servers = rows.iter().filter(|row| row.name != "FRONTEND");
-        process.servers = servers.map(|row| ((row.proxy.clone(), row.name.clone()), (row.weight, row.on))).collect();
+        process.servers.clear();
+        for row in rows.into_iter().filter(|row| row.name != "FRONTEND") {
+            let key = (row.proxy.clone(), row.name.clone());
+            process.servers.insert(key.clone(), (row.weight, row.on));
+            process.counted.entry(key).or_insert(row);
+        }
         Ok(())
     }
 
-    /// Tells processes what is otherwise than it is to be.
-    async fn tell(&mut self, is_whole: bool) -> Result<Told, Failure> {
-        let pids: Vec<u32> = self.processes.keys().copied().collect();
-        for pid in pids {
-            let is_newest = pid == self.newest && is_whole;
-            let Some(process) = self.processes.get_mut(&pid) else { continue };
-            let commands = changes(&mut process.servers, &self.configuration.servers, is_newest);
-            if commands.is_empty() {
-                continue;
-            }
-            if is_newest && commands.len() > MANY {
-                return Ok(Told::TooMuch);
-            }
-            let servers = &self.configuration.servers;
-            self.endpoints.extend(servers.iter().map(|(key, server)| (key.clone(), Arc::clone(&server.endpoint))));
-            match self.master.tell(pid, &commands).await {
-                Ok(complaints) if is_newest && !complaints.is_empty() => return Err(complaints.join("; ")),
-                Err(error) if is_newest => return Err(error.to_string()),
-                // It has ended meanwhile.
-                Err(_) => drop(self.processes.remove(&pid)),
-                Ok(_) => {}
-            }
+    /// Tells the newest process what is otherwise than it is to be; those before it take no orders any more. Whether it was told:
+    /// with very many changes a reload is less work.
+    async fn tell(&mut self, is_whole: bool) -> Result<bool, Failure> {
+        let Some(process) = self.processes.get_mut(&self.newest) else { return Ok(true) };
+        let mut servers = process.servers.clone();
+        let commands = changes(&mut servers, &self.configuration.servers, is_whole);
+        if is_whole && commands.len() > MANY {
+            return Ok(false);
         }
-        Ok(Told::All)
+        let complaints = self.master.tell(self.newest, &commands).await.map_err(|error| error.to_string())?;
+        process.servers = servers;
+        if complaints.is_empty() { Ok(true) } else { Err(complaints.join("; ")) }
     }
 
     /// Looks at all processes: what goes on at targets, and what they did.
     async fn look(&mut self, table: &Table) -> Result<(), Failure> {
+        let processes = self.master.there().await.map_err(|error| error.to_string())?.ok_or("it has ended")?;
+        if processes.worker != Some(self.newest) && self.newest != 0 {
+            self.processes.clear();
+            return Err("another process is there than the one that was started".to_owned());
+        }
+        self.reconcile(&processes).await?;
         if self.looked.elapsed() >= TICK {
             self.looked = Instant::now();
-            let processes = self.master.processes().await.map_err(|error| error.to_string())?;
-            if processes.worker != Some(self.newest) && self.newest != 0 {
-                return Err("another process is there than the one that was started".to_owned());
-            }
-            self.processes.retain(|pid, _| processes.worker == Some(*pid) || processes.former.contains(pid));
             self.delete().await?;
+        }
+        if self.endpoints.0 != table.number {
+            let of = |endpoint: &Arc<Endpoint>| {
+                let names = config::names(endpoint).map(|name| (endpoint.identity.group.clone(), name));
+                names.map(|name| (name, Arc::clone(endpoint)))
+            };
+            self.endpoints = (table.number, table.endpoints.values().flat_map(of).collect());
         }
         let mut going_on: HashMap<u64, u64> = HashMap::new();
         let mut connections = 0;
         for pid in self.processes.keys().copied().collect::<Vec<_>>() {
-            let rows = match self.master.look(pid).await {
-                Ok(rows) => rows,
-                Err(error) if pid == self.newest => return Err(error.to_string()),
-                Err(_) => {
-                    self.processes.remove(&pid);
-                    continue;
-                }
-            };
+            let rows = self.master.look(pid).await.map_err(|error| error.to_string())?;
             let Some(process) = self.processes.get_mut(&pid) else { continue };
-            for row in rows {
-                if row.name == "FRONTEND" {
-                    connections += row.sessions;
-                    continue;
-                }
+            let clients: u64 = rows.iter().filter(|row| row.name == "FRONTEND").map(|row| row.sessions).sum();
+            connections += clients;
+            // A client of one that takes no orders may ask once more, and whoever it knew may be asked.
+            let may_ask = pid != self.newest && clients > 0;
+            for row in rows.into_iter().filter(|row| row.name != "FRONTEND") {
+                let group = row.proxy.rsplit(':').next().unwrap_or_default().to_owned();
+                let Some(endpoint) = self.endpoints.1.get(&(group, row.name.clone())) else { continue };
+                let own = row.sessions.max(u64::from(may_ask && row.on));
+                *going_on.entry(endpoint.cookie).or_default() += own;
                 let key = (row.proxy.clone(), row.name.clone());
-                let Some(endpoint) = self.endpoints.get(&key) else { continue };
-                *going_on.entry(endpoint.cookie).or_default() += row.sessions;
                 count(table, endpoint, process.counted.get(&key), &row);
                 process.counted.insert(key, row);
             }
@@ -489,8 +582,7 @@ impl Driver {
     async fn delete(&mut self) -> Result<(), Failure> {
         let wanted = &self.configuration.servers;
         let Some(process) = self.processes.get_mut(&self.newest) else { return Ok(()) };
-        let left: Vec<(String, String)> =
-            process.servers.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
+        let left: Vec<&(String, String)> = process.servers.keys().filter(|key| !wanted.contains_key(*key)).collect();
         if left.is_empty() {
             return Ok(());
         }
@@ -498,67 +590,60 @@ impl Driver {
         // One that has a connection still is for the next time.
         self.master.tell(self.newest, &commands).await.map_err(|error| error.to_string())?;
         self.meet(self.newest).await?;
-        let processes = &self.processes;
-        self.endpoints.retain(|key, _| processes.values().any(|process| process.servers.contains_key(key)));
         if let Some(process) = self.processes.get_mut(&self.newest) {
             process.counted.retain(|key, _| process.servers.contains_key(key));
         }
         Ok(())
     }
 
-    /// Obeys while it ends: its processes are those before another that does not come.
+    /// Looks on while it ends: none of its processes takes orders any more.
     async fn wind_down(&mut self, table: &Arc<Table>) -> Result<(), Failure> {
-        self.configuration = self.configuration(table);
-        let pids: Vec<u32> = self.processes.keys().copied().collect();
-        for pid in pids {
-            let Some(process) = self.processes.get_mut(&pid) else { continue };
-            let commands = changes(&mut process.servers, &self.configuration.servers, false);
-            let told = self.master.tell(pid, &commands).await;
-            if told.is_err() {
-                self.processes.remove(&pid);
-            }
-        }
         self.look(table).await?;
         self.known.store(table.number, Ordering::Release);
         Ok(())
     }
 
-    fn master_pid(&self) -> Option<Pid> {
-        Pid::from_raw(i32::try_from(self.pid).ok()?)
-    }
-
     fn is_there(&self) -> bool {
-        self.master_pid().is_some_and(|pid| test_kill_process(pid).is_ok())
+        master(self.pid).is_some_and(|pid| test_kill_process(pid).is_ok())
     }
 
     /// Asks it to end, once softly: with its connections.
-    fn stop(&mut self, at_once: bool) {
+    async fn stop(&mut self, at_once: bool) {
+        if !at_once && self.newest == 0 && self.pid != 0 {
+            return;
+        }
+        self.pid = self.master.there().await.ok().flatten().map_or(0, |processes| processes.master);
+        self.newest = 0;
         let signal = if at_once { Signal::TERM } else { Signal::USR1 };
-        let Some(pid) = self.master_pid() else { return };
-        if at_once || self.newest != 0 {
+        if let Some(pid) = master(self.pid) {
             let _ = kill_process(pid, signal);
         }
-        self.newest = 0;
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Told {
-    All,
-    /// A reload is less work.
-    TooMuch,
+fn master(pid: u32) -> Option<Pid> {
+    Pid::from_raw(i32::try_from(pid).ok()?)
 }
 
-/// Commands that make a process do as is wanted; `known` is what it does, and from now on the other. The newest gets servers that are
-/// new, and all lose those that nobody wants any more.
-fn changes(known: &mut Known, wanted: &Servers, is_newest: bool) -> Vec<String> {
+/// Ends one that a process with another data plane has left, softly: its ports are free at once.
+pub(crate) async fn dismiss(directory: &Path) {
+    let Ok(Some(processes)) = Master::at(&directory.join("haproxy")).there().await else { return };
+    tracing::info!("ending HAProxy, which was the data plane before");
+    if let Some(pid) = master(processes.master) {
+        let _ = kill_process(pid, Signal::USR1);
+    }
+}
+
+/// Commands that make a process do as is wanted; `known` is what it does, and from now on the other. `is_whole`: it has all
+/// backends, and gets servers that are new.
+fn changes(known: &mut Known, wanted: &Servers, is_whole: bool) -> Vec<String> {
     // Whoever comes is there before anybody goes.
     let (mut commands, mut leaving) = (Vec::new(), Vec::new());
     for (key, server) in wanted {
         let (backend, name) = key;
         let now = (server.weight, server.on);
         match known.get(key) {
-            None if is_newest => {
+            None if is_whole => {
                 commands.push(format!("add server {backend}/{name} {}", server.line()));
                 if server.on {
                     commands.push(format!("set server {backend}/{name} state ready"));
@@ -637,7 +722,11 @@ mod tests {
         ];
         assert_eq!(changes(&mut known, &wanted, true), commands);
         assert_eq!(changes(&mut known, &wanted, true), Vec::<String>::new(), "once is enough");
-        assert_eq!(changes(&mut former, &wanted, false), commands[3..], "one that ends gets nobody new");
+        assert_eq!(
+            changes(&mut former, &wanted, false),
+            commands[3..],
+            "one that has not all backends gets nobody new"
+        );
     }
 
     #[test]
