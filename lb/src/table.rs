@@ -187,15 +187,20 @@ impl Table {
 
     /// Targets by group, and by what they share traffic with.
     fn pools(&mut self, view: &View, cluster: &str, own: &str, before: &Table) -> HashMap<String, Vec<Pool>> {
-        let mut found: BTreeMap<(String, String, String), Pool> = BTreeMap::new();
+        let mut found: BTreeMap<(&str, &str, &str), Pool> = BTreeMap::new();
+        self.endpoints.reserve(before.endpoints.len());
+        let mut shares: HashMap<&str, Option<(f64, f64)>> = HashMap::new();
+        let share = |name: &str| {
+            let deployment = view.get(&Key::new(Kind::Deployment, cluster, name));
+            let spec = deployment.and_then(|object| object.as_deployment()?.spec.as_ref())?;
+            Some((spec.production_traffic_weight?, spec.test_traffic_weight.unwrap_or(0.0)))
+        };
         for object in view.in_cluster(Kind::Task, cluster) {
             let Some(task) = task::of(object).filter(|task| task.is_live() && !task.status.targets.is_empty()) else {
                 continue;
             };
-            let deployment = view.get(&Key::new(Kind::Deployment, cluster, &task.spec.deployment));
-            let deployment = deployment.and_then(|object| object.as_deployment()?.spec.as_ref());
-            let weights = deployment
-                .and_then(|spec| Some((spec.production_traffic_weight?, spec.test_traffic_weight.unwrap_or(0.0))));
+            let deployment = task.spec.deployment.as_str();
+            let weights = *shares.entry(deployment).or_insert_with(|| share(deployment));
             for target in &task.status.targets {
                 let (Ok(ip), Ok(port)) = (target.address.parse::<IpAddr>(), u16::try_from(target.port)) else {
                     continue;
@@ -223,8 +228,8 @@ impl Table {
                     endpoint.set_draining(self.number);
                 }
                 self.endpoints.insert(identity, Arc::clone(&endpoint));
-                let of = if weights.is_some() { task.spec.deployment.clone() } else { String::new() };
-                let key = (target.target_group.clone(), task.spec.service.clone(), of.clone());
+                let of = if weights.is_some() { deployment } else { "" };
+                let key = (target.target_group.as_str(), task.spec.service.as_str(), of);
                 let pool = found.entry(key).or_insert_with(|| {
                     let of_target = |b: &&v1::LoadBalancer| b.target_group_arn == target.target_group;
                     let balancer = task.spec.load_balancers.iter().find(of_target);
@@ -232,7 +237,7 @@ impl Table {
                     let test_rule = advanced.map(|advanced| advanced.test_listener_rule.clone()).unwrap_or_default();
                     Pool {
                         service: task.spec.service.clone(),
-                        deployment: of,
+                        deployment: of.to_owned(),
                         weights,
                         test_rule,
                         endpoints: Vec::new(),
@@ -243,7 +248,7 @@ impl Table {
         }
         let mut pools: HashMap<String, Vec<Pool>> = HashMap::new();
         for ((group, ..), pool) in found {
-            pools.entry(group).or_default().push(pool);
+            pools.entry(group.to_owned()).or_default().push(pool);
         }
         pools
     }

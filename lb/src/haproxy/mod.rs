@@ -214,7 +214,7 @@ struct Driver {
     refused: Option<(String, Instant, Failure)>,
     /// Ports that could not be had, and why.
     taken: BTreeMap<u16, String>,
-    /// Listeners that `HAProxy` does not take, and why.
+    /// Listeners that `HAProxy` does not take, and what they are.
     wrong: BTreeMap<String, String>,
     processes: BTreeMap<u32, Process>,
     /// The process that accepts connections; 0: none.
@@ -249,6 +249,7 @@ impl Driver {
                 None => self.look(&table).await,
                 Some(_) => self.wind_down(&table).await,
             };
+            let fails_anew = done.is_err() && told.is_empty();
             match &done {
                 Err(why) if closing.is_none() && *why != told => {
                     tracing::error!(why, "HAProxy does not do as it is told; trying again");
@@ -269,6 +270,7 @@ impl Driver {
                 Err(_) if !self.is_there() => RESTART,
                 _ if drains && fresh => DRAINING,
                 _ if drains => (pause * 2).min(TICK / 4),
+                Err(_) if fails_anew => RESTART,
                 Err(_) => AGAIN,
                 Ok(()) => TICK,
             };
@@ -293,14 +295,23 @@ impl Driver {
         if self.processes.is_empty() {
             self.find().await?;
         }
-        let wanted = self.configuration(table);
+        let mut wanted = self.configuration(table);
         let mut loaded = Ok(());
         if self.newest == 0 || wanted.shape != self.configuration.shape {
             loaded = match &self.refused {
                 Some((shape, at, why)) if *shape == wanted.shape && at.elapsed() < AGAIN => Err(why.clone()),
-                _ => self.load(table, &wanted).await,
+                _ => {
+                    let (mut tried, left_out) = (self.load(table, &wanted).await, self.wrong.len());
+                    let others = self.configuration(table);
+                    if tried.is_err() && left_out > 0 && others.shape != wanted.shape {
+                        wanted = others;
+                        tried = self.load(table, &wanted).await;
+                    }
+                    let failed = tried.as_ref().err();
+                    self.refused = failed.map(|why| (wanted.shape.clone(), Instant::now(), why.clone()));
+                    tried
+                }
             };
-            self.refused = loaded.as_ref().err().map(|why| (wanted.shape.clone(), Instant::now(), why.clone()));
         }
         if loaded.is_err() && self.newest == 0 {
             return loaded;
@@ -352,10 +363,20 @@ impl Driver {
                 Err(error) => crate::proxy::tell(&mut self.taken, port, &error),
             }
         }
-        self.wrong.retain(|name, _| table.listeners.contains_key(name));
+        // One that is another by now may be to its liking.
+        let alone = |name: &String| table.listeners.contains_key(name).then(|| self.alone(table, name).shape);
+        let others = self.wrong.iter().filter(|(name, shape)| alone(name).as_ref() != Some(*shape));
+        for name in others.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            self.wrong.remove(&name);
+        }
         let of_ports = table.listeners.values().filter(|listener| self.taken.contains_key(&listener.port));
         let left_out = of_ports.map(|listener| listener.name.clone()).chain(self.wrong.keys().cloned()).collect();
         self.made(table, &left_out)
+    }
+
+    /// One listener of a table.
+    fn alone(&self, table: &Table, name: &String) -> Configuration {
+        self.made(table, &table.listeners.keys().filter(|other| *other != name).cloned().collect())
     }
 
     /// A table without some of its listeners.
@@ -465,13 +486,10 @@ impl Driver {
     /// Looks at listeners one by one.
     async fn find_wrong(&mut self, table: &Table, path: &Path) -> Result<(), Failure> {
         for name in table.listeners.keys() {
-            let others = table.listeners.keys().filter(|other| *other != name).cloned().collect();
-            let alone = self.made(table, &others);
+            let alone = self.alone(table, name);
             if let Err(why) = self.check(&alone, path).await? {
-                if !self.wrong.contains_key(name) {
-                    tracing::error!(listener = name, why, "HAProxy does not take a listener; it is left out");
-                }
-                self.wrong.insert(name.clone(), why);
+                tracing::error!(listener = name, why, "HAProxy does not take a listener; it is left out");
+                self.wrong.insert(name.clone(), alone.shape);
             }
         }
         Ok(())
