@@ -6,6 +6,7 @@
 
 mod commands;
 mod engine;
+mod figures;
 mod identity;
 pub mod metadata;
 mod ports;
@@ -25,6 +26,7 @@ use tokio::task::JoinSet;
 
 use engine::Engine;
 pub use engine::ImageCleanup;
+pub use figures::Figures;
 pub use identity::{Identity, IdentityError};
 use record::Records;
 use runtime::Runtime;
@@ -45,6 +47,8 @@ pub struct Settings {
     pub endpoint: Option<Arc<metadata::Endpoint>>,
     /// When images are removed that no task uses any more; `None`: never.
     pub image_cleanup: Option<ImageCleanup>,
+    /// Where it says what its tasks are and take, if anybody wants to know.
+    pub figures: Option<Figures>,
     /// Servers of names that containers ask whose definition names none.
     pub dns: Vec<String>,
     /// Its tasks stop when it ends; else they go on, and are adopted by the next agent.
@@ -101,6 +105,9 @@ pub async fn run(
         addresses = Some(opened.map_err(|e| AgentError::Local(format!("{}: {e}", directory.display())))?);
         let protector = metadata::Protector { client: client.clone(), cluster: settings.cluster.clone() };
         seated = Some(endpoint.join(&identity.uid, to_engine.clone(), Arc::clone(&runtime), protector));
+    }
+    if let Some(figures) = &settings.figures {
+        figures.join(settings.cluster.clone(), settings.name.clone(), to_engine.clone(), Arc::clone(&runtime));
     }
     let place = engine::Place {
         cluster: settings.cluster.clone(),

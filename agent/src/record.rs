@@ -14,7 +14,7 @@ use crate::engine::{Restarts, Stop};
 /// One task as it is remembered.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Record {
-    /// The task as it was assigned.
+    /// The task as it was assigned, or told to stop.
     pub(crate) task: Object,
     /// Its definition.
     pub(crate) definition: TaskDefinitionSpec,

@@ -7,6 +7,7 @@
 pub mod backup;
 pub mod bundled;
 pub mod cache;
+pub mod figures;
 mod lanes;
 pub mod registry;
 pub mod seal;

@@ -19,6 +19,7 @@ use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
 
 use crate::cache::{self, Cache, FeedError};
+use crate::figures::{self, Figures};
 use crate::lanes::Lanes;
 use crate::registry::{NewUid, Registry, RegistryError};
 use crate::seal::Keys;
@@ -59,6 +60,8 @@ pub struct Server {
     pub address: SocketAddr,
     /// Its rules and its store, for those in the same process.
     pub registry: Registry,
+    /// What it tells of itself.
+    pub figures: Arc<Figures>,
     stop: oneshot::Sender<()>,
     ending: watch::Sender<bool>,
     serving: JoinHandle<Result<(), ServerError>>,
@@ -75,7 +78,8 @@ impl Server {
         let registry = registry.with_keys(keys);
         let (stop, stopped) = oneshot::channel();
         let ending = watch::Sender::new(false);
-        let served = serve(listener, registry.clone(), feed, stopped, ending.subscribe());
+        let figures = figures::of(&registry, &Relay::default(), &Watches::default());
+        let served = serve(listener, Arc::clone(&figures), feed, stopped, ending.subscribe());
         let upkeep = upkeep::run(registry.clone());
         let serving = tokio::spawn(async move {
             tokio::select! {
@@ -83,7 +87,7 @@ impl Server {
                 () = upkeep => Ok(()),
             }
         });
-        Ok(Server { address, registry, stop, ending, serving })
+        Ok(Server { address, registry, figures, stop, ending, serving })
     }
 
     /// Waits until it ends by itself, which is always an error.
@@ -131,8 +135,10 @@ pub async fn open(
 
 /// Steady's own services, as they are reached by a call.
 pub fn routes(registry: Registry) -> Routes {
-    let relay = Relay::default();
-    let watches = Watches::default();
+    services(registry, Relay::default(), Watches::default())
+}
+
+fn services(registry: Registry, relay: Relay, watches: Watches) -> Routes {
     let admin =
         AdminServer::new(AdminService { registry: registry.clone(), watches: watches.clone(), relay: relay.clone() })
             .max_encoding_message_size(MAX_RESPONSE);
@@ -154,7 +160,7 @@ pub fn routes(registry: Registry) -> Routes {
 
 async fn serve(
     listener: TcpListener,
-    registry: Registry,
+    figures: Arc<Figures>,
     mut feed: JoinHandle<FeedError>,
     stopped: oneshot::Receiver<()>,
     mut ending: watch::Receiver<bool>,
@@ -165,12 +171,14 @@ async fn serve(
         .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1();
-    let mut services = routes(registry).add_service(health_service);
+    let Figures { registry, relay, watches, calls } = figures.as_ref().clone();
+    let mut services = services(registry, relay, watches).add_service(health_service);
     match reflection {
         Ok(service) => services = services.add_service(service),
         Err(error) => tracing::error!(%error, "reflection is off"),
     }
     let router = tonic::transport::Server::builder()
+        .layer(calls)
         .layer(Lanes::default())
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(Duration::from_secs(20)))

@@ -3,18 +3,10 @@
 //! Everything is worked out from the view when it is asked for: nothing is counted twice, and every process that is asked
 //! says the same.
 
-use std::convert::Infallible;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -22,15 +14,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use steady_core::{DEFAULT_CLUSTER, Kind, View};
 use steady_plan::scheduler::schedulable;
-use steady_runtime::Reflector;
+use steady_runtime::{Reflector, metrics};
 use tokio::net::TcpListener;
 
 /// Kinds that the figures are of.
 pub(crate) const KINDS: [Kind; 5] =
     [Kind::Cluster, Kind::Task, Kind::ContainerInstance, Kind::Service, Kind::TaskDefinition];
-
-/// Longest that a head may take.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfCluster {
@@ -74,39 +63,11 @@ impl Figures {
 /// Serves `/metrics` until the future is dropped.
 pub(crate) async fn serve(listener: &TcpListener, reflector: Reflector) {
     let figures = Arc::new(Figures::default());
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            // Too many open files, most likely: what is open has to end first.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let (reflector, figures) = (reflector.clone(), Arc::clone(&figures));
-        let service = service_fn(move |request| answer(request, reflector.view(), Arc::clone(&figures)));
-        tokio::spawn(async move {
-            let mut connection = http1::Builder::new();
-            connection.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
-            let _ = connection.serve_connection(TokioIo::new(stream), service).await;
-        });
-    }
-}
-
-async fn answer(
-    request: Request<Incoming>,
-    view: View,
-    figures: Arc<Figures>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
-    let (status, kind, text) = if request.method() != Method::GET || request.uri().path() != "/metrics" {
-        (StatusCode::NOT_FOUND, "text/plain", "there is nothing here; GET /metrics\n".to_owned())
-    } else {
-        match tokio::task::spawn_blocking(move || figures.text(&view)).await {
-            Ok(text) => (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text),
-            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
-        }
+    let tell = move || {
+        let (view, figures) = (reflector.view(), Arc::clone(&figures));
+        async move { tokio::task::spawn_blocking(move || figures.text(&view)).await.unwrap_or_default() }
     };
-    let mut response = Response::new(Full::from(text));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
-    Ok(response)
+    metrics::serve(listener, tell).await;
 }
 
 /// Everything there is to know of a view.
@@ -148,8 +109,5 @@ fn text(view: &View) -> String {
         count(&commits, status.commits);
         count(&conflicts, status.conflicts);
     }
-    let mut text = String::new();
-    // Writing to a text does not fail.
-    let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
-    text
+    metrics::written(&registry)
 }

@@ -3,6 +3,7 @@
 //!
 //! What is answered is made of one view of the API, purely ([`zone`]). While the API is away the last one is answered.
 
+mod figures;
 mod forward;
 mod serve;
 mod zone;
@@ -19,6 +20,7 @@ use steady_runtime::{Client, News, Reflector};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::watch;
 
+use figures::Figures;
 use serve::Answers;
 use zone::Zone;
 
@@ -30,7 +32,7 @@ const WAITING: usize = 64;
 const GATHER: Duration = Duration::from_millis(5);
 
 /// What it is started with.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Settings {
     /// Where it listens, over UDP and TCP.
     pub listen: SocketAddr,
@@ -40,6 +42,8 @@ pub struct Settings {
     pub ttl: u32,
     /// Who is asked for other names; empty: they are refused.
     pub forward: Vec<SocketAddr>,
+    /// Where figures are asked for.
+    pub metrics: Option<TcpListener>,
 }
 
 /// Why it does not run.
@@ -61,11 +65,13 @@ pub async fn run(settings: Settings, client: Client, mut ending: watch::Receiver
     let empty =
         Zone::new(&settings.domain, settings.ttl).map_err(|error| DnsError::Domain(settings.domain.clone(), error))?;
     let (told, zones) = watch::channel(Arc::new(empty));
-    let mut server = Server::new(Answers::new(zones, settings.forward));
+    let figures = Figures::default();
+    let mut server = Server::new(Answers::new(zones.clone(), settings.forward, figures.clone()));
     server.register_socket(udp);
     server.register_listener(tcp, IDLE, WAITING);
     tokio::select! {
         () = follow(&client, &told) => {}
+        () = figures::serve(settings.metrics.as_ref(), figures, zones) => {}
         _ = ending.wait_for(|ending| *ending) => {}
         ended = server.block_until_done() => if let Err(error) = ended {
             tracing::error!(%error, "the server of names ended");

@@ -10,6 +10,7 @@ use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseI
 use hickory_server::zone_handler::MessageResponseBuilder;
 use tokio::sync::watch;
 
+use crate::figures::Figures;
 use crate::forward;
 use crate::zone::{Answer, Zone};
 
@@ -17,6 +18,7 @@ use crate::zone::{Answer, Zone};
 pub(crate) struct Answers {
     zones: watch::Receiver<Arc<Zone>>,
     forward: Vec<SocketAddr>,
+    figures: Figures,
 }
 
 /// What an answer has.
@@ -30,8 +32,8 @@ struct Parts {
 }
 
 impl Answers {
-    pub(crate) fn new(zones: watch::Receiver<Arc<Zone>>, forward: Vec<SocketAddr>) -> Self {
-        Answers { zones, forward }
+    pub(crate) fn new(zones: watch::Receiver<Arc<Zone>>, forward: Vec<SocketAddr>, figures: Figures) -> Self {
+        Answers { zones, forward, figures }
     }
 
     async fn parts(&self, request: &Request) -> Parts {
@@ -64,6 +66,7 @@ impl Answers {
 impl RequestHandler for Answers {
     async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, mut to: R) -> ResponseInfo {
         let parts = self.parts(request).await;
+        self.figures.answered(format!("{:?}", parts.code), parts.metadata.is_none());
         let mut metadata = Metadata::response_from_request(&request.metadata);
         metadata.response_code = parts.code;
         match parts.metadata {

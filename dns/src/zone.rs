@@ -42,6 +42,11 @@ pub(crate) enum Answer {
 }
 
 impl Zone {
+    /// How many names it has.
+    pub(crate) fn names(&self) -> usize {
+        self.names.len()
+    }
+
     /// Without any name yet.
     pub(crate) fn new(domain: &str, ttl: u32) -> Result<Self, String> {
         let domain = Name::from_ascii(format!("{}.", domain.trim_matches('.'))).map_err(|error| error.to_string())?;

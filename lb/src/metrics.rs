@@ -1,19 +1,12 @@
 //! Figures of a load balancer, as `OpenMetrics` over HTTP.
 
-use std::convert::Infallible;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Request, Response, header};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use steady_core::v1::target_state::Value as State;
+use steady_runtime::metrics;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -21,9 +14,6 @@ use crate::group::BUCKETS;
 use crate::plane::Open;
 use crate::proxy::AccessLog;
 use crate::table::Table;
-
-/// Longest that a head may take.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What figures are of.
 pub(crate) struct Figures {
@@ -46,24 +36,7 @@ impl Figures {
             }
         };
         let figures = Arc::new(self);
-        loop {
-            let Ok((stream, _)) = listener.accept().await else {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            };
-            let figures = Arc::clone(&figures);
-            tokio::spawn(async move {
-                let service = service_fn(move |_: Request<Incoming>| {
-                    let mut response = Response::new(Full::new(Bytes::from(figures.text())));
-                    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
-                    std::future::ready(Ok::<_, Infallible>(response))
-                });
-                let mut connection = http1::Builder::new();
-                connection.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
-                let _ = connection.serve_connection(TokioIo::new(stream), service).await;
-            });
-        }
+        metrics::serve(&listener, move || std::future::ready(figures.text())).await;
     }
 
     fn text(&self) -> String {

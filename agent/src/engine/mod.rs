@@ -31,6 +31,7 @@ use steady_core::{Clock, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::figures::TaskFigures;
 use crate::metadata::{Addresses, Told, document};
 use crate::ports::Ports;
 use crate::record::{Record, Records};
@@ -102,6 +103,8 @@ pub(crate) enum Input {
     Removed(String),
     /// Somebody asks for what a container is told, by its token. Not answered: there is none.
     Asked { token: String, answer: oneshot::Sender<Told> },
+    /// Somebody asks for figures of all tasks.
+    Counted { answer: oneshot::Sender<Vec<(String, TaskFigures)>> },
     /// The agent ends, and its tasks with it.
     StopAll,
 }
@@ -130,6 +133,17 @@ struct Entry {
     missing: bool,
     removing: bool,
     firewall: Applied,
+}
+
+fn figures(entry: &Entry) -> TaskFigures {
+    let task = steady_core::task::of(&entry.state.object);
+    let running = entry.state.containers.iter().filter(|container| container.phase == Phase::Running);
+    let running = running.filter(|container| container.definition.name != PAUSE);
+    TaskFigures {
+        service: task.map(|task| task.spec.service.clone()).unwrap_or_default(),
+        status: entry.told.last_status().as_str_name(),
+        running: running.map(|container| id(entry.state.name(), &container.definition.name)).collect(),
+    }
 }
 
 /// The engine.
@@ -285,6 +299,9 @@ impl Engine {
                 if let Some(told) = self.described(&token) {
                     let _ = answer.send(told);
                 }
+            }
+            Input::Counted { answer } => {
+                let _ = answer.send(self.tasks.iter().map(|(name, entry)| (name.clone(), figures(entry))).collect());
             }
             Input::StopAll => self.stop_all(),
         }
@@ -462,6 +479,8 @@ impl Engine {
             if let Some(stop) = stop {
                 state.stop = Some(stop);
                 entry.record.stop.clone_from(&state.stop);
+                // With its targets: the next one waits for load balancers, too.
+                entry.record.task.clone_from(&state.object);
                 // Should the agent end meanwhile, the next one must not start again what is to stop.
                 self.note(name);
             }

@@ -95,8 +95,6 @@ impl Restarts {
     }
 }
 
-/// How much longer than its delay says the control plane may take to say that a task is deregistered.
-const DEREGISTRATION_SLACK: Duration = Duration::from_secs(15);
 /// ECS' default of `restartAttemptPeriod`.
 const RESTART_ATTEMPT_PERIOD: i32 = 300;
 
@@ -276,7 +274,7 @@ impl TaskState {
         let Some(longest) = delays.max().filter(|_| told.status.desired_status() == Desired::Stopped) else {
             return false;
         };
-        let limit = Duration::from_secs(u64::from(longest)) + DEREGISTRATION_SLACK;
+        let limit = Duration::from_secs(u64::from(longest));
         self.deregisters_since.is_none_or(|since| now.duration_since(since) < limit)
     }
 

@@ -251,9 +251,9 @@ mod tests {
         let found = step(&t, now());
         assert!(found.stop.is_some() && found.actions.is_empty(), "{found:?}");
         (t.stop, t.deregisters_since) = (found.stop, Some(now().instant));
-        assert_eq!(step(&t, after(44)).actions, []);
+        assert_eq!(step(&t, after(29)).actions, []);
         let stops = [Action::Stop("web".into(), STOP_TIMEOUT)];
-        assert_eq!(step(&t, after(45)).actions, stops, "it does not wait for ever");
+        assert_eq!(step(&t, after(30)).actions, stops, "it does not wait for ever");
         told(&mut t, vec![]);
         assert_eq!(step(&t, now()).actions, stops);
         // What ended by itself has nothing to wait for.

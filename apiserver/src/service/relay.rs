@@ -85,7 +85,7 @@ impl Relay {
     }
 
     /// How many sessions are open.
-    pub(super) fn sessions(&self) -> usize {
+    pub(crate) fn sessions(&self) -> usize {
         self.lock().agents.len()
     }
 

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use steady_agent::ImageCleanup;
+use steady_agent::{Figures, ImageCleanup};
 
 use super::ending::ending;
-use super::machine::{Connections, Wanted, address_towards, data_directory, host_name, lock, prepare};
+use super::machine::{Connections, Wanted, address_towards, data_directory, host_name, lock, metrics, prepare};
 use super::metadata::Metadata;
 use super::{Agent, RuntimeChoice, log};
 use crate::args::Global;
@@ -32,6 +32,13 @@ pub async fn agent(args: Agent, global: &Global) -> Result<(), Failure> {
         return Err(Failure::usage(message));
     }
     let metadata = Metadata::of(args.metadata_address.as_deref())?;
+    let figures = Figures::default();
+    let asked = figures.clone();
+    let tell = move || {
+        let figures = asked.clone();
+        async move { figures.text().await }
+    };
+    let metrics = metrics(args.metrics.as_deref()).await?;
     let mut running = Vec::new();
     for number in 1..=args.instances {
         let name = if args.instances == 1 { base.clone() } else { format!("{base}-{number}") };
@@ -60,6 +67,7 @@ pub async fn agent(args: Agent, global: &Global) -> Result<(), Failure> {
             capacity_provider: args.capacity_provider.clone(),
             share: args.instances,
             stop_tasks: false,
+            figures: Some(figures.clone()),
         })
         .await?;
         if number == 1 {
@@ -72,5 +80,14 @@ pub async fn agent(args: Agent, global: &Global) -> Result<(), Failure> {
         }
         running.push(ready.run(connections.of(number)?, ending.clone()));
     }
-    try_join_all(running).await.map(|_| ())
+    let telling = async {
+        match &metrics {
+            Some(listener) => steady_runtime::metrics::serve(listener, tell).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        ended = try_join_all(running) => ended.map(|_| ()),
+        () = telling => Ok(()),
+    }
 }

@@ -1,5 +1,6 @@
 //! `steady apiserver`: one API server over an etcd.
 
+use std::future::ready;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use steady_apiserver::storage::{Etcd, Grouped, Storage};
 
 use super::ending::ending;
 use super::hidden::guard_words;
-use super::machine::{data_directory, lock};
+use super::machine::{data_directory, lock, metrics};
 use super::{Apiserver, EtcdArgs, log};
 use crate::args::Global;
 use crate::failure::Failure;
@@ -80,6 +81,7 @@ pub async fn apiserver(args: Apiserver, _: &Global) -> Result<(), Failure> {
     let listen = listen_address(&args.listen)?;
     let directory = data_directory(args.data_dir)?;
     let _lock = if args.etcd.etcd.is_empty() { Some(lock(&directory)?) } else { None };
+    let metrics = metrics(args.metrics.as_deref()).await?;
     let mut store = Store::open(&args.etcd, &directory).await?;
     let keys = match &args.secrets_key {
         Some(file) => Some(Keys::load(file).map_err(|e| Failure::usage(format!("--secrets-key {e}")))?),
@@ -89,7 +91,15 @@ pub async fn apiserver(args: Apiserver, _: &Global) -> Result<(), Failure> {
     let started = Server::start(listen, Arc::clone(&store.storage), keys).await;
     let mut server = started.map_err(|e| Failure::failed(e.to_string()))?;
     note(&format!("steady apiserver: http://{}", server.address));
+    let figures = Arc::clone(&server.figures);
+    let telling = async move {
+        match &metrics {
+            Some(listener) => steady_runtime::metrics::serve(listener, move || ready(figures.text())).await,
+            None => std::future::pending().await,
+        }
+    };
     let ended = tokio::select! {
+        () = telling => Ok(()),
         error = server.ended() => Err(Failure::failed(error.to_string())),
         failure = store.ended() => Err(failure),
         _ = ending.wait_for(|ending| *ending) => Ok(()),

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use steady_controller::{Name, run_controllers};
 use steady_core::SystemClock;
 use steady_runtime::{Client, holder};
-use tokio::net::TcpListener;
 
 use super::ending::ending;
+use super::machine::metrics;
 use super::{Controller, log};
 use crate::args::Global;
 use crate::failure::Failure;
@@ -26,13 +26,7 @@ pub async fn controller(args: Controller, global: &Global) -> Result<(), Failure
     let client = Client::new(&servers).map_err(|e| Failure::usage(e.to_string()))?;
     let listed: Vec<&str> = names.iter().map(|name| name.as_str()).collect();
     note(&format!("steady controller: {} at {}", listed.join(", "), servers.join(", ")));
-    let metrics = match &args.metrics {
-        Some(address) => {
-            let listener = TcpListener::bind(address).await;
-            Some(listener.map_err(|e| Failure::usage(format!("cannot listen at {address} (--metrics): {e}")))?)
-        }
-        None => None,
-    };
+    let metrics = metrics(args.metrics.as_deref()).await?;
     run_controllers(&names, client, Arc::new(SystemClock), holder(), ending, metrics).await;
     Ok(())
 }

@@ -9,10 +9,11 @@ use rustix::fs::{FlockOperation, flock};
 use steady_agent::runtime::{
     Containerd, ContainerdSettings, Docker, DockerSettings, Hollow, HollowBehaviour, Process, Runtime, RuntimeError,
 };
-use steady_agent::{AgentError, Identity, ImageCleanup, Settings};
+use steady_agent::{AgentError, Figures, Identity, ImageCleanup, Settings};
 use steady_core::SystemClock;
 use steady_core::v1::{Attribute, ContainerInstanceSpec, HostPortRange, InstanceResources};
 use steady_runtime::{Client, holder};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::metadata::Metadata;
@@ -76,6 +77,14 @@ pub(super) struct Wanted {
     /// Instances that share the machine.
     pub(super) share: u32,
     pub(super) stop_tasks: bool,
+    pub(super) figures: Option<Figures>,
+}
+
+/// Where figures are asked for, if anywhere.
+pub(super) async fn metrics(address: Option<&str>) -> Result<Option<TcpListener>, Failure> {
+    let Some(address) = address else { return Ok(None) };
+    let listener = TcpListener::bind(address).await;
+    listener.map(Some).map_err(|e| Failure::usage(format!("cannot listen at {address} (--metrics): {e}")))
 }
 
 /// Instances that share a connection. Each has a stream open all the time, and a connection has so many and no more.
@@ -165,6 +174,7 @@ pub(super) async fn prepare(wanted: Wanted) -> Result<Ready, Failure> {
         image_cleanup: wanted.image_cleanup,
         dns: wanted.dns.iter().map(ToString::to_string).collect(),
         stop_tasks: wanted.stop_tasks,
+        figures: wanted.figures,
     };
     Ok(Ready { settings, identity, runtime })
 }

@@ -231,6 +231,9 @@ pub struct Apiserver {
     /// store needs the same [default: with --data-dir, a key of its own in there; else no secrets are taken].
     #[arg(long, value_name = "FILE")]
     pub secrets_key: Option<PathBuf>,
+    /// Where figures are served as OpenMetrics, at /metrics [default: nowhere].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics: Option<String>,
 }
 
 /// Arguments of `steady controller`; the API server is the global `--server`.
@@ -267,6 +270,9 @@ pub struct Dns {
     /// Who is asked for other names, IP or IP:PORT; may be given several times [default: other names are refused].
     #[arg(long, value_name = "IP", value_parser = name_server)]
     pub forward: Vec<SocketAddr>,
+    /// Where figures are served as OpenMetrics, at /metrics [default: nowhere].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics: Option<String>,
 }
 
 fn name_server(text: &str) -> Result<SocketAddr, String> {
@@ -399,6 +405,9 @@ pub struct Agent {
     /// The capacity provider that this instance belongs to.
     #[arg(long, value_name = "NAME", default_value = "")]
     pub capacity_provider: String,
+    /// Where figures are served as OpenMetrics, at /metrics [default: nowhere].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics: Option<String>,
 }
 
 fn resource(text: &str) -> Result<(String, i32), String> {

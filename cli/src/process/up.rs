@@ -171,6 +171,7 @@ async fn agents(
             capacity_provider: String::new(),
             share: args.instances,
             stop_tasks: !args.keep || args.runtime == RuntimeChoice::Hollow,
+            figures: None,
         })
         .await?;
         if number == 1 {

@@ -41,13 +41,10 @@ pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
         if task.is_wanted() {
             let new = targets.iter().filter(|target| target.state() == State::Initial);
             alone.extend(new.map(|t| t.target_group.clone()).filter(|group| of_group(group).is_empty()));
-        } else if !task.is_live() || targets.iter().all(|target| traffic::has_drained(target, &of_target(target), now))
-        {
+        } else if !task.is_live() || targets.iter().all(|target| traffic::has_drained(target, &of_target(target))) {
             targets.clear();
         } else {
             traffic::drain(&mut targets, now);
-            let until = targets.iter().filter_map(|target| target.draining_until.as_ref()).map(Timestamp::from);
-            until.filter(|until| *until > now).for_each(|until| plan.wake(until));
         }
         if targets != task.status.targets {
             let object = task.with_status(TaskStatus { targets, ..task.status.clone() });
@@ -71,7 +68,6 @@ pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
 
     use super::*;
     use steady_core::v1::{
@@ -146,15 +142,6 @@ mod tests {
         assert_eq!(world.after(NOW), None);
         let world = world.task(Running, false, &[("default.a", State::Draining), ("default.b", State::Draining)]);
         assert_eq!(world.after(NOW), Some(vec![]), "the other group's has nothing to do with it");
-    }
-
-    #[test]
-    fn requests_may_take_no_longer_than_the_group_lets_them() {
-        let world = World::new(&["default.a"]).task(Running, false, &[]);
-        assert_eq!(world.after(NOW), None);
-        let waits = plan(&world.view, &Key::new(Kind::Service, "default", "web"), NOW).wake_at;
-        assert_eq!(waits, Some(NOW + Duration::from_secs(30)));
-        assert_eq!(world.after(NOW + Duration::from_secs(30)), Some(vec![]));
     }
 
     #[test]

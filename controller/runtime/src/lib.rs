@@ -8,6 +8,7 @@ mod client;
 mod controller;
 mod execute;
 mod leadership;
+pub mod metrics;
 mod queue;
 mod reflector;
 mod runner;

@@ -13,9 +13,10 @@ use steady_core::resources::Free;
 use steady_core::v1::deployment_role::Value as Role;
 use steady_core::v1::rollout_state::Value as Rollout;
 use steady_core::v1::stop_code::Value as StopCode;
+use steady_core::v1::target_state::Value as State;
 use steady_core::v1::task_last_status::Value as Status;
-use steady_core::v1::{Demand, InstanceResources, Object};
-use steady_core::{Key, Kind, Revision, View, instance_lease, service, task};
+use steady_core::v1::{Demand, InstanceResources, Object, TargetReport};
+use steady_core::{Key, Kind, Revision, View, instance_lease, service, task, traffic};
 use tokio::time::Instant;
 
 use super::net::Origin;
@@ -28,13 +29,22 @@ const NOTICE: Duration = Duration::from_secs(3);
 /// wrong meanwhile may take 10 s.
 const PATIENCE: Duration = Duration::from_secs(35);
 
+/// An agent waits for load balancers at least so long, unless they are done with a task: its delay, and some more.
+const DRAINED: Duration = Duration::from_secs(30);
+/// Nobody thinks that the time of a task's requests is over before this: each clock may be wrong by 10 s.
+const OVER: Duration = Duration::from_secs(20);
+/// A load balancer that is there for so long is known to everybody.
+const SETTLED: Duration = Duration::from_secs(30);
+
 /// What the judge knows.
 #[derive(Default)]
 pub(crate) struct Judge {
     /// Every object that decodes.
     pub(crate) view: View,
     /// Tasks that were to stop at some time, or are gone.
-    told: BTreeSet<String>,
+    told: BTreeMap<String, Instant>,
+    /// Since when load balancers are there, without a break.
+    balancers: BTreeMap<String, Instant>,
     /// Tasks of which a container ended or did not start.
     failed: BTreeSet<String>,
     /// Where each container was started.
@@ -73,15 +83,21 @@ impl Judge {
         for key in keys.iter().filter(|key| key.kind == Kind::Task) {
             let now = self.view.get(key).and_then(|object| task::of(object));
             if now.is_none_or(|t| !t.is_wanted()) {
-                self.told.insert(key.name.to_string());
+                self.told.entry(key.name.to_string()).or_insert_with(Instant::now);
             }
         }
         let silence = self.mass_silence();
         let since = self.mass_silence_since.unwrap_or_else(Instant::now);
         self.mass_silence_since = silence.then_some(since);
         self.notice_silence();
-        let (silent_since, misled) = (&self.silent_since, &self.misled);
-        let case = Case { before: &before, after: &self.view, keys: &keys, origin, silent_since, misled };
+        let there = traffic::load_balancers(&self.view, "default");
+        self.balancers.retain(|name, _| there.contains(name));
+        for name in there {
+            self.balancers.entry(name).or_insert_with(Instant::now);
+        }
+        let (silent_since, misled, balancers) = (&self.silent_since, &self.misled, &self.balancers);
+        let (after, keys, told) = (&self.view, keys.as_slice(), &self.told);
+        let case = Case { before: &before, after, keys, origin, silent_since, misled, balancers, told };
         let silent = silence && since.elapsed() > NOTICE;
         if let Err(reason) = case.judge(silent) {
             let who = origin.map(|o| format!("{} ({})", o.name, o.call)).unwrap_or_default();
@@ -132,8 +148,13 @@ impl Judge {
     pub(crate) fn stopping(&mut self, instance: &str, id: &ContainerId) {
         let key = Key::new(Kind::Task, "default", &id.task);
         let known = self.view.get(&key).is_some();
-        if known && !self.told.contains(&id.task) && !self.failed.contains(&id.task) {
+        let told = self.told.get(&id.task).map(Instant::elapsed);
+        if known && told.is_none() && !self.failed.contains(&id.task) {
             self.fail(format!("S8: the agent of {instance} stops container {id}, and nobody said so"));
+        }
+        let targets = self.view.get(&key).and_then(|object| task::of(object)).map_or(0, |t| t.status.targets.len());
+        if targets > 0 && told.is_some_and(|told| told < DRAINED) && !self.failed.contains(&id.task) {
+            self.fail(format!("S18: the agent of {instance} stops container {id}, which is a target still"));
         }
     }
 
@@ -173,6 +194,8 @@ struct Case<'a> {
     origin: Option<&'a Origin>,
     silent_since: &'a BTreeMap<String, Instant>,
     misled: &'a BTreeSet<String>,
+    balancers: &'a BTreeMap<String, Instant>,
+    told: &'a BTreeMap<String, Instant>,
 }
 
 impl Case<'_> {
@@ -184,6 +207,7 @@ impl Case<'_> {
         self.services()?;
         self.primaries()?;
         self.preemptions()?;
+        self.targets()?;
         self.given_up(mass_silence)
     }
 
@@ -256,6 +280,35 @@ impl Case<'_> {
             let waiting = self.before.unplaced(before.object.cluster()).filter_map(|t| task::of(t));
             if waiting.map(|t| t.spec.priority).max().is_none_or(|highest| highest <= before.spec.priority) {
                 return Err(format!("S17: task {name} was stopped to make room for nothing of a higher priority"));
+            }
+        }
+        Ok(())
+    }
+
+    /// S19: a task that runs is no target any more when all load balancers that knew it have said that nothing of it goes on, or its
+    /// time is over.
+    fn targets(&self) -> Verdict {
+        for (before, after) in self.tasks() {
+            let (Some(before), Some(after)) = (before, after) else { continue };
+            let gone = !before.status.targets.is_empty() && after.status.targets.is_empty();
+            if !gone || !after.is_live() {
+                continue;
+            }
+            let name = after.object.name();
+            if after.is_wanted() {
+                return Err(format!("S19: task {name} is wanted, and is no target any more"));
+            }
+            for target in &before.status.targets {
+                let of_lb = |name: &String| self.balancers.get(name).is_some_and(|since| since.elapsed() > SETTLED);
+                let open = |report: &&TargetReport| report.state() != State::Draining && of_lb(&report.load_balancer);
+                if let Some(open) = target.reports.iter().find(open)
+                    && self.told.get(name).is_none_or(|told| told.elapsed() < OVER)
+                {
+                    return Err(format!(
+                        "S19: task {name} is no target any more, and {} has its requests",
+                        open.load_balancer
+                    ));
+                }
             }
         }
         Ok(())

@@ -6,6 +6,7 @@
 //! every revision; [`end`] says what has to be so once the faults are over. The same seed is the same history, byte
 //! for byte.
 
+mod balancer;
 mod end;
 pub mod exhaustive;
 mod faults;

@@ -13,11 +13,11 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tonic::service::Routes;
 
-use super::World;
 use super::life::{Life, lock};
 use super::machine::MachineLink;
 use super::net;
 use super::store::{Marked, StoreLink};
+use super::{World, balancer};
 
 /// What a process runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +25,7 @@ pub(crate) enum Role {
     Api(usize),
     Controllers(Vec<Name>),
     Agent(usize),
+    Balancer,
 }
 
 /// A process, in one of its lives.
@@ -58,6 +59,8 @@ impl World {
             }
         }
         roles.extend((0..self.settings.instances).map(|i| (Role::Agent(i), format!("agent-{i}"))));
+        let balancers = if self.settings.balanced { 2 } else { 0 };
+        roles.extend((0..balancers).map(|i| (Role::Balancer, format!("lb{i}"))));
         for (index, (role, name)) in roles.into_iter().enumerate() {
             let process = self.launch(index, role, name, 0);
             lock(&self.processes).push(process);
@@ -78,6 +81,7 @@ impl World {
                 })
             }
             Role::Agent(number) => tokio::spawn(async move { world.run_agent(number, its, end).await }),
+            Role::Balancer => tokio::spawn(balancer::run(world, its, format!("{name}-{lives}"))),
         };
         Process { role, name, life, running: running.abort_handle(), ending, lives }
     }
@@ -130,6 +134,7 @@ impl World {
             holder: life.name.clone(),
             endpoint: None,
             image_cleanup: None,
+            figures: None,
             dns: Vec::new(),
             stop_tasks: false,
         };

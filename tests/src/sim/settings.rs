@@ -39,6 +39,8 @@ pub struct Settings {
     pub daemon: bool,
     /// Services have priorities, and tasks of some of them may be stopped for others.
     pub priorities: bool,
+    /// Services are behind load balancers.
+    pub balanced: bool,
     /// No faults at all.
     pub is_calm: bool,
     /// What is done instead of what chance says.
@@ -68,6 +70,7 @@ impl Settings {
                 [rng.usize(0..6).saturating_sub(2)],
             daemon: rng.u8(0..4) == 0,
             priorities: rng.u8(0..3) == 0,
+            balanced: rng.u8(0..3) == 0,
             is_calm: false,
             script: None,
             trace: false,
@@ -92,6 +95,7 @@ impl Settings {
             strategy: Strategy::Rolling,
             daemon: false,
             priorities: false,
+            balanced: false,
             is_calm: true,
             script: Some(script),
             trace: false,

@@ -11,17 +11,18 @@ use steady_core::v1::instance_state::Value as InstanceState;
 use steady_core::v1::placement_strategy_type::Value as Placement;
 use steady_core::v1::scheduling_strategy::Value as Scheduling;
 use steady_core::v1::{
-    ApplyRequest, CanaryConfiguration, Change, CommitRequest, ContainerDefinition, ContainerInstance,
+    Action, ApplyRequest, CanaryConfiguration, Change, CommitRequest, ContainerDefinition, ContainerInstance,
     ContainerInstanceSpec, DeleteRequest, DeploymentCircuitBreaker, DeploymentConfiguration, GetRequest, HealthCheck,
-    KeyValuePair, LinearConfiguration, Object, PlacementStrategy, PortMapping, PutSpec, RunTaskRequest, Service,
-    ServiceSpec, StopTaskRequest, TaskDefinition, TaskDefinitionSpec, change, object,
+    KeyValuePair, LinearConfiguration, Listener, ListenerSpec, LoadBalancer, Object, PlacementStrategy, PortMapping,
+    PutSpec, RunTaskRequest, Service, ServiceSpec, StopTaskRequest, TargetGroup, TargetGroupSpec, TaskDefinition,
+    TaskDefinitionSpec, change, object,
 };
 use steady_core::{Key, Kind, task};
 use steady_runtime::Client;
 use tonic::{Code, Status};
 
 use super::life::lock;
-use super::{PATIENCE, World};
+use super::{PATIENCE, World, balancer};
 
 /// What a service is to be.
 #[derive(Debug, Clone, PartialEq)]
@@ -113,7 +114,10 @@ impl Users {
         let wish = everywhere.as_ref().unwrap_or(wish);
         lock(&self.world.wishes).services.insert(name.to_owned(), Some(wish.clone()));
         loop {
-            let objects = vec![definition(name, wish), self.service(name, wish)];
+            let mut objects = vec![definition(name, wish), self.service(name, wish)];
+            if self.world.settings.balanced {
+                objects.splice(0..0, behind());
+            }
             let applied = self.ask(|client| {
                 let objects = objects.clone();
                 async move { client.objects().apply(ApplyRequest { objects, dry_run: false }).await }
@@ -140,6 +144,16 @@ impl Users {
             let number = name.bytes().last().unwrap_or_default() % 3;
             let (priority, preemptible) = [(0, true), (10, false), (-10, true)][usize::from(number)];
             (spec.priority, spec.preemptible) = (priority, preemptible && !wish.daemon);
+        }
+        if let Some(object::Kind::Service(Service { spec: Some(spec), .. })) = &mut object.kind
+            && self.world.settings.balanced
+        {
+            spec.load_balancers = vec![LoadBalancer {
+                target_group_arn: balancer::GROUP.into(),
+                container_name: "main".into(),
+                container_port: 80,
+                advanced_configuration: None,
+            }];
         }
         object
     }
@@ -292,6 +306,17 @@ impl Users {
     }
 }
 
+/// What services are behind.
+fn behind() -> Vec<Object> {
+    let group = TargetGroupSpec { deregistration_delay_seconds: Some(balancer::DELAY), ..TargetGroupSpec::default() };
+    let forward = Action { r#type: "forward".into(), target_group_arn: balancer::GROUP.into(), ..Action::default() };
+    let listener = ListenerSpec { port: 80, default_actions: vec![forward], ..ListenerSpec::default() };
+    vec![
+        Object::new("default", balancer::GROUP, TargetGroup { spec: Some(group) }),
+        Object::new("default", "http", Listener { spec: Some(listener) }),
+    ]
+}
+
 fn definition(name: &str, wish: &Wish) -> Object {
     let container = ContainerDefinition {
         name: "main".into(),
@@ -306,10 +331,8 @@ fn definition(name: &str, wish: &Wish) -> Object {
             ..HealthCheck::default()
         }),
         environment: vec![KeyValuePair { name: "VERSION".into(), value: wish.version.to_string() }],
-        port_mappings: (wish.port > 0)
-            .then(|| PortMapping { container_port: 80, host_port: wish.port, ..PortMapping::default() })
-            .into_iter()
-            .collect(),
+        // Some port, where none is wished for: load balancers need one.
+        port_mappings: vec![PortMapping { container_port: 80, host_port: wish.port, ..PortMapping::default() }],
         ..ContainerDefinition::default()
     };
     let spec = TaskDefinitionSpec {
