@@ -94,12 +94,7 @@ pub async fn run_controllers(
             kinds.extend(metrics::KINDS);
         }
         let reflector = Reflector::start(client.clone(), &kinds);
-        let figures = async {
-            match &metrics {
-                Some(listener) => metrics::serve(listener, reflector.clone()).await,
-                None => std::future::pending().await,
-            }
-        };
+        let figures = metrics::serve(metrics.as_ref(), reflector.clone());
         let running = names.iter().map(|name| -> BoxFuture<'static, ()> {
             let (client, reflector, clock) = (client.clone(), reflector.clone(), Arc::clone(&clock));
             let (holder, ending) = (holder.clone(), ending.clone());

@@ -61,7 +61,7 @@ impl Figures {
 }
 
 /// Serves `/metrics` until the future is dropped.
-pub(crate) async fn serve(listener: &TcpListener, reflector: Reflector) {
+pub(crate) async fn serve(listener: Option<&TcpListener>, reflector: Reflector) {
     let figures = Arc::new(Figures::default());
     let tell = move || {
         let (view, figures) = (reflector.view(), Arc::clone(&figures));

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use steady_core::v1::TargetGroupSpec;
 use steady_core::v1::load_balancing_algorithm::Value as Algorithm;
+use steady_core::v1::protocol_version::Value as Version;
+use steady_core::v1::traffic_protocol::Value as Protocol;
 
 use crate::endpoint::Endpoint;
 
@@ -17,6 +19,19 @@ pub(crate) const COOKIE: &str = "STEADYLB";
 pub(crate) const APP_COOKIE: &str = "STEADYLBAPP";
 /// In larger groups the target with the fewest requests is looked for among so many.
 const SAMPLE: usize = 16;
+
+/// What is spoken with a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Spoken {
+    pub(crate) tls: bool,
+    pub(crate) http2: bool,
+}
+
+/// What is spoken with targets for a listener of HTTP, or for one that looks at no requests.
+pub(crate) fn spoken(spec: &TargetGroupSpec, http: bool) -> Spoken {
+    let tls = spec.protocol() == if http { Protocol::Https } else { Protocol::Tls };
+    Spoken { tls, http2: http && matches!(spec.protocol_version(), Version::Http2 | Version::Grpc) }
+}
 
 /// Targets that share traffic alike: of a service that deploys bit by bit, all of them; else those of one deployment.
 #[derive(Debug, Default)]

@@ -36,7 +36,7 @@ impl Figures {
             }
         };
         let figures = Arc::new(self);
-        metrics::serve(&listener, move || std::future::ready(figures.text())).await;
+        metrics::serve(Some(&listener), move || std::future::ready(figures.text())).await;
     }
 
     fn text(&self) -> String {

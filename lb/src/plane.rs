@@ -1,5 +1,7 @@
 //! What requests go through: anything that obeys tables.
 
+use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
@@ -38,4 +40,12 @@ pub(crate) trait Plane: Send {
 
     /// Ends whatever is left; blocks for a moment.
     fn end(self: Box<Self>);
+}
+
+/// Tells that a port cannot be had, once for each reason.
+pub(crate) fn tell(refused: &mut BTreeMap<u16, String>, port: u16, error: &io::Error) {
+    let why = error.to_string();
+    if refused.insert(port, why.clone()).as_ref() != Some(&why) {
+        tracing::error!(port, error = why, "cannot listen at a listener's port; trying again");
+    }
 }

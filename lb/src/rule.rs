@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use http::{HeaderMap, HeaderName, Method, header};
 use steady_core::security::parse_cidr;
-use steady_core::v1::RuleCondition;
+use steady_core::v1::{RedirectConfig, RuleCondition};
 use steady_core::validate::condition_values;
 
 use crate::pattern;
@@ -82,4 +82,24 @@ pub(crate) fn host<'a>(headers: &'a HeaderMap, uri: &'a http::Uri) -> &'a str {
         Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
         _ => named,
     }
+}
+
+/// Where a redirect leads.
+pub(crate) struct Location {
+    /// All but the query.
+    pub(crate) at: String,
+    /// Without its question mark; it may be empty.
+    pub(crate) query: String,
+}
+
+/// Where a redirect leads, its parts filled in: what it does not say stays as it was asked.
+pub(crate) fn location(config: &RedirectConfig, fill: impl Fn(&str) -> String) -> Location {
+    let given = |template: &str, usual: &str| fill(if template.is_empty() { usual } else { template });
+    let protocol = given(&config.protocol, "#{protocol}").to_ascii_lowercase();
+    let (host, port) = (given(&config.host, "#{host}"), given(&config.port, "#{port}"));
+    let (path, query) = (given(&config.path, "/#{path}"), given(&config.query, "#{query}"));
+    let usual = matches!((protocol.as_str(), port.as_str()), ("http", "80") | ("https", "443"));
+    let port = if usual { String::new() } else { format!(":{port}") };
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    Location { at: format!("{protocol}://{host}{port}{slash}{path}"), query }
 }

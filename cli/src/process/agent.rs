@@ -80,12 +80,7 @@ pub async fn agent(args: Agent, global: &Global) -> Result<(), Failure> {
         }
         running.push(ready.run(connections.of(number)?, ending.clone()));
     }
-    let telling = async {
-        match &metrics {
-            Some(listener) => steady_runtime::metrics::serve(listener, tell).await,
-            None => std::future::pending().await,
-        }
-    };
+    let telling = steady_runtime::metrics::serve(metrics.as_ref(), tell);
     tokio::select! {
         ended = try_join_all(running) => ended.map(|_| ()),
         () = telling => Ok(()),

@@ -92,12 +92,7 @@ pub async fn apiserver(args: Apiserver, _: &Global) -> Result<(), Failure> {
     let mut server = started.map_err(|e| Failure::failed(e.to_string()))?;
     note(&format!("steady apiserver: http://{}", server.address));
     let figures = Arc::clone(&server.figures);
-    let telling = async move {
-        match &metrics {
-            Some(listener) => steady_runtime::metrics::serve(listener, move || ready(figures.text())).await,
-            None => std::future::pending().await,
-        }
-    };
+    let telling = steady_runtime::metrics::serve(metrics.as_ref(), move || ready(figures.text()));
     let ended = tokio::select! {
         () = telling => Ok(()),
         error = server.ended() => Err(Failure::failed(error.to_string())),

@@ -18,12 +18,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Until a connection is accepted after one could not be: too many open files, most likely, and what is open has to end first.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// Answers `GET /metrics` with what is to be told then, until the future is dropped.
-pub async fn serve<F, T>(listener: &TcpListener, tell: F)
+/// Answers `GET /metrics` with what is to be told then, until the future is dropped; nobody, without a listener. An empty text says that
+/// it could not be worked out.
+pub async fn serve<F, T>(listener: Option<&TcpListener>, tell: F)
 where
     F: Fn() -> T + Clone + Send + 'static,
     T: Future<Output = String> + Send,
 {
+    let Some(listener) = listener else { return std::future::pending().await };
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(AGAIN).await;
@@ -44,10 +46,12 @@ where
     F: Fn() -> T,
     T: Future<Output = String>,
 {
-    let (status, kind, text) = if request.method() != Method::GET || request.uri().path() != "/metrics" {
-        (StatusCode::NOT_FOUND, "text/plain", "there is nothing here; GET /metrics\n".to_owned())
-    } else {
-        (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", tell().await)
+    let is_known = request.method() == Method::GET && request.uri().path() == "/metrics";
+    let text = if is_known { tell().await } else { String::new() };
+    let (status, kind, text) = match (is_known, text.is_empty()) {
+        (true, false) => (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text),
+        (true, true) => (StatusCode::INTERNAL_SERVER_ERROR, "text/plain", "the figures cannot be told\n".to_owned()),
+        (false, _) => (StatusCode::NOT_FOUND, "text/plain", "there is nothing here; GET /metrics\n".to_owned()),
     };
     let mut response = Response::new(Full::from(text));
     *response.status_mut() = status;

@@ -9,14 +9,12 @@ use std::sync::Arc;
 
 use steady_core::traffic::is_http;
 use steady_core::v1::load_balancing_algorithm::Value as Algorithm;
-use steady_core::v1::protocol_version::Value as Version;
-use steady_core::v1::traffic_protocol::Value as Protocol;
 use steady_core::v1::{RedirectConfig, TargetGroupSpec};
 
 use crate::endpoint::{Endpoint, Identity};
-use crate::group::{APP_COOKIE, COOKIE, Group, Pool};
+use crate::group::{APP_COOKIE, COOKIE, Group, Pool, Spoken, spoken};
 use crate::pattern;
-use crate::rule::Condition;
+use crate::rule::{Condition, Location, location};
 use crate::table::{Does, Forward, Listener, Rule, Share, Table};
 use crate::tls::Certificates;
 
@@ -71,6 +69,8 @@ pub(crate) struct Configuration {
     pub(crate) servers: Servers,
     /// Listeners whose port is another's, or whose certificates are not there, are left out; these are those that are not.
     pub(crate) ports: BTreeSet<u16>,
+    /// What comes before backends.
+    front: String,
     backends: Vec<(String, String)>,
 }
 
@@ -78,30 +78,33 @@ impl Configuration {
     /// What a table is.
     pub(crate) fn of(table: &Table, site: Site<'_>) -> Self {
         let mut all = Configuration::default();
-        let mut shape = head(site);
+        let mut front = head(site);
         for listener in table.listeners.values().filter(|listener| !site.left_out.contains(&listener.name)) {
             let Some(tls) = all.encryption(listener, site) else { continue };
             all.ports.insert(listener.port);
-            all.frontend(&mut shape, listener, &tls, site);
+            all.frontend(&mut front, listener, &tls, site);
         }
-        for (name, lines) in &all.backends {
-            let _ = write!(shape, "\nbackend {name}\n{lines}");
-        }
-        all.shape = shape;
+        all.front = front;
+        all.shape = all.written(|_, _| {});
         all
     }
 
     /// The file, servers and all.
     pub(crate) fn text(&self) -> String {
-        let end = self.shape.find("\nbackend ").unwrap_or(self.shape.len());
-        let mut text = self.shape[..end].to_owned();
-        for (name, lines) in &self.backends {
-            let _ = write!(text, "\nbackend {name}\n{lines}");
-            let first = (name.clone(), String::new());
+        self.written(|text, name| {
+            let first = (name.to_owned(), String::new());
             for ((_, server), what) in self.servers.range(first..).take_while(|((backend, _), _)| backend == name) {
                 let off = if what.on { "" } else { " disabled" };
                 let _ = writeln!(text, "  server {server} {}{off}", what.line());
             }
+        })
+    }
+
+    fn written(&self, servers: impl Fn(&mut String, &str)) -> String {
+        let mut text = self.front.clone();
+        for (name, lines) in &self.backends {
+            let _ = write!(text, "\nbackend {name}\n{lines}");
+            servers(&mut text, name);
         }
         text
     }
@@ -144,7 +147,7 @@ impl Configuration {
         );
         if !http {
             if let Some(forward) = listener.forward() {
-                self.forward(text, listener, "default", forward);
+                self.forward(text, listener, forward);
             }
             return;
         }
@@ -172,7 +175,7 @@ impl Configuration {
         }
         for (number, rule) in listener.rules.iter().enumerate() {
             let condition = format!("{{ var(txn.rule) -m int {number} }}");
-            self.does(text, listener, &format!("{}", rule.priority), &rule.does, &condition, site);
+            self.does(text, listener, &rule.priority.to_string(), &rule.does, &condition, site);
         }
         self.does(text, listener, "default", &listener.otherwise, "!{ var(txn.rule) -m found }", site);
     }
@@ -222,8 +225,8 @@ impl Configuration {
     }
 
     /// Of a listener that looks at no requests.
-    fn forward(&mut self, text: &mut String, listener: &Listener, rule: &str, forward: &Forward) {
-        let shares = self.shares(listener, rule, forward);
+    fn forward(&mut self, text: &mut String, listener: &Listener, forward: &Forward) {
+        let shares = self.shares(listener, "default", forward);
         let mut left: u32 = shares.iter().map(|(_, weight)| weight).sum();
         for (place, (backend, weight)) in shares.iter().enumerate() {
             if place + 1 == shares.len() {
@@ -363,8 +366,7 @@ pub(crate) fn names(endpoint: &Endpoint) -> [String; 2] {
 }
 
 fn options(spec: &TargetGroupSpec, http: bool) -> &'static str {
-    let tls = spec.protocol() == if http { Protocol::Https } else { Protocol::Tls };
-    let http2 = http && matches!(spec.protocol_version(), Version::Http2 | Version::Grpc);
+    let Spoken { tls, http2 } = spoken(spec, http);
     match (tls, http2) {
         (false, false) => "",
         (false, true) => " proto h2 ws h1",
@@ -395,20 +397,12 @@ const QUERY: &str = "#{query}";
 
 fn redirect(text: &mut String, config: &RedirectConfig, listener: &Listener, condition: &str) {
     let scheme = if listener.is_encrypted() { "https" } else { "http" };
-    let given = |template: &str, usual: &str| {
-        let template = if template.is_empty() { usual } else { template };
+    let Location { at, query } = location(config, |template| {
         let template = template.replace('%', "%%").replace("#{protocol}", scheme);
         let template = template.replace("#{port}", &listener.port.to_string()).replace("#{host}", "%[var(txn.host)]");
         template.replace("#{path}", "%[path,regsub(^/+,)]")
-    };
-    let protocol = given(&config.protocol, "#{protocol}").to_ascii_lowercase();
-    let (host, port) = (given(&config.host, "#{host}"), given(&config.port, "#{port}"));
-    let (path, query) = (given(&config.path, "/#{path}"), given(&config.query, "#{query}"));
-    let usual = matches!((protocol.as_str(), port.as_str()), ("http", "80") | ("https", "443"));
-    let port = if usual { String::new() } else { format!(":{port}") };
-    let slash = if path.starts_with('/') { "" } else { "/" };
+    });
     let code = if config.status_code == "HTTP_301" { 301 } else { 302 };
-    let at = format!("{protocol}://{host}{port}{slash}{path}");
     if query.contains(QUERY) {
         let _ = writeln!(
             text,
@@ -436,6 +430,7 @@ mod tests {
 
     use steady_core::v1::Stickiness;
     use steady_core::v1::target_state::Value as State;
+    use steady_core::v1::traffic_protocol::Value as Protocol;
 
     use super::*;
 

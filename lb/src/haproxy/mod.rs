@@ -26,7 +26,7 @@ use tokio::time::Instant;
 
 use crate::endpoint::Endpoint;
 use crate::keep::Kept;
-use crate::plane::{Open, Plane};
+use crate::plane::{Open, Plane, tell};
 use crate::table::Table;
 use crate::tls::Certificates;
 use crate::{LbError, Settings};
@@ -360,7 +360,7 @@ impl Driver {
         for port in ports.into_iter().filter(|port| !self.configuration.ports.contains(port)) {
             match TcpListener::bind((self.settings.address, port)) {
                 Ok(_) => drop(self.taken.remove(&port)),
-                Err(error) => crate::proxy::tell(&mut self.taken, port, &error),
+                Err(error) => tell(&mut self.taken, port, &error),
             }
         }
         // One that is another by now may be to its liking.

@@ -3,10 +3,7 @@
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Uri, Version};
 use hyper::body::Incoming;
-use steady_core::v1::protocol_version::Value as Spoken2;
-use steady_core::v1::traffic_protocol::Value as Protocol;
 
-use super::upstream::Spoken;
 use crate::endpoint::Endpoint;
 use crate::group::{APP_COOKIE, COOKIE, Group};
 
@@ -42,11 +39,6 @@ pub(super) fn wrong(request: &Request<Incoming>) -> Option<&'static str> {
 
 pub(super) fn is_idempotent(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE)
-}
-
-pub(super) fn spoken(group: &Group, upgrades: bool) -> Spoken {
-    let http2 = matches!(group.spec.protocol_version(), Spoken2::Http2 | Spoken2::Grpc) && !upgrades;
-    Spoken { tls: group.spec.protocol() == Protocol::Https, http2 }
 }
 
 /// The protocol that a client wants to go on with.

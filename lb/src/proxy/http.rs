@@ -20,14 +20,14 @@ use tokio::sync::watch;
 
 use super::access::Entry;
 use super::body::{Answered, Idle, OfTarget, Outgoing};
-use super::head::{cookie_of, for_http1, for_http2, is_idempotent, spoken, stick, strip, upgrade_of, wrong};
+use super::head::{cookie_of, for_http1, for_http2, is_idempotent, stick, strip, upgrade_of, wrong};
 use super::idle::silence;
 use super::serve::Counted;
-use super::upstream::{Answer, Failed, Spoken};
+use super::upstream::{Answer, Failed};
 use super::worker::Worker;
 use crate::endpoint::{Busy, Endpoint, now};
-use crate::group::Group;
-use crate::rule::{Asked, host};
+use crate::group::{Group, Spoken, spoken};
+use crate::rule::{Asked, Location, host, location};
 use crate::table::{Does, Share};
 
 /// Targets that are tried for one request.
@@ -137,20 +137,13 @@ impl Connection {
     fn redirect(&self, config: &RedirectConfig, asked: Asked<'_>) -> Response<Answered> {
         let scheme = if self.tls { "https" } else { "http" };
         let port = self.port.to_string();
-        let given = |template: &str, usual: &str| {
-            let template = if template.is_empty() { usual } else { template };
+        let path = asked.path.trim_start_matches('/');
+        let Location { at, query } = location(config, |template| {
             let template = template.replace("#{protocol}", scheme).replace("#{host}", asked.host);
-            let path = asked.path.trim_start_matches('/');
             template.replace("#{port}", &port).replace("#{path}", path).replace("#{query}", asked.query)
-        };
-        let protocol = given(&config.protocol, "#{protocol}").to_ascii_lowercase();
-        let (host, port) = (given(&config.host, "#{host}"), given(&config.port, "#{port}"));
-        let (path, query) = (given(&config.path, "/#{path}"), given(&config.query, "#{query}"));
-        let usual = matches!((protocol.as_str(), port.as_str()), ("http", "80") | ("https", "443"));
-        let port = if usual { String::new() } else { format!(":{port}") };
-        let slash = if path.starts_with('/') { "" } else { "/" };
+        });
         let query = if query.is_empty() { String::new() } else { format!("?{query}") };
-        let location = HeaderValue::try_from(format!("{protocol}://{host}{port}{slash}{path}{query}"));
+        let location = HeaderValue::try_from(format!("{at}{query}"));
         let Ok(location) = location else { return own(StatusCode::BAD_REQUEST, "the request's host is none") };
         let permanent = config.status_code == "HTTP_301";
         let status = if permanent { StatusCode::MOVED_PERMANENTLY } else { StatusCode::FOUND };
@@ -201,7 +194,9 @@ impl Connection {
                 entry.task.clone_from(&endpoint.identity.task);
                 entry.tries += 1;
             }
-            let spoken = spoken(group, upgrade.is_some());
+            // What becomes something else than HTTP begins as HTTP/1.
+            let spoken = spoken(&group.spec, true);
+            let spoken = Spoken { http2: spoken.http2 && upgrade.is_none(), ..spoken };
             if !head.headers.contains_key(header::HOST)
                 && head.uri.authority().is_none()
                 && let Ok(address) = HeaderValue::try_from(endpoint.identity.address.to_string())

@@ -24,7 +24,7 @@ pub(crate) use access::AccessLog;
 use serve::{Orders, work};
 
 use crate::handover::Sockets;
-use crate::plane::{Open, Plane};
+use crate::plane::{Open, Plane, tell};
 use crate::table::Table;
 use crate::tls::{self, Certificates};
 
@@ -104,14 +104,6 @@ impl Proxy {
             }
         }
         sockets
-    }
-}
-
-/// Tells that a port cannot be had, once for each reason.
-pub(crate) fn tell(refused: &mut BTreeMap<u16, String>, port: u16, error: &io::Error) {
-    let why = error.to_string();
-    if refused.insert(port, why.clone()).as_ref() != Some(&why) {
-        tracing::error!(port, error = why, "cannot listen at a listener's port; trying again");
     }
 }
 

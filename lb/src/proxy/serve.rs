@@ -106,8 +106,7 @@ fn follow(
     for listener in orders.table.listeners.values().filter(|_| !orders.closing) {
         let Some(socket) = orders.sockets.get(&listener.port) else { continue };
         let tls = orders.tls.get(&listener.name);
-        let encrypted = matches!(listener.protocol, Protocol::Https | Protocol::Tls);
-        if encrypted && tls.is_none() {
+        if listener.is_encrypted() && tls.is_none() {
             continue;
         }
         let accepted = Accepted {

@@ -5,7 +5,6 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use steady_core::v1::traffic_protocol::Value as Protocol;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::access::Entry;
@@ -13,6 +12,7 @@ use super::idle::silence;
 use super::worker::Worker;
 use crate::connect::connect;
 use crate::endpoint::now;
+use crate::group::spoken;
 
 /// Targets that are tried for one connection.
 const TRIES: usize = 4;
@@ -64,7 +64,7 @@ pub(crate) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     while tried.len() < TRIES {
         let Some(endpoint) = group.choose(&share.pools, &tried) else { break };
         let busy = endpoint.begin();
-        let tls = (group.spec.protocol() == Protocol::Tls).then(|| &worker.tls[0]);
+        let tls = spoken(&group.spec, false).tls.then(|| &worker.tls[0]);
         endpoint.figures.requests.fetch_add(1, Ordering::Relaxed);
         match connect(endpoint.identity.address, tls).await {
             Ok(mut target) => {

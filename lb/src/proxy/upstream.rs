@@ -17,19 +17,13 @@ use super::body::Outgoing;
 use super::worker::Local;
 use crate::connect::connect;
 use crate::endpoint::now;
+use crate::group::Spoken;
 
 /// Idle connections to one target that are kept.
 const IDLE: usize = 128;
 /// For how long, milliseconds; and for a request that cannot be sent twice.
 const AGE: u64 = 30_000;
 const YOUNG: u64 = 2_000;
-
-/// What is spoken with a target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Spoken {
-    pub(crate) tls: bool,
-    pub(crate) http2: bool,
-}
 
 type Http1 = http1::SendRequest<Outgoing>;
 type Http2 = http2::SendRequest<Outgoing>;

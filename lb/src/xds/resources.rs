@@ -9,8 +9,6 @@ use prost_types::{Any, Duration};
 use steady_core::traffic::is_http;
 use steady_core::v1::RedirectConfig;
 use steady_core::v1::load_balancing_algorithm::Value as Algorithm;
-use steady_core::v1::protocol_version::Value as Version;
-use steady_core::v1::traffic_protocol::Value as Protocol;
 
 use super::proto::{
     Address, Ads, ApiListener, CircuitBreakers, Cluster, ClusterLoadAssignment, ClusterWeight,
@@ -23,6 +21,7 @@ use super::proto::{
     UpstreamTlsContext, VirtualHost, WeightedCluster,
 };
 use super::proto::{Listener as XdsListener, route, route_action, route_match, tcp_proxy};
+use crate::group::{Spoken, spoken};
 use crate::pattern;
 use crate::rule::Condition;
 use crate::table::{Does, Forward, Listener, Rule, Share, Table};
@@ -202,9 +201,8 @@ impl Resources {
 
     fn cluster(&mut self, name: &str, share: &Share, http: bool) {
         let spec = &share.group.spec;
-        let http2 = http && matches!(spec.protocol_version(), Version::Http2 | Version::Grpc);
-        let encrypted = spec.protocol() == if http { Protocol::Https } else { Protocol::Tls };
-        let tls = encrypted.then(|| {
+        let Spoken { tls, http2 } = spoken(spec, http);
+        let tls = tls.then(|| {
             let alpn_protocols = if http2 { vec!["h2".to_owned()] } else { Vec::new() };
             let tls_params = Some(TlsParameters { tls_maximum_protocol_version: 4 });
             let common = CommonTlsContext { tls_params, alpn_protocols, ..CommonTlsContext::default() };
@@ -511,6 +509,7 @@ mod tests {
     use std::sync::Arc;
 
     use steady_core::v1::target_state::Value as State;
+    use steady_core::v1::traffic_protocol::Value as Protocol;
     use steady_core::v1::{Stickiness, TargetGroupSpec};
 
     use super::*;
