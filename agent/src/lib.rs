@@ -13,6 +13,7 @@ mod ports;
 mod record;
 pub mod runtime;
 mod session;
+mod usage;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -128,8 +129,17 @@ pub async fn run(
         let _seated = seated;
         engine.run(inputs).await;
     });
+    let (told, usage) = watch::channel(Arc::default());
+    if runtime.measures() {
+        let sampler = usage::Sampler { engine: to_engine.clone(), runtime: Arc::clone(&runtime) };
+        running.spawn(async move {
+            sampler.run(told).await;
+            // It ends with the engine, and is not waited for.
+            std::future::pending::<()>().await;
+        });
+    }
     let (stop_tasks, stop, mut left) = (settings.stop_tasks, to_engine.clone(), to_session.clone());
-    let session = session::Session { settings, identity, client, runtime, to_engine, from_engine: to_session };
+    let session = session::Session { settings, identity, client, runtime, to_engine, from_engine: to_session, usage };
     let mut session = std::pin::pin!(session.run());
     let ended = tokio::select! {
         biased;

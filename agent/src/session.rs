@@ -12,7 +12,7 @@ use steady_core::v1::session_request::Message as Up;
 use steady_core::v1::session_response::Message as Down;
 use steady_core::v1::{
     ContainerUsage, Heartbeat, LogChunk, LogOpen, LogsResponse, Register, Report, SessionRequest, SessionResponse,
-    UsageAsked, UsageTold, VerifyAbsent,
+    TaskUsage, UsageAsked, UsageSampled, UsageTold, VerifyAbsent,
 };
 use steady_runtime::Client;
 use tokio::sync::{mpsc, watch};
@@ -49,6 +49,8 @@ pub(crate) struct Session {
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) to_engine: mpsc::UnboundedSender<Input>,
     pub(crate) from_engine: watch::Receiver<Outgoing>,
+    /// What tasks take, of every look.
+    pub(crate) usage: watch::Receiver<Arc<Vec<TaskUsage>>>,
 }
 
 enum Ended {
@@ -161,6 +163,10 @@ impl Session {
                     changed.map_err(|_| Status::cancelled("the engine ended"))?;
                     let outgoing = self.from_engine.borrow_and_update().clone();
                     open.report(outgoing)?;
+                }
+                Ok(()) = self.usage.changed(), if registered => {
+                    let tasks = self.usage.borrow_and_update().to_vec();
+                    open.send(Up::UsageSampled(UsageSampled { tasks }))?;
                 }
                 _ = beat.tick(), if registered => open.send(Up::Heartbeat(Heartbeat {}))?,
                 _ = verify.tick(), if verifies => {

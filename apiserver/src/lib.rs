@@ -9,6 +9,7 @@ pub mod bundled;
 pub mod cache;
 pub mod figures;
 mod lanes;
+mod meter;
 pub mod registry;
 pub mod seal;
 pub mod server;

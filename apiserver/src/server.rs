@@ -7,6 +7,7 @@ use std::time::Duration;
 use steady_core::v1::admin_server::AdminServer;
 use steady_core::v1::agent_server::AgentServer;
 use steady_core::v1::leases_server::LeasesServer;
+use steady_core::v1::metrics_server::MetricsServer;
 use steady_core::v1::objects_server::ObjectsServer;
 use steady_core::v1::services_server::ServicesServer;
 use steady_core::v1::tasks_server::TasksServer;
@@ -21,11 +22,12 @@ use tonic::transport::server::TcpIncoming;
 use crate::cache::{self, Cache, FeedError};
 use crate::figures::{self, Figures};
 use crate::lanes::Lanes;
+use crate::meter::Meter;
 use crate::registry::{NewUid, Registry, RegistryError};
 use crate::seal::Keys;
 use crate::service::{
-    AdminService, AgentService, LeasesService, ObjectsService, Relay, ServicesService, TasksService, TrafficService,
-    Watches,
+    AdminService, AgentService, LeasesService, MetricsService, ObjectsService, Relay, ServicesService, TasksService,
+    TrafficService, Watches,
 };
 use crate::storage::Storage;
 use crate::upkeep;
@@ -79,12 +81,15 @@ impl Server {
         let (stop, stopped) = oneshot::channel();
         let ending = watch::Sender::new(false);
         let figures = figures::of(&registry, &Relay::default(), &Watches::default());
-        let served = serve(listener, Arc::clone(&figures), feed, stopped, ending.subscribe());
+        let meter = Meter::default();
+        let served = serve(listener, Arc::clone(&figures), meter.clone(), feed, stopped, ending.subscribe());
+        let metering = meter.run(registry.clone());
         let upkeep = upkeep::run(registry.clone());
         let serving = tokio::spawn(async move {
             tokio::select! {
                 ended = served => ended,
                 () = upkeep => Ok(()),
+                () = metering => Ok(()),
             }
         });
         Ok(Server { address, registry, figures, stop, ending, serving })
@@ -135,10 +140,10 @@ pub async fn open(
 
 /// Steady's own services, as they are reached by a call.
 pub fn routes(registry: Registry) -> Routes {
-    services(registry, Relay::default(), Watches::default())
+    services(registry, Relay::default(), Watches::default(), Meter::default())
 }
 
-fn services(registry: Registry, relay: Relay, watches: Watches) -> Routes {
+fn services(registry: Registry, relay: Relay, watches: Watches, meter: Meter) -> Routes {
     let admin =
         AdminServer::new(AdminService { registry: registry.clone(), watches: watches.clone(), relay: relay.clone() })
             .max_encoding_message_size(MAX_RESPONSE);
@@ -146,13 +151,14 @@ fn services(registry: Registry, relay: Relay, watches: Watches) -> Routes {
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_RESPONSE);
     let tasks = TasksServer::new(TasksService { registry: registry.clone(), relay: relay.clone() });
-    let agent = AgentServer::new(AgentService::new(registry.clone(), relay))
+    let agent = AgentServer::new(AgentService::new(registry.clone(), relay, meter.clone()))
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_RESPONSE);
     Routes::new(objects)
         .add_service(tasks)
         .add_service(TrafficServer::new(TrafficService { registry: registry.clone() }))
         .add_service(ServicesServer::new(ServicesService { registry: registry.clone() }))
+        .add_service(MetricsServer::new(MetricsService { registry: registry.clone(), meter }))
         .add_service(agent)
         .add_service(admin)
         .add_service(LeasesServer::new(LeasesService { registry }))
@@ -161,6 +167,7 @@ fn services(registry: Registry, relay: Relay, watches: Watches) -> Routes {
 async fn serve(
     listener: TcpListener,
     figures: Arc<Figures>,
+    meter: Meter,
     mut feed: JoinHandle<FeedError>,
     stopped: oneshot::Receiver<()>,
     mut ending: watch::Receiver<bool>,
@@ -172,7 +179,7 @@ async fn serve(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1();
     let Figures { registry, relay, watches, calls } = figures.as_ref().clone();
-    let mut services = services(registry, relay, watches).add_service(health_service);
+    let mut services = services(registry, relay, watches, meter).add_service(health_service);
     match reflection {
         Ok(service) => services = services.add_service(service),
         Err(error) => tracing::error!(%error, "reflection is off"),

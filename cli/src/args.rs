@@ -11,7 +11,7 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::out::Color;
 use crate::{
-    admin, alarm, apply, completion, context, delete, describe, drain, events, exec, explain, get, hello, logs,
+    admin, alarm, apply, completion, context, delete, describe, drain, events, exec, explain, get, hello, logs, metric,
     process, protect, rollout, run, scale, secret, span, stop, store, top, wait,
 };
 
@@ -128,6 +128,8 @@ pub enum Command {
     Rollout(rollout::RolloutArgs),
     /// Say how an alarm is: it ends deployments that heed it.
     Alarm(alarm::AlarmArgs),
+    /// Tell values of metrics of your own, that services scale by.
+    Metric(metric::MetricArgs),
     /// Give containers a value that is sealed where it is stored, and never told again.
     Secret(secret::SecretArgs),
     /// Have tasks of services not be chosen to stop, for a time.

@@ -7,15 +7,17 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use steady_core::{Key, Kind};
 use steady_proto::v1::admin_client::AdminClient;
+use steady_proto::v1::metrics_client::MetricsClient;
 use steady_proto::v1::objects_client::ObjectsClient;
 use steady_proto::v1::services_client::ServicesClient;
 use steady_proto::v1::tasks_client::TasksClient;
 use steady_proto::v1::{
     ApplyRequest, ApplyResponse, BackupRequest, BackupResponse, Change, CheckRequest, CheckResponse, CommitRequest,
-    ContinueServiceDeploymentRequest, DeleteRequest, ExecRequest, ExecResponse, Expect, GetRequest, ListRequest,
-    LogsRequest, LogsResponse, MakeRoomRequest, MakeRoomResponse, Object, PutSpec, RunTaskRequest, Selector,
-    ServiceSpec, SetAlarmStateRequest, StatsRequest, StatsResponse, StatusRequest, StatusResponse, StopTaskRequest,
-    UpdateTaskProtectionRequest, WatchRequest, WatchResponse, change, object,
+    ContinueServiceDeploymentRequest, DeleteRequest, ExecRequest, ExecResponse, Expect, GetRequest, InstanceUsage,
+    ListRequest, ListUsageRequest, LogsRequest, LogsResponse, MakeRoomRequest, MakeRoomResponse, Object,
+    PutMetricDataRequest, PutSpec, RunTaskRequest, Selector, ServiceSpec, SetAlarmStateRequest, StatsRequest,
+    StatsResponse, StatusRequest, StatusResponse, StopTaskRequest, UpdateTaskProtectionRequest, WatchRequest,
+    WatchResponse, change, object,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -89,6 +91,10 @@ impl Client {
 
     fn tasks(&self) -> TasksClient<Channel> {
         TasksClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    fn metrics(&self) -> MetricsClient<Channel> {
+        MetricsClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     fn services(&self) -> ServicesClient<Channel> {
@@ -216,6 +222,24 @@ impl Client {
     /// Says how an alarm is.
     pub async fn set_alarm_state(&self, request: SetAlarmStateRequest) -> Result<(), Failure> {
         self.ask(self.services().set_alarm_state(request)).await.map(|_| ())
+    }
+
+    /// Tells values of metrics.
+    pub async fn put_metric_data(&self, request: PutMetricDataRequest) -> Result<(), Failure> {
+        self.ask(self.metrics().put_metric_data(request)).await.map(|_| ())
+    }
+
+    /// What the tasks of a cluster take, as every API server of the address list knows it.
+    pub async fn usage(&self, cluster: &str) -> Result<Vec<InstanceUsage>, Failure> {
+        let request = ListUsageRequest { cluster: cluster.to_owned() };
+        let mut usage = self.ask(self.metrics().list_usage(request.clone())).await?.instances;
+        for address in self.addresses.iter().filter(|address| **address != self.address) {
+            // One that is down has no agents either.
+            let Ok(channel) = open(address, self.timeout).await else { continue };
+            let other = Client { channel, address: address.clone(), ..self.clone() };
+            usage.extend(other.ask(other.metrics().list_usage(request.clone())).await?.instances);
+        }
+        Ok(usage)
     }
 
     /// Opens the stream of a task's output.

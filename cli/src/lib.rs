@@ -23,6 +23,7 @@ pub mod get;
 pub mod hello;
 pub mod logs;
 pub mod manifests;
+pub mod metric;
 pub mod out;
 pub mod process;
 pub mod progress;
@@ -37,6 +38,7 @@ pub mod store;
 pub mod table;
 pub mod target;
 pub mod top;
+pub mod usage;
 pub mod wait;
 pub mod watch;
 pub mod world;
@@ -94,6 +96,7 @@ async fn verb_of(verb: Command, global: &Global) -> Result<(), Failure> {
         Command::Scale(args) => scale::run(args, global, out).await,
         Command::Rollout(args) => rollout::run(args, global, out).await,
         Command::Alarm(args) => alarm::run(args, global, out).await,
+        Command::Metric(args) => metric::run(args, global, out).await,
         Command::Secret(args) => secret::run(args, global, out).await,
         Command::Protect(args) => protect::run(args, global, out).await,
         Command::Explain(args) => explain::run(args, global, out).await,

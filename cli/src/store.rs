@@ -150,6 +150,8 @@ async fn export(global: &Global, out: &mut Out) -> Result<(), Failure> {
     for kind in [Kind::Alarm, Kind::SecurityGroup, Kind::TargetGroup, Kind::Listener] {
         objects.extend(client.list(kind, Selector::default()).await?);
     }
+    // Those of policies come with them.
+    objects.retain(|object| object.kind() != Kind::Alarm || object.meta().owner.is_none());
     let services = client.list(Kind::Service, Selector::default()).await?;
     let mut definitions = client.list(Kind::TaskDefinition, Selector::default()).await?;
     definitions.sort_by_key(|definition| {
@@ -163,6 +165,9 @@ async fn export(global: &Global, out: &mut Out) -> Result<(), Failure> {
     for definition in &definitions {
         objects.push(definition.clone());
         objects.extend(services.iter().filter(|s| uses(s, definition.name())).cloned());
+    }
+    for kind in [Kind::ScalableTarget, Kind::ScalingPolicy] {
+        objects.extend(client.list(kind, Selector::default()).await?);
     }
     let secrets = client.list(Kind::Secret, Selector::default()).await?;
     if !secrets.is_empty() {
@@ -200,6 +205,8 @@ fn declared(object: &mut Object) {
         Some(object::Kind::TaskDefinition(definition)) => definition.status = None,
         Some(object::Kind::Cluster(cluster)) => cluster.status = None,
         Some(object::Kind::Alarm(alarm)) => alarm.status = None,
+        Some(object::Kind::ScalableTarget(target)) => target.status = None,
+        Some(object::Kind::ScalingPolicy(policy)) => policy.status = None,
         _ => {}
     }
 }

@@ -14,22 +14,27 @@ use crate::columns::short_id;
 use crate::failure::Failure;
 use crate::out::{Out, Style, note};
 use crate::table::{Cell, Table};
-use crate::target;
 use crate::world::World;
+use crate::{target, usage};
 
 /// Arguments of `steady top`.
 #[derive(Debug, Args)]
 #[command(
     after_long_help = "CPU is in hundredths of a core since the look before. Containers that take most come first.
 
+`services`, `tasks` and `instances` show what agents said last, which they do every ten seconds, against what is reserved: CPU in units
+of which a core has 1024.
+
 Examples:
+  steady top services                what services take of what their tasks reserve
+  steady top instances               how full machines are
   steady top                         every running task of the cluster, again and again
   steady top service/web --once
   steady top task/3fa8c1"
 )]
 pub struct Top {
-    /// service/NAME, task/ID, or the id of a task [default: all of the cluster].
-    #[arg(value_name = "TASK|SERVICE")]
+    /// services, tasks or instances; or service/NAME, task/ID, or the id of a task [default: every container of the cluster].
+    #[arg(value_name = "WHAT")]
     pub what: Option<String>,
     /// Look once, a second long.
     #[arg(long)]
@@ -50,6 +55,9 @@ pub async fn run(args: Top, global: &Global, out: &mut Out) -> Result<(), Failur
     let client = global.connect().await?;
     let once = args.once || !out.is_terminal();
     let pause = Duration::from_secs(if once { 1 } else { args.every });
+    if let Some(of) = args.what.as_deref().and_then(usage::Of::parse) {
+        return all(&client, of, global, (!once).then_some(pause), out).await;
+    }
     let (mut before, _) = look(&client, &args, global).await?;
     loop {
         tokio::time::sleep(pause).await;
@@ -73,6 +81,31 @@ pub async fn run(args: Top, global: &Global, out: &mut Out) -> Result<(), Failur
             return Ok(());
         }
         before = now;
+    }
+}
+
+/// What all services, tasks or instances take, again and again.
+async fn all(
+    client: &Client,
+    of: usage::Of,
+    global: &Global,
+    pause: Option<Duration>,
+    out: &mut Out,
+) -> Result<(), Failure> {
+    loop {
+        let (table, silent) = usage::look(client, of, global, out.is_colored()).await?;
+        if pause.is_some() {
+            out.text("\x1b[H\x1b[J")?;
+        }
+        out.text(&table.render())?;
+        if silent > 0 {
+            note(&format!(
+                "nothing is known of {silent} running tasks: they began in the last twenty seconds, are simulated, or their agents are \
+                 connected to an API server that --server does not name"
+            ));
+        }
+        let Some(pause) = pause else { return Ok(()) };
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -174,7 +207,7 @@ fn row(usage: &ContainerUsage, before: Option<&ContainerUsage>, cpu: Option<f64>
 }
 
 /// In the largest unit that leaves a whole number before the point.
-fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];
     let mut value = count as f64;
     let mut unit = "B";

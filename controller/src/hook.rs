@@ -1,27 +1,16 @@
 //! Asks lifecycle hooks over HTTP.
 
 use std::collections::BTreeMap;
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use serde::{Deserialize, Serialize};
 use steady_plan::deployment::{Answer, CALL_BACK, Call};
 
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Longest answer that is read, bytes.
-const MAX_ANSWER: usize = 64 * 1024;
+use crate::web;
+
 /// Seconds until a hook is asked again, at least and at most.
 const DELAY: (u64, u64) = (1, 3600);
-
-static CLIENT: LazyLock<Client<HttpConnector, Full<Bytes>>> =
-    LazyLock::new(|| Client::builder(TokioExecutor::new()).build_http());
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -52,11 +41,9 @@ struct Answered {
 
 /// Asks a hook. Whoever cannot be reached is asked again later.
 pub(crate) async fn ask(call: &Call) -> Answer {
-    let later = |why: String| Answer::Later(CALL_BACK, why);
-    match tokio::time::timeout(PATIENCE, post(call)).await {
-        Err(_) => later(format!("{} gives no answer for {} s; asking again", call.url, PATIENCE.as_secs())),
-        Ok(Err(why)) => later(format!("{}: {why}; asking again", call.url)),
-        Ok(Ok(answer)) => understand(&answer),
+    match post(call).await {
+        Err(why) => Answer::Later(CALL_BACK, format!("{}: {why}; asking again", call.url)),
+        Ok(answer) => understand(&answer),
     }
 }
 
@@ -75,18 +62,8 @@ async fn post(call: &Call) -> Result<Bytes, String> {
         hook_details: &call.details,
     };
     let body = serde_json::to_vec(&payload).map_err(|e| e.to_string())?;
-    let request = Request::post(&call.url).header(header::CONTENT_TYPE, "application/json");
-    let request = request.body(Full::new(Bytes::from(body))).map_err(|e| e.to_string())?;
-    let response = CLIENT
-        .request(request)
-        .await
-        .map_err(|e| std::error::Error::source(&e).map_or(e.to_string(), ToString::to_string))?;
-    let status = response.status();
-    if !status.is_success() {
-        return Err(format!("answered {status}"));
-    }
-    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-    body.map(http_body_util::Collected::to_bytes).map_err(|e| e.to_string())
+    let (status, answer) = web::post(&call.url, "application/json", body).await?;
+    if status.is_success() { Ok(answer) } else { Err(format!("answered {status}")) }
 }
 
 /// Any answer that is not understood is a failure (ECS).

@@ -1,14 +1,17 @@
 //! Steady's controllers. Each module says what its controller watches and which keys a change touches; what is to be
 //! done is decided in [`steady_plan`], and done by [`steady_runtime`]. No controller module knows another one.
 
+mod autoscaler;
 mod deployment;
 mod hook;
 mod instance;
 mod metrics;
+mod prometheus;
 mod reaper;
 mod registrar;
 mod scheduler;
 mod service;
+mod web;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -36,12 +39,21 @@ pub enum Name {
     Reaper,
     /// Targets of load balancers.
     Registrar,
+    /// How many tasks services have.
+    Autoscaler,
 }
 
 impl Name {
     /// Every controller.
-    pub const ALL: [Name; 6] =
-        [Name::Deployment, Name::Service, Name::Scheduler, Name::Instance, Name::Reaper, Name::Registrar];
+    pub const ALL: [Name; 7] = [
+        Name::Deployment,
+        Name::Service,
+        Name::Scheduler,
+        Name::Instance,
+        Name::Reaper,
+        Name::Registrar,
+        Name::Autoscaler,
+    ];
 
     /// As `--only` writes it.
     pub fn as_str(self) -> &'static str {
@@ -52,6 +64,7 @@ impl Name {
             Name::Instance => instance::Instances::NAME,
             Name::Reaper => reaper::Reaper::NAME,
             Name::Registrar => registrar::Registrar::NAME,
+            Name::Autoscaler => autoscaler::Autoscaler::NAME,
         }
     }
 
@@ -71,6 +84,7 @@ impl Name {
             Name::Instance => instance::Instances::watches(),
             Name::Reaper => reaper::Reaper::watches(),
             Name::Registrar => registrar::Registrar::watches(),
+            Name::Autoscaler => autoscaler::Autoscaler::watches(),
         }
     }
 }
@@ -107,6 +121,10 @@ pub async fn run_controllers(
                 Name::Instance => Box::pin(run(instance::Instances, client, reflector, clock, holder, ending)),
                 Name::Reaper => Box::pin(run(reaper::Reaper, client, reflector, clock, holder, ending)),
                 Name::Registrar => Box::pin(run(registrar::Registrar, client, reflector, clock, holder, ending)),
+                Name::Autoscaler => {
+                    let autoscaler = autoscaler::Autoscaler::new(client.clone());
+                    Box::pin(run(autoscaler, client, reflector, clock, holder, ending))
+                }
             }
         });
         // They end with this future: whoever drops it has stopped them.

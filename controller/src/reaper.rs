@@ -23,6 +23,7 @@ impl Controller for Reaper {
             Kind::TaskDefinition,
             Kind::Reservation,
             Kind::ContainerInstance,
+            Kind::MetricData,
         ]
     }
 

@@ -12,6 +12,7 @@ use steady_proto::v1::{
 };
 use steady_proto::{DEFAULT_CLUSTER, KindExt};
 
+use crate::scaling;
 use crate::service::{self, DEFAULT_PERCENT};
 use crate::traffic;
 
@@ -79,6 +80,13 @@ pub fn fill(object: &mut Object) {
         }
         Some(object::Kind::TargetGroup(group)) => traffic::fill_target_group(group.spec.get_or_insert_default()),
         Some(object::Kind::Listener(listener)) => traffic::fill_listener(listener.spec.get_or_insert_default()),
+        Some(object::Kind::Alarm(alarm)) => scaling::fill_alarm(alarm.spec.get_or_insert_default()),
+        Some(object::Kind::ScalableTarget(target)) => {
+            scaling::fill_target(target.spec.get_or_insert_default(), &meta.cluster, &meta.name);
+        }
+        Some(object::Kind::ScalingPolicy(policy)) => {
+            scaling::fill_policy(policy.spec.get_or_insert_default(), &meta.cluster);
+        }
         Some(object::Kind::Cluster(cluster)) => {
             cluster.spec.get_or_insert_default();
         }

@@ -3,6 +3,7 @@
 //! Everything here is a plain value or a pure function. Messages that only pass through stay the
 //! generated types of [`v1`]; this crate adds the types that decisions need.
 
+pub mod alarm;
 pub mod capacity;
 pub mod condition;
 pub mod defaults;
@@ -10,10 +11,13 @@ pub mod discovery;
 pub mod guard;
 pub mod hash;
 mod ids;
+pub mod metric;
 pub mod placement;
 mod plan;
 pub mod query;
 pub mod resources;
+pub mod scaling;
+pub mod schedule;
 pub mod secrets;
 pub mod security;
 pub mod service;

@@ -8,6 +8,7 @@
 mod balancer;
 mod certificates;
 mod connect;
+mod count;
 mod endpoint;
 mod group;
 mod handover;
@@ -160,6 +161,10 @@ pub async fn run(settings: Settings, client: Client, mut ending: watch::Receiver
     // They end with this future.
     let mut beside = tokio::task::JoinSet::new();
     beside.spawn(reporter.run(states, tables.subscribe()));
+    if plane.counts() {
+        let (client, cluster) = (client.clone(), settings.cluster.clone());
+        beside.spawn(count::Counter { client, cluster, name: own.clone(), tables: tables.subscribe() }.run());
+    }
     let holder = holder();
     beside.spawn(presence(client.clone(), lease.clone(), holder.clone()));
     if let Some(address) = settings.metrics {

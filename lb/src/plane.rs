@@ -32,6 +32,11 @@ pub(crate) trait Plane: Send {
         false
     }
 
+    /// Whether it tells how many requests there are.
+    fn counts(&self) -> bool {
+        true
+    }
+
     /// Takes no more connections; what goes on may come to its end. `handed_over`: another process has taken its place.
     fn close(&mut self, handed_over: bool);
 

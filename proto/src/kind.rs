@@ -28,12 +28,15 @@ impl KindExt for Kind {
         Kind::Listener,
         Kind::Service,
         Kind::TaskSet,
+        Kind::ScalableTarget,
+        Kind::ScalingPolicy,
         Kind::Deployment,
         Kind::Task,
         Kind::ContainerInstance,
         Kind::Reservation,
         Kind::Event,
         Kind::Lease,
+        Kind::MetricData,
     ];
 
     fn name(self) -> &'static str {
@@ -59,6 +62,9 @@ impl KindExt for Kind {
             Kind::SecurityGroup => "securitygroups",
             Kind::TargetGroup => "targetgroups",
             Kind::Listener => "listeners",
+            Kind::ScalableTarget => "scalabletargets",
+            Kind::ScalingPolicy => "scalingpolicies",
+            Kind::MetricData => "metricdata",
         }
     }
 

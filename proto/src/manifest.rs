@@ -241,6 +241,8 @@ fn document(text: &str, cluster: &str) -> Result<Option<Object>, Fault> {
         Kind::SecurityGroup,
         Kind::TargetGroup,
         Kind::Listener,
+        Kind::ScalableTarget,
+        Kind::ScalingPolicy,
     ];
     let Some(kind) = known.into_iter().find(|k| k.name() == kind) else {
         let names: Vec<&str> = known.iter().map(|k| k.name()).collect();
@@ -259,6 +261,8 @@ fn document(text: &str, cluster: &str) -> Result<Option<Object>, Fault> {
         Kind::SecurityGroup => body(text, |spec| v1::SecurityGroup { spec })?,
         Kind::TargetGroup => body(text, |spec| v1::TargetGroup { spec })?,
         Kind::Listener => body(text, |spec| v1::Listener { spec })?,
+        Kind::ScalableTarget => body(text, |spec| v1::ScalableTarget { spec, status: None })?,
+        Kind::ScalingPolicy => body(text, |spec| v1::ScalingPolicy { spec, status: None })?,
         _ => body(text, |spec| v1::ContainerInstance { spec, status: None })?,
     };
     let mut meta = meta.unwrap_or_default();

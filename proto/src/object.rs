@@ -51,6 +51,9 @@ kinds!(
     (SecurityGroup, as_security_group),
     (TargetGroup, as_target_group),
     (Listener, as_listener),
+    (ScalableTarget, as_scalable_target),
+    (ScalingPolicy, as_scaling_policy),
+    (MetricData, as_metric_data),
 );
 
 impl Object {
@@ -104,6 +107,7 @@ impl Object {
             Some(object::Kind::Deployment(s)) => s.status.as_ref().map_or(&[], |s| &s.conditions),
             Some(object::Kind::Task(s)) => s.status.as_ref().map_or(&[], |s| &s.conditions),
             Some(object::Kind::ContainerInstance(s)) => s.status.as_ref().map_or(&[], |s| &s.conditions),
+            Some(object::Kind::ScalableTarget(s)) => s.status.as_ref().map_or(&[], |s| &s.conditions),
             _ => &[],
         }
     }
@@ -115,6 +119,7 @@ impl Object {
             Some(object::Kind::Deployment(s)) => Some(&mut s.status.get_or_insert_default().conditions),
             Some(object::Kind::Task(s)) => Some(&mut s.status.get_or_insert_default().conditions),
             Some(object::Kind::ContainerInstance(s)) => Some(&mut s.status.get_or_insert_default().conditions),
+            Some(object::Kind::ScalableTarget(s)) => Some(&mut s.status.get_or_insert_default().conditions),
             _ => None,
         }
     }

@@ -189,6 +189,10 @@ impl Runtime for Hollow {
         if running { Ok(Execution::ended(0)) } else { Err(RuntimeError::NotFound(id.clone())) }
     }
 
+    fn measures(&self) -> bool {
+        false
+    }
+
     async fn usage(&self, id: &ContainerId) -> Result<Usage, RuntimeError> {
         let running = self.lock().containers.get(id).is_some_and(|c| c.state == State::Running);
         if running { Ok(Usage::default()) } else { Err(RuntimeError::NotFound(id.clone())) }

@@ -453,6 +453,11 @@ pub trait Runtime: Send + Sync {
     /// Runs a command in it.
     async fn execute(&self, id: &ContainerId, command: Command) -> Result<Execution, RuntimeError>;
 
+    /// Whether what its containers take is worth looking at.
+    fn measures(&self) -> bool {
+        true
+    }
+
     /// What it takes now. [`RuntimeError::NotFound`]: it does not run.
     async fn usage(&self, id: &ContainerId) -> Result<Usage, RuntimeError>;
 

@@ -7,7 +7,7 @@ use v1::{ApplyResult, Object, object, service_state};
 
 use super::upsert::{result, unknown, upsert};
 use super::writes::Writes;
-use super::{MAX_SERVICES, Registry, RegistryError, definitions, fault, network, run, secrets, traffic};
+use super::{MAX_SERVICES, Registry, RegistryError, definitions, fault, network, run, scaling, secrets, traffic};
 use crate::seal::Keys;
 use steady_core::Revision;
 use steady_core::service::settings;
@@ -22,7 +22,7 @@ const NETWORK: &str = "spec.networkConfiguration";
 const MAX_OBJECTS: usize = 50;
 
 /// Kinds that people declare, in the order in which others refer to them.
-const APPLIED: [Kind; 10] = [
+const APPLIED: [Kind; 12] = [
     Kind::Cluster,
     Kind::Alarm,
     Kind::Secret,
@@ -32,6 +32,8 @@ const APPLIED: [Kind; 10] = [
     Kind::TaskDefinition,
     Kind::Service,
     Kind::TaskSet,
+    Kind::ScalableTarget,
+    Kind::ScalingPolicy,
     Kind::Task,
 ];
 
@@ -111,6 +113,14 @@ fn decide(writes: &mut Writes, keys: Option<&Keys>, objects: &[Object]) -> Resul
                 Kind::TaskDefinition => definitions::register(writes, object),
                 Kind::Service => declared(writes, object, objects),
                 Kind::TaskSet => task_set(writes, object, objects),
+                Kind::ScalableTarget => match scaling::target_faults(writes, object, objects) {
+                    faults if faults.is_empty() => Ok(upsert(writes, object.clone())),
+                    faults => Err(faults),
+                },
+                Kind::ScalingPolicy => match scaling::policy_faults(writes, object) {
+                    faults if faults.is_empty() => Ok(upsert(writes, object.clone())),
+                    faults => Err(faults),
+                },
                 _ => task(writes, object),
             };
             match decided {

@@ -250,6 +250,7 @@ fn set_spec(object: &mut Object, new: &Object, names: &[String]) -> Result<(), S
         (Some(object::Kind::Service(old)), Some(object::Kind::Service(new))) => set!(old, new),
         (Some(object::Kind::Deployment(old)), Some(object::Kind::Deployment(new))) => set!(old, new),
         (Some(object::Kind::ContainerInstance(old)), Some(object::Kind::ContainerInstance(new))) => set!(old, new),
+        (Some(object::Kind::Alarm(old)), Some(object::Kind::Alarm(new))) => set!(old, new),
         (Some(object::Kind::Task(_)), _) => Err("a task's spec is written once; bind it to place it".into()),
         _ => Err(format!("the spec of {} is not written by commits", kind.name())),
     }
@@ -266,6 +267,9 @@ fn put_status(writes: &mut Writes, index: usize, put: PutStatus) -> Result<(), R
         (Some(object::Kind::ContainerInstance(old)), Some(object::Kind::ContainerInstance(new))) => {
             old.status = new.status;
         }
+        (Some(object::Kind::Alarm(old)), Some(object::Kind::Alarm(new))) => old.status = new.status,
+        (Some(object::Kind::ScalableTarget(old)), Some(object::Kind::ScalableTarget(new))) => old.status = new.status,
+        (Some(object::Kind::ScalingPolicy(old)), Some(object::Kind::ScalingPolicy(new))) => old.status = new.status,
         (Some(object::Kind::Task(old)), Some(object::Kind::Task(new))) => {
             only_up(&key, old.status.as_ref(), new.status.as_ref())?;
             old.status = new.status;

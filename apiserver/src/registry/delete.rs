@@ -5,7 +5,7 @@ use steady_core::v1::{Object, ObjectRef, object, service_state};
 use steady_core::{DEFAULT_CLUSTER, Key, Kind, KindExt, Revision, task};
 
 use super::writes::Writes;
-use super::{Registry, RegistryError, network, traffic};
+use super::{Registry, RegistryError, network, scaling, traffic};
 
 impl Registry {
     /// Deletes an object. Returns it as it is now: `None` when it is gone.
@@ -73,7 +73,15 @@ fn delete(writes: &mut Writes, key: &Key, mut object: Object) -> Result<Option<O
                 return Err(RegistryError::Refused(message));
             }
         }
-        Kind::Task | Kind::TaskDefinition | Kind::Event | Kind::Alarm | Kind::Secret | Kind::Listener => {}
+        Kind::ScalableTarget => scaling::delete_target(writes, key),
+        Kind::ScalingPolicy => scaling::delete_policy(writes, key),
+        Kind::Task
+        | Kind::TaskDefinition
+        | Kind::Event
+        | Kind::Alarm
+        | Kind::Secret
+        | Kind::Listener
+        | Kind::MetricData => {}
     }
     writes.remove(key);
     Ok(None)
@@ -98,6 +106,8 @@ fn cluster(writes: &Writes, key: &Key) -> Result<(), RegistryError> {
         "it has SecurityGroups (steady get securitygroups)"
     } else if of(Kind::Listener) || of(Kind::TargetGroup) {
         "it has Listeners or TargetGroups (steady get listeners, steady get targetgroups)"
+    } else if of(Kind::ScalableTarget) || of(Kind::Alarm) {
+        "it has ScalableTargets or Alarms (steady get scalabletargets, steady get alarms)"
     } else {
         return Ok(());
     };

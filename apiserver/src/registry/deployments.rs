@@ -3,10 +3,8 @@
 use steady_core::v1::hook_status::Value as HookStatus;
 use steady_core::v1::hook_timeout_action::Value as Action;
 use steady_core::v1::rollout_state::Value as RolloutState;
-use steady_core::v1::{
-    Alarm, AlarmStatus, ContinueServiceDeploymentRequest, Object, SetAlarmStateRequest, alarm_state, object,
-};
-use steady_core::{Key, Kind};
+use steady_core::v1::{Alarm, ContinueServiceDeploymentRequest, Object, SetAlarmStateRequest, alarm_state, object};
+use steady_core::{Key, Kind, alarm};
 
 use super::{Registry, RegistryError, cluster, fault};
 
@@ -71,12 +69,9 @@ impl Registry {
         let (mut object, revision) = self
             .write(|writes| {
                 let mut object = writes.get(&key).cloned().ok_or_else(|| RegistryError::NotFound(key.clone()))?;
-                let status = AlarmStatus {
-                    state_value: request.state_value,
-                    state_reason: request.state_reason.clone(),
-                    state_updated_at: Some(writes.now().into()),
-                };
-                let spec = object.as_alarm().and_then(|alarm| alarm.spec.clone());
+                let Alarm { spec, status } = object.as_alarm().cloned().unwrap_or_default();
+                let (old, now) = (status.unwrap_or_default(), writes.now());
+                let status = alarm::changed(&old, request.state_value(), &request.state_reason, now);
                 object.kind = Some(object::Kind::Alarm(Alarm { spec, status: Some(status) }));
                 writes.put(object.clone());
                 Ok(object)

@@ -43,7 +43,7 @@ fn respecify(new: &mut Object, wanted: Object) -> bool {
             }
         };
     }
-    kinds!(Service, TaskSet, Alarm, Secret, SecurityGroup, TargetGroup, Listener)
+    kinds!(Service, TaskSet, Alarm, Secret, SecurityGroup, TargetGroup, Listener, ScalableTarget, ScalingPolicy)
 }
 
 pub(super) fn result(outcome: Outcome, object: Object, previous: Option<Object>) -> ApplyResult {

@@ -23,6 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::dispatch::Dispatch;
 use super::{Relay, status};
 use crate::cache::Changed;
+use crate::meter::Meter;
 use crate::registry::{Registration, Registry, RegistryError};
 use crate::storage::LeaseId;
 
@@ -42,13 +43,14 @@ const FIRST: Duration = Duration::from_secs(10);
 pub(crate) struct AgentService {
     registry: Registry,
     relay: Relay,
+    meter: Meter,
     dispatch: Arc<Dispatch>,
 }
 
 impl AgentService {
-    pub(crate) fn new(registry: Registry, relay: Relay) -> Self {
+    pub(crate) fn new(registry: Registry, relay: Relay, meter: Meter) -> Self {
         let dispatch = Arc::new(Dispatch::of(registry.cache().clone()));
-        AgentService { registry, relay, dispatch }
+        AgentService { registry, relay, meter, dispatch }
     }
 }
 
@@ -62,9 +64,10 @@ impl Agent for AgentService {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let (sender, receiver) = mpsc::channel(PENDING);
         let (registry, relay, dispatch) = (self.registry.clone(), self.relay.clone(), Arc::clone(&self.dispatch));
+        let meter = self.meter.clone();
         let mut incoming = request.into_inner();
         tokio::spawn(async move {
-            if let Err(status) = open(registry, relay, &dispatch, &mut incoming, &sender).await {
+            if let Err(status) = open(registry, relay, meter, &dispatch, &mut incoming, &sender).await {
                 let _ = sender.send(Err(status)).await;
             }
         });
@@ -77,6 +80,7 @@ type Sender = mpsc::Sender<Result<SessionResponse, Status>>;
 async fn open(
     registry: Registry,
     relay: Relay,
+    meter: Meter,
     dispatch: &Dispatch,
     incoming: &mut Streaming<SessionRequest>,
     sender: &Sender,
@@ -89,7 +93,8 @@ async fn open(
     let Registration { instance, uid, .. } = registry.register(&register).await.map_err(status::of)?;
     let (groups, told) = (dispatch.security_groups(), None);
     let sender = sender.clone();
-    let mut session = Session { registry, relay, sender, instance, uid, at: Revision(0), lease: None, groups, told };
+    let mut session =
+        Session { registry, relay, meter, sender, instance, uid, at: Revision(0), lease: None, groups, told };
     session.stay_alive().await?;
     let number = session.relay.opened(&session.instance, session.sender.clone());
     let ended = session.run(incoming, dispatch).await;
@@ -100,6 +105,7 @@ async fn open(
 struct Session {
     registry: Registry,
     relay: Relay,
+    meter: Meter,
     sender: Sender,
     instance: Key,
     uid: String,
@@ -238,6 +244,10 @@ impl Session {
             }
             Some(FromAgent::UsageTold(told)) => {
                 self.relay.told(&self.instance, told);
+                Ok(())
+            }
+            Some(FromAgent::UsageSampled(sampled)) => {
+                self.meter.sampled(&self.instance, sampled.tasks, self.registry.now());
                 Ok(())
             }
             Some(FromAgent::ExecChunk(chunk)) => {

@@ -2,10 +2,12 @@
 
 mod cells;
 mod counts;
+mod scaling;
 mod tasks;
 
 pub use cells::{state, yes_no};
 pub use counts::{Usage, free};
+pub use scaling::tells as policy_tells;
 pub use tasks::{addresses, reason as task_reason, short_id, status_word, urls};
 
 use std::collections::BTreeSet;
@@ -55,6 +57,7 @@ impl Columns {
             Kind::Cluster => &[Kind::Service, Kind::Task, Kind::ContainerInstance],
             Kind::ContainerInstance | Kind::TargetGroup => &[Kind::Task],
             Kind::Task => &[Kind::ContainerInstance],
+            Kind::MetricData => &[Kind::MetricData],
             _ => &[],
         }
     }
@@ -118,6 +121,9 @@ impl Columns {
             Kind::Listener => (&["NAME", "LOAD-BALANCER", "PROTOCOL", "PORT", "RULES", "TARGET-GROUPS", "AGE"], &[]),
             Kind::Secret => (&["NAME", "LAST-CHANGED", "DESCRIPTION", "AGE"], &[]),
             Kind::Alarm => (&["NAME", "STATE", "SINCE", "REASON"], &["DESCRIPTION"]),
+            Kind::ScalableTarget => (&["NAME", "MIN", "MAX", "LAST-CHANGE", "AGE"], &["CAUSE", "WAITS"]),
+            Kind::ScalingPolicy => (&["NAME", "SERVICE", "TYPE", "KEEPS", "AGE"], &[]),
+            Kind::MetricData => (&["NAMESPACE", "METRIC", "DIMENSIONS", "AVERAGE", "SAMPLES", "AGE"], &["NAME"]),
             Kind::Event => (&["AGE", "SEVERITY", "ABOUT", "REASON", "MESSAGE"], &["SOURCE"]),
             Kind::Lease if self.controllers => {
                 (&["CONTROLLER", "LEADER", "SINCE", "QUEUE", "LAST-ERROR"], &["COMMITS", "CONFLICTS"])
@@ -148,6 +154,9 @@ impl Columns {
             Kind::Listener => listener(object, &age),
             Kind::Secret => secret(object, now, age),
             Kind::Alarm => alarm(object, now),
+            Kind::ScalableTarget => scaling::target(object, now, age),
+            Kind::ScalingPolicy => scaling::policy(object, age),
+            Kind::MetricData => scaling::metric(object, world, now),
             Kind::Event => event(object, now),
             Kind::Lease if self.controllers => controller(object, now),
             Kind::Lease => (lease(object, now), vec![]),

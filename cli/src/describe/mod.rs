@@ -1,6 +1,7 @@
 //! `steady describe`: one object in sections: what it is, what it waits for, what happened.
 
 mod instance;
+mod scaling;
 mod service;
 mod task;
 mod traffic;
@@ -61,9 +62,25 @@ pub async fn run(args: Describe, global: &Global, out: &mut Out) -> Result<(), F
 async fn one(client: &Client, key: &Key, color: bool) -> Result<String, Failure> {
     let object = client.get(key).await?;
     let kinds = [Kind::Deployment, Kind::Task, Kind::ContainerInstance, Kind::Event, Kind::Listener];
-    let kinds: &[Kind] = if key.kind.in_cluster() { &kinds } else { &[Kind::Event] };
+    let scales = [
+        Kind::Event,
+        Kind::Service,
+        Kind::Task,
+        Kind::Alarm,
+        Kind::ScalableTarget,
+        Kind::ScalingPolicy,
+        Kind::MetricData,
+    ];
+    let kinds: &[Kind] = match key.kind {
+        Kind::ScalableTarget | Kind::ScalingPolicy => &scales,
+        kind if kind.in_cluster() => &kinds,
+        _ => &[Kind::Event],
+    };
     let mut world = World::list(client, kinds, &key.cluster).await?;
     world.add(vec![object.clone()]);
+    if key.kind == Kind::Service {
+        world.add(client.find(&Key::new(Kind::ScalableTarget, &key.cluster, &key.name)).await?.into_iter().collect());
+    }
     let mut page = Page { text: String::new(), color, now: now() };
     page.heading(&object);
     match key.kind {
@@ -72,6 +89,8 @@ async fn one(client: &Client, key: &Key, color: bool) -> Result<String, Failure>
         Kind::ContainerInstance => instance::describe(&mut page, &object, &world),
         Kind::TargetGroup => traffic::group(&mut page, &object, &world),
         Kind::Listener => traffic::listener(&mut page, &object),
+        Kind::ScalableTarget => scaling::target(&mut page, &object, &world),
+        Kind::ScalingPolicy => scaling::policy(&mut page, &object, &world),
         _ => page.plain(&object)?,
     }
     page.events(&object, &world);

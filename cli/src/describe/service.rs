@@ -4,7 +4,7 @@ use steady_core::{Kind, service, task};
 use steady_proto::v1::Object;
 use steady_proto::v1::service_state::Value as State;
 
-use super::Page;
+use super::{Page, scaling};
 use crate::progress;
 use crate::world::World;
 
@@ -61,6 +61,7 @@ pub(super) fn describe(page: &mut Page, object: &Object, world: &World) {
     if !steady {
         why_not(page, object, world);
     }
+    scaling::of_service(page, object, world);
     let of = |kind| world.view.of_service(kind, object.cluster(), object.name());
     page.table("Deployments", Kind::Deployment, of(Kind::Deployment), world);
     let live = |o: &&std::sync::Arc<Object>| task::of(o).is_some_and(|task| task.is_live());

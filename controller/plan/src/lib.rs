@@ -2,6 +2,7 @@
 //!
 //! One module for each controller; its `plan` is called with a key and answers with a [`Plan`](steady_core::Plan).
 
+pub mod autoscaler;
 mod daemon;
 pub mod deployment;
 pub mod instance;

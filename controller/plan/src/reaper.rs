@@ -13,6 +13,8 @@ pub const RETENTION: Duration = Duration::from_secs(24 * 3600);
 pub const MOST: usize = 2000;
 /// How many events about one object are kept, at most (ECS service events).
 pub const MOST_EVENTS: usize = 100;
+/// How long metrics are kept that go on no more: they are of the last half hour.
+pub const METRICS: Duration = Duration::from_secs(35 * 60);
 /// Between sweeps.
 pub const SWEEP: Duration = Duration::from_secs(10);
 /// Most changes of one sweep.
@@ -26,6 +28,7 @@ pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
     stopped_tasks(view, cluster, now, &mut changes);
     events(view, cluster, now, &mut changes);
     orphans(view, cluster, now, &mut changes);
+    metrics(view, cluster, now, &mut changes);
     if cluster == DEFAULT_CLUSTER {
         definitions(view, &mut changes);
         sequencers(view, &mut changes);
@@ -94,6 +97,17 @@ fn orphans(view: &View, cluster: &str, now: Timestamp, changes: &mut Vec<Change>
     }
 }
 
+/// What API servers knew that are gone, or that nobody is interested in any more.
+fn metrics(view: &View, cluster: &str, now: Timestamp, changes: &mut Vec<Change>) {
+    for object in view.in_cluster(Kind::MetricData, cluster) {
+        let series = object.as_metric_data().and_then(|data| data.spec.as_ref()).map_or(&[][..], |spec| &spec.series);
+        let until = series.iter().map(|s| (s.first + s.sum.len() as i64) * i64::from(s.period_seconds)).max();
+        if now.since(Timestamp(until.unwrap_or(0) * 1000)) > METRICS {
+            changes.push(remove(object));
+        }
+    }
+}
+
 /// Definitions that were deleted while they were in use.
 fn definitions(view: &View, changes: &mut Vec<Change>) {
     let deleted = view.of_kind(Kind::TaskDefinition).filter(|d| d.is_deleting());
@@ -149,6 +163,20 @@ mod tests {
         world.drop(&World::key("web"));
         sweep(&mut world, 1);
         assert_eq!(world.task_status("a").desired_status(), steady_core::v1::desired_status::Value::Stopped);
+    }
+
+    #[test]
+    fn metrics_that_go_on_no_more_are_removed() {
+        use steady_core::v1::{MetricData, MetricDataSpec, Series};
+        let mut world = World::new();
+        for (name, first) in [("old", 0), ("new", 30)] {
+            let series = Series { period_seconds: 60, first, sum: vec![1.0; 3], ..Series::default() };
+            let spec = MetricDataSpec { series: vec![series], ..MetricDataSpec::default() };
+            world.put(Object::new("default", name, MetricData { spec: Some(spec) }));
+        }
+        sweep(&mut world, 1);
+        let names: Vec<&str> = world.view.of_kind(Kind::MetricData).map(|data| data.name()).collect();
+        assert_eq!(names, ["new"]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use steady_core::v1::RevisionRequest;
 use steady_core::v1::admin_client::AdminClient;
 use steady_core::v1::agent_client::AgentClient;
 use steady_core::v1::leases_client::LeasesClient;
+use steady_core::v1::metrics_client::MetricsClient;
 use steady_core::v1::objects_client::ObjectsClient;
 use steady_core::v1::tasks_client::TasksClient;
 use steady_core::v1::traffic_client::TrafficClient;
@@ -102,6 +103,11 @@ impl Client {
     /// Calls for leases.
     pub fn leases(&self) -> LeasesClient<Wire> {
         LeasesClient::new(self.wire())
+    }
+
+    /// Calls for what is measured.
+    pub fn metrics(&self) -> MetricsClient<Wire> {
+        MetricsClient::new(self.wire()).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// Calls of those who look after the control plane.

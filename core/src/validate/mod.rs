@@ -4,6 +4,7 @@ mod common;
 mod engine;
 mod instance;
 mod network;
+mod scaling;
 mod secret;
 mod service;
 mod task;
@@ -12,11 +13,12 @@ mod traffic;
 
 use std::collections::BTreeMap;
 
-use steady_proto::v1::{CapacityProviderStrategyItem, Object, ServiceSpec, object};
+use steady_proto::v1::{CapacityProviderStrategyItem, Dimension, Object, ServiceSpec, object};
 use steady_proto::{Kind, KindExt};
 
 use crate::Key;
 use common::{Faults, name};
+pub use scaling::interval as step_interval;
 pub use traffic::values as condition_values;
 
 /// One thing that is wrong.
@@ -86,10 +88,15 @@ pub fn object(object: &Object) -> Vec<Fault> {
             traffic::listener(listener.spec.as_ref().unwrap_or(&<_>::default()), &mut faults);
         }
         Some(object::Kind::Alarm(alarm)) => {
-            let description = alarm.spec.as_ref().map_or(0, |spec| spec.alarm_description.len());
-            if description > 1024 {
-                faults.add("spec.alarmDescription", format!("has {description} characters; at most 1024"));
-            }
+            scaling::alarm(alarm.spec.as_ref().unwrap_or(&<_>::default()), &mut faults);
+        }
+        Some(object::Kind::ScalableTarget(target)) => {
+            let spec = target.spec.clone().unwrap_or_default();
+            scaling::target(object.cluster(), object.name(), &spec, &mut faults);
+        }
+        Some(object::Kind::ScalingPolicy(policy)) => {
+            let spec = policy.spec.clone().unwrap_or_default();
+            scaling::policy(object.cluster(), object.name(), &spec, &mut faults);
         }
         Some(object::Kind::ContainerInstance(instance)) => {
             instance::check(instance.spec.as_ref().unwrap_or(&<_>::default()), &mut faults);
@@ -105,6 +112,13 @@ pub fn object(object: &Object) -> Vec<Fault> {
 pub fn capacity_provider_strategy(path: &str, strategy: &[CapacityProviderStrategyItem]) -> Vec<Fault> {
     let mut faults = Faults::default();
     common::capacity(&mut faults, path, strategy);
+    faults.found
+}
+
+/// Everything wrong with a metric's names.
+pub fn metric(namespace: &str, name: &str, dimensions: &[Dimension], path: &str) -> Vec<Fault> {
+    let mut faults = Faults::default();
+    scaling::named(namespace, name, dimensions, path, &mut faults);
     faults.found
 }
 

@@ -80,6 +80,10 @@ impl Plane for Xds {
         self.tables.send_replace(Arc::clone(table));
     }
 
+    fn counts(&self) -> bool {
+        false
+    }
+
     fn known(&self) -> Vec<Arc<AtomicU64>> {
         vec![Arc::clone(&self.known)]
     }

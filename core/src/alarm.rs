@@ -1,0 +1,296 @@
+//! Alarms: whether what is measured is as it should be (`CloudWatch` alarms).
+
+use steady_proto::v1::alarm_state::Value as State;
+use steady_proto::v1::comparison_operator::Value as Comparison;
+use steady_proto::v1::statistic::Value as Statistic;
+use steady_proto::v1::treat_missing_data::Value as Missing;
+use steady_proto::v1::{Alarm, AlarmHistoryItem, AlarmSpec, AlarmStatus, Object};
+
+use crate::metric::{Data, MINUTE, Metric, REQUEST_COUNT_PER_TARGET};
+use crate::{Kind, Timestamp, View, task};
+
+/// How long what was measured in a period may take to be known, milliseconds after its end.
+const GRACE: i64 = 12_000;
+/// Changes of its state that an alarm remembers.
+const HISTORY: usize = 20;
+
+/// When an alarm is raised.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rule {
+    /// What of each period counts.
+    pub statistic: Statistic,
+    /// Seconds.
+    pub period: i64,
+    /// How many periods.
+    pub evaluated: i64,
+    /// How many of them have to breach.
+    pub to_alarm: usize,
+    /// What is too much, or too little.
+    pub threshold: f64,
+    /// Which of it.
+    pub comparison: Comparison,
+    /// What nothing counts as.
+    pub missing: Missing,
+    /// What is measured, by this factor.
+    pub scale: f64,
+    /// See [`Metric::is_percent`].
+    pub is_percent: bool,
+}
+
+/// How an alarm is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    /// The state.
+    pub state: State,
+    /// Why, in words and numbers.
+    pub reason: String,
+    /// It is raised, and what is known now says so: not that it was.
+    pub breaches: bool,
+    /// What was compared last.
+    pub value: Option<f64>,
+    /// Numbers of the periods that were looked at: from, and before.
+    pub periods: (i64, i64),
+}
+
+/// The metric that an alarm watches, if it watches one.
+pub fn metric(spec: &AlarmSpec) -> Option<Metric> {
+    match &spec.prometheus {
+        Some(query) => Some(Metric::of_prometheus(query)),
+        None if spec.metric_name.is_empty() => None,
+        None => Some(Metric::new(&spec.namespace, &spec.metric_name, &spec.dimensions)),
+    }
+}
+
+/// What an alarm that was filled in compares.
+pub fn rule(view: &View, cluster: &str, spec: &AlarmSpec, metric: &Metric) -> Rule {
+    let per_target = metric.name == REQUEST_COUNT_PER_TARGET;
+    let targets = metric.target_group().filter(|_| per_target).map_or(1, |group| healthy_targets(view, cluster, group));
+    Rule {
+        statistic: spec.statistic(),
+        period: i64::from(spec.period),
+        evaluated: i64::from(spec.evaluation_periods),
+        to_alarm: usize::try_from(spec.datapoints_to_alarm).unwrap_or(1).max(1),
+        threshold: spec.threshold(),
+        comparison: spec.comparison_operator(),
+        missing: spec.treat_missing_data(),
+        scale: 1.0 / targets.max(1) as f64,
+        is_percent: metric.is_percent(),
+    }
+}
+
+/// How many targets of a group get requests.
+pub fn healthy_targets(view: &View, cluster: &str, group: &str) -> usize {
+    use steady_proto::v1::target_state::Value as Target;
+    let tasks = view.in_cluster(Kind::Task, cluster).filter_map(|object| task::of(object));
+    let healthy = |found: &task::View<'_>| {
+        let targets = found.status.targets.iter().filter(|target| target.target_group == group);
+        targets.filter(|target| target.state() == Target::Healthy).count()
+    };
+    tasks.map(|found| healthy(&found)).sum()
+}
+
+/// How an alarm is now, that was `was`.
+pub fn judge(rule: &Rule, data: &Data, now: Timestamp, was: State) -> Verdict {
+    let length = rule.period.max(1) * 1000;
+    let mut end = now.0.div_euclid(length);
+    if data.point(rule.period, end - 1).is_none() && now.0 - end * length < GRACE {
+        end -= 1;
+    }
+    let periods = (end - rule.evaluated, end);
+    // What is missing never decides: with some of it unknown the value counts that is further from the threshold.
+    let of = |index: i64| {
+        let (low, high) = data.point(rule.period, index)?.bounds(rule.statistic, rule.is_percent);
+        if is_upper(rule.comparison) { low } else { high }.map(|value| value * rule.scale)
+    };
+    let values: Vec<Option<f64>> = (periods.0..periods.1).map(of).collect();
+    let breaches = |value: f64| match rule.comparison {
+        Comparison::GreaterThanOrEqualToThreshold => value >= rule.threshold,
+        Comparison::GreaterThanThreshold | Comparison::Unspecified => value > rule.threshold,
+        Comparison::LessThanThreshold => value < rule.threshold,
+        Comparison::LessThanOrEqualToThreshold => value <= rule.threshold,
+    };
+    let known: Vec<f64> = values.iter().copied().flatten().collect();
+    let missing = values.len() - known.len();
+    let over = known.iter().filter(|value| breaches(**value)).count();
+    let counted = over + if rule.missing == Missing::Breaching { missing } else { 0 };
+    let open = if matches!(rule.missing, Missing::Breaching | Missing::NotBreaching) { 0 } else { missing };
+    let stays = if was == State::Unspecified { State::InsufficientData } else { was };
+    let state = if counted >= rule.to_alarm {
+        State::Alarm
+    } else if counted + open < rule.to_alarm {
+        State::Ok
+    } else if known.is_empty() && rule.missing != Missing::Ignore {
+        State::InsufficientData
+    } else if rule.missing == Missing::Ignore || was != State::Alarm {
+        stays
+    } else {
+        // Raised, and no longer known to be so: what is missing does not keep it up.
+        if over == 0 { State::Ok } else { stays }
+    };
+    let value = values.iter().rev().find_map(|value| *value);
+    Verdict { state, reason: reason(rule, &values, over), breaches: counted >= rule.to_alarm, value, periods }
+}
+
+/// Whether too much raises it, and not too little.
+pub fn is_upper(comparison: Comparison) -> bool {
+    !matches!(comparison, Comparison::LessThanThreshold | Comparison::LessThanOrEqualToThreshold)
+}
+
+/// `3 out of the last 3 datapoints [61.2, 58.0, 66.7] (each 10 s) were greater than the threshold (50)`.
+fn reason(rule: &Rule, values: &[Option<f64>], over: usize) -> String {
+    let count = values.len();
+    let span = if rule.period < MINUTE || rule.period % MINUTE != 0 {
+        format!("{} s", rule.period)
+    } else {
+        format!("{} min", rule.period / MINUTE)
+    };
+    if values.iter().all(Option::is_none) {
+        return format!("no datapoint of the last {count} (each {span}) is known");
+    }
+    let shown: Vec<String> = values.iter().rev().take(6).map(|v| v.map_or("-".to_owned(), number)).collect();
+    let more = if count > shown.len() { ", …" } else { "" };
+    let than = match rule.comparison {
+        Comparison::GreaterThanOrEqualToThreshold => "greater than or equal to",
+        Comparison::GreaterThanThreshold | Comparison::Unspecified => "greater than",
+        Comparison::LessThanThreshold => "less than",
+        Comparison::LessThanOrEqualToThreshold => "less than or equal to",
+    };
+    format!(
+        "{over} out of the last {count} datapoints [{}{more}] (each {span}, newest first) were {than} the threshold ({})",
+        shown.join(", "),
+        number(rule.threshold)
+    )
+}
+
+/// A number as people read it: three digits, or what is before the point.
+pub fn number(value: f64) -> String {
+    let magnitude = value.abs();
+    let text = if !(1e-9..100.0).contains(&magnitude) {
+        format!("{value:.0}")
+    } else if magnitude >= 10.0 {
+        format!("{value:.1}")
+    } else {
+        format!("{value:.2}")
+    };
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
+/// The alarm with the state that it is in now; `None`: it was in it.
+pub fn with_verdict(object: &Object, verdict: &Verdict, now: Timestamp) -> Option<Object> {
+    let alarm = object.as_alarm()?;
+    let old = alarm.status.clone().unwrap_or_default();
+    if old.state_value() == verdict.state {
+        return None;
+    }
+    let status = changed(&old, verdict.state, &verdict.reason, now);
+    let mut object = object.clone();
+    object.kind = Some(Alarm { spec: alarm.spec.clone(), status: Some(status) }.into());
+    Some(object)
+}
+
+/// A status with another state.
+pub fn changed(old: &AlarmStatus, state: State, reason: &str, now: Timestamp) -> AlarmStatus {
+    let item =
+        AlarmHistoryItem { timestamp: Some(now.into()), state_value: state.into(), state_reason: reason.to_owned() };
+    let history = std::iter::once(item).chain(old.history.iter().cloned()).take(HISTORY).collect();
+    AlarmStatus {
+        state_value: state.into(),
+        state_reason: reason.to_owned(),
+        state_updated_at: Some(now.into()),
+        history,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metric::{Point, Row};
+
+    const NOW: Timestamp = Timestamp(1_000_000);
+
+    fn rule(missing: Missing) -> Rule {
+        Rule {
+            statistic: Statistic::Average,
+            period: 10,
+            evaluated: 3,
+            to_alarm: 2,
+            threshold: 50.0,
+            comparison: Comparison::GreaterThanThreshold,
+            missing,
+            scale: 1.0,
+            is_percent: false,
+        }
+    }
+
+    /// Periods up to now, oldest first.
+    fn data(values: &[Option<f64>]) -> Data {
+        let first = 100 - values.len() as i64;
+        let known = values.iter().enumerate().filter_map(|(i, v)| Some((first + i as i64, Point::of((*v)?))));
+        Data::from_rows(known.collect::<Row>(), Row::new())
+    }
+
+    fn state(missing: Missing, was: State, values: &[Option<f64>]) -> State {
+        // The last period ended long enough ago to be known.
+        let now = Timestamp(NOW.0 + 9_999);
+        let values: Vec<Option<f64>> = values.to_vec();
+        let rule = rule(missing);
+        let shifted = data(&values);
+        judge(&rule, &shifted, now, was).state
+    }
+
+    #[test]
+    fn an_alarm_is_raised_by_enough_of_its_periods() {
+        let high = Some(60.0);
+        let low = Some(40.0);
+        assert_eq!(state(Missing::Missing, State::Ok, &[high, low, high]), State::Alarm);
+        assert_eq!(state(Missing::Missing, State::Alarm, &[low, low, high]), State::Ok);
+        assert_eq!(state(Missing::Missing, State::Ok, &[high, high, low, low]), State::Ok, "older ones do not count");
+    }
+
+    #[test]
+    fn what_is_missing_raises_nothing_unless_it_is_said_to() {
+        let (high, low) = (Some(60.0), Some(40.0));
+        for was in [State::Ok, State::InsufficientData] {
+            assert_eq!(state(Missing::Missing, was, &[high, None, low]), was);
+            assert_eq!(state(Missing::Ignore, was, &[None, None, low]), was);
+        }
+        assert_eq!(state(Missing::Missing, State::Alarm, &[None, low, low]), State::Ok);
+        assert_eq!(state(Missing::Missing, State::Alarm, &[None, None, low]), State::Ok);
+        assert_eq!(state(Missing::Breaching, State::Ok, &[None, None, low]), State::Alarm);
+        assert_eq!(state(Missing::NotBreaching, State::Alarm, &[high, None, None]), State::Ok);
+    }
+
+    #[test]
+    fn without_data_nothing_is_known() {
+        let late = Timestamp(NOW.0 + 60_000);
+        let data = data(&[Some(60.0), Some(60.0), Some(60.0)]);
+        assert_eq!(judge(&rule(Missing::Missing), &data, late, State::Alarm).state, State::InsufficientData);
+        assert_eq!(judge(&rule(Missing::Ignore), &data, late, State::Alarm).state, State::Alarm);
+        assert_eq!(judge(&rule(Missing::Breaching), &data, late, State::Ok).state, State::Alarm);
+    }
+
+    #[test]
+    fn a_period_that_has_just_ended_is_waited_for() {
+        let data = data(&[Some(60.0), Some(60.0), Some(60.0)]);
+        let verdict = judge(&rule(Missing::Missing), &data, Timestamp(NOW.0 + 10_500), State::Ok);
+        assert_eq!((verdict.state, verdict.periods), (State::Alarm, (97, 100)));
+        assert!(verdict.reason.starts_with("3 out of the last 3 datapoints [60, 60, 60]"), "{}", verdict.reason);
+    }
+
+    #[test]
+    fn tasks_that_are_silent_raise_no_alarm_either_way() {
+        let point = Point { sum: 80.0, samples: 1.0, expected: 2.0, minimum: 80.0, maximum: 80.0 };
+        let row: Row = (97..100).map(|index| (index, point)).collect();
+        let data = Data::from_rows(row, Row::new());
+        let high = Rule { is_percent: true, ..rule(Missing::Missing) };
+        let low = Rule { comparison: Comparison::LessThanThreshold, threshold: 60.0, ..high.clone() };
+        // One is at 80 %: both together are at 40 % at least, and at 90 % at most.
+        assert_eq!(judge(&high, &data, NOW, State::Ok).state, State::Ok);
+        assert_eq!(judge(&low, &data, NOW, State::Ok).state, State::Ok);
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        assert_eq!([0.0, 0.5, 12.0, 66.66, 1234.5].map(number), ["0", "0.5", "12", "66.7", "1234"]);
+    }
+}
