@@ -43,9 +43,6 @@ impl Sampler {
             }
             let Ok(tasks) = answered.await else { return };
             let containers: Vec<ContainerId> = tasks.iter().flat_map(|(_, task)| task.running.clone()).collect();
-            if containers.is_empty() && before.is_empty() {
-                continue;
-            }
             let looked = stream::iter(containers).map(|id| async {
                 let usage = self.runtime.usage(&id).await.ok()?;
                 Some((id, (Instant::now(), usage)))

@@ -13,6 +13,7 @@ use steady_core::metric::{
 };
 use steady_core::v1::{InstanceUsage, MetricDataSpec, Object, TaskUsage};
 use steady_core::{Key, Kind, SmolStr, Timestamp, View, scaling, task, traffic};
+use tokio::task::JoinHandle;
 
 use crate::registry::Registry;
 
@@ -32,6 +33,8 @@ struct State {
     /// By cluster and load balancer: requests of this period for each target group, and of how many seconds they are.
     requests: BTreeMap<(SmolStr, String), (f64, BTreeMap<String, f64>)>,
     windows: BTreeMap<(SmolStr, Metric), Window>,
+    /// Those that something is decided on.
+    wanted: BTreeSet<(SmolStr, Metric)>,
 }
 
 /// What is known. Clones share it.
@@ -58,16 +61,26 @@ impl Meter {
         }
     }
 
-    /// Values of a metric of somebody's own. False: there are too many metrics.
-    pub(crate) fn put(&self, cluster: &str, metric: Metric, at: Timestamp, point: &Point) -> bool {
+    /// Values of metrics of somebody's own, all of them or none. False: there are too many metrics that nothing is decided on.
+    pub(crate) fn put(&self, cluster: &str, values: Vec<(Metric, Timestamp, Point)>) -> bool {
         let mut state = self.lock();
-        let known = state.windows.len();
-        let key = (SmolStr::new(cluster), metric);
-        if known >= MOST && !state.windows.contains_key(&key) {
+        let values: Vec<_> =
+            values.into_iter().map(|(metric, at, point)| ((SmolStr::new(cluster), metric), at, point)).collect();
+        let new = |key: &(SmolStr, Metric)| !state.windows.contains_key(key) && !state.wanted.contains(key);
+        let new = values.iter().filter(|(key, ..)| new(key)).count();
+        let idle = state.windows.len().saturating_sub(state.wanted.len());
+        if new > 0 && idle + new > MOST {
             return false;
         }
-        state.windows.entry(key).or_default().add(at.0.div_euclid(LENGTH), point);
+        for (key, at, point) in values {
+            state.windows.entry(key).or_default().add(at.0.div_euclid(LENGTH), &point);
+        }
         true
+    }
+
+    /// An instance's session here is over: what its tasks take is known elsewhere from now on.
+    pub(crate) fn gone(&self, instance: &Key) {
+        self.lock().usage.remove(instance);
     }
 
     /// What the tasks of a cluster take, as far as it is known.
@@ -81,15 +94,23 @@ impl Meter {
 
     /// Sums up each period as it ends, for as long as the server lives.
     pub(crate) async fn run(self, registry: Registry) {
+        let mut telling: Option<JoinHandle<()>> = None;
         loop {
             let now = registry.now().0;
             let left = Duration::from_millis(u64::try_from(LENGTH - now.rem_euclid(LENGTH)).unwrap_or(0));
             tokio::time::sleep(left + LATE).await;
             let view = registry.cache().view();
             let known = self.close(&view, registry.now(), registry.server());
-            if let Err(error) = registry.publish(known).await {
-                tracing::warn!(%error, "what was measured cannot be told; it is lost if that lasts for three minutes");
+            // A store that is slow is told with the next period, which tells of this one, too.
+            if telling.as_ref().is_some_and(|telling| !telling.is_finished()) {
+                continue;
             }
+            let registry = registry.clone();
+            telling = Some(tokio::spawn(async move {
+                if let Err(error) = registry.publish(known).await {
+                    tracing::warn!(%error, "what was measured cannot be told; it is lost if that lasts for three minutes");
+                }
+            }));
         }
     }
 
@@ -109,7 +130,8 @@ impl Meter {
             window.roll(index, !metric.is_fine());
             !window.is_empty()
         });
-        let known = state.windows.iter().filter(|(key, window)| wanted.contains(*key) && window.has_samples());
+        state.wanted = wanted;
+        let known = state.windows.iter().filter(|(key, window)| state.wanted.contains(*key) && window.has_samples());
         let spec = |(cluster, metric): &(SmolStr, Metric), window: &Window| {
             let spec = MetricDataSpec {
                 namespace: metric.namespace.clone(),
@@ -161,7 +183,7 @@ fn of_group(view: &View, cluster: &str, group: &str, requests: &Requests) -> Poi
         let Some((seconds, counted)) = requests.get(&(SmolStr::new(cluster), name.clone())) else { continue };
         // Reports are not told at the edges of periods.
         let count = counted.get(group).copied().unwrap_or(0.0) * PERIOD as f64 / seconds.max(0.1);
-        point.add(&Point { expected: 0.0, ..Point::of(count) });
+        point.add(&Point::of(count));
     }
     point
 }
@@ -176,7 +198,7 @@ fn of_service(view: &View, cluster: &str, service: &str, name: &str, usage: &Usa
         let told =
             usage.get(&instance).and_then(|(_, tasks)| tasks.iter().find(|told| told.task == found.object.name()));
         if let Some(told) = told {
-            point.add(&Point { expected: 0.0, ..Point::of(100.0 * taken(told, name) / reserved) });
+            point.add(&Point::of(100.0 * taken(told, name) / reserved));
         }
     }
     point

@@ -164,6 +164,8 @@ pub enum Command {
     Lb(process::Lb),
     /// Answer the names of services.
     Dns(process::Dns),
+    /// Make instances for capacity providers.
+    Pool(process::Pool),
     /// Run a small web server to try things with.
     Hello(hello::Hello),
     /// Print the completion script of a shell.

@@ -237,7 +237,9 @@ impl Client {
             // One that is down has no agents either.
             let Ok(channel) = open(address, self.timeout).await else { continue };
             let other = Client { channel, address: address.clone(), ..self.clone() };
-            usage.extend(other.ask(other.metrics().list_usage(request.clone())).await?.instances);
+            if let Ok(more) = other.ask(other.metrics().list_usage(request.clone())).await {
+                usage.extend(more.instances);
+            }
         }
         Ok(usage)
     }

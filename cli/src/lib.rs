@@ -71,6 +71,7 @@ pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Agent(args) => Box::pin(process::agent(args, &global)).await,
         Command::Lb(args) => Box::pin(process::lb(args, &global)).await,
         Command::Dns(args) => Box::pin(process::dns(args, &global)).await,
+        Command::Pool(args) => Box::pin(process::pool(args, &global)).await,
         Command::Hello(args) => hello::run(&args).await.map_err(Failure::from),
         verb => tokio::select! {
             result = Box::pin(verb_of(verb, &global)) => result,
@@ -116,6 +117,7 @@ async fn verb_of(verb: Command, global: &Global) -> Result<(), Failure> {
         | Command::Agent(_)
         | Command::Lb(_)
         | Command::Dns(_)
+        | Command::Pool(_)
         | Command::Hello(_) => Ok(()),
     }
 }

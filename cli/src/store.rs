@@ -147,7 +147,7 @@ async fn export(global: &Global, out: &mut Out) -> Result<(), Failure> {
     let mut objects = client.list(Kind::Cluster, Selector::default()).await?;
     objects.retain(|cluster| cluster.name() != steady_core::DEFAULT_CLUSTER);
     // What others refer to comes first.
-    for kind in [Kind::Alarm, Kind::SecurityGroup, Kind::TargetGroup, Kind::Listener] {
+    for kind in [Kind::CapacityProvider, Kind::Alarm, Kind::SecurityGroup, Kind::TargetGroup, Kind::Listener] {
         objects.extend(client.list(kind, Selector::default()).await?);
     }
     // Those of policies come with them.
@@ -204,6 +204,7 @@ fn declared(object: &mut Object) {
         }
         Some(object::Kind::TaskDefinition(definition)) => definition.status = None,
         Some(object::Kind::Cluster(cluster)) => cluster.status = None,
+        Some(object::Kind::CapacityProvider(provider)) => provider.status = None,
         Some(object::Kind::Alarm(alarm)) => alarm.status = None,
         Some(object::Kind::ScalableTarget(target)) => target.status = None,
         Some(object::Kind::ScalingPolicy(policy)) => policy.status = None,

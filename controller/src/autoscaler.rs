@@ -2,78 +2,115 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use futures::future::{BoxFuture, join_all};
+use futures::future::BoxFuture;
 use steady_core::metric::{Metric, PERIOD};
 use steady_core::v1::{MetricDatum, Object, PrometheusQuery, PutMetricDataRequest};
-use steady_core::{Clock, Key, Kind, Plan, Timestamp, View, alarm, scaling};
+use steady_core::{Clock, Key, Kind, Plan, SmolStr, Timestamp, View, alarm, scaling};
 use steady_plan::autoscaler::{Silent, plan, queries};
 use steady_runtime::{Client, Controller};
+use tokio::sync::Semaphore;
 
 use crate::prometheus;
+
+/// Queries that are asked at once.
+const AT_ONCE: usize = 16;
+/// How long the API server may take to hear what was answered.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Periods after which what was asked is forgotten.
+const FORGOTTEN: i64 = 360;
+
+/// A metric of a cluster: the period in which it was asked for last, and why there was no answer.
+type Asked = BTreeMap<(SmolStr, Metric), (i64, Option<String>)>;
 
 /// How many tasks services have.
 pub(crate) struct Autoscaler {
     client: Client,
-    /// By metric of a Prometheus: the period in which it was asked last, and why it did not answer.
-    asked: Mutex<BTreeMap<Metric, (i64, Option<String>)>>,
+    asked: Arc<Mutex<Asked>>,
+    asking: Arc<Semaphore>,
 }
 
 impl Autoscaler {
     pub(crate) fn new(client: Client) -> Self {
-        Autoscaler { client, asked: Mutex::default() }
+        Autoscaler { client, asked: Arc::default(), asking: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 
-    /// Those of these queries that were not asked in this period.
-    fn due(&self, queries: Vec<PrometheusQuery>, period: i64) -> Vec<(Metric, PrometheusQuery)> {
+    /// Asks those of these queries that were not asked in this period; nobody waits for the answers, which come as metrics.
+    fn ask(&self, cluster: &str, queries: Vec<PrometheusQuery>, period: i64) {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.retain(|_, (last, _)| period - *last < 360);
-        let with_metric = queries.into_iter().map(|query| (Metric::of_prometheus(&query), query));
-        with_metric
-            .filter(|(metric, _)| {
-                let entry = asked.entry(metric.clone()).or_insert((i64::MIN / 2, None));
-                let is_due = entry.0 < period;
-                entry.0 = period;
-                is_due
-            })
-            .collect()
-    }
-
-    /// Asks a Prometheus, and tells the API server what it said.
-    async fn ask(&self, cluster: &str, metric: &Metric, query: &PrometheusQuery) {
-        let asking = async {
-            let value = prometheus::ask(query).await?;
-            let datum = MetricDatum {
-                metric_name: metric.name.clone(),
-                dimensions: metric.dimensions(),
-                value: Some(value),
-                ..MetricDatum::default()
-            };
-            let (cluster, namespace) = (cluster.to_owned(), metric.namespace.clone());
-            let request = PutMetricDataRequest { cluster, namespace, metric_data: vec![datum] };
-            let mut metrics = self.client.metrics();
-            metrics.put_metric_data(request).await.map(|_| ()).map_err(|status| status.message().to_owned())
-        };
-        let failed = asking.await.err();
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = asked.get_mut(metric) {
-            entry.1 = failed;
+        asked.retain(|_, (last, _)| (period - *last).abs() < FORGOTTEN);
+        for query in queries {
+            let metric = Metric::of_prometheus(&query);
+            let key = (SmolStr::new(cluster), metric.clone());
+            let entry = asked.entry(key.clone()).or_insert((period - 1, None));
+            if entry.0 == period {
+                continue;
+            }
+            entry.0 = period;
+            let (client, asking, known) = (self.client.clone(), Arc::clone(&self.asking), Arc::clone(&self.asked));
+            tokio::spawn(async move {
+                let Ok(_turn) = asking.acquire().await else { return };
+                let failed = told(&client, &key.0, &metric, &query, period).await.err();
+                let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(entry) = known.get_mut(&key) {
+                    entry.1 = failed;
+                }
+            });
         }
     }
 
-    fn silent(&self) -> Silent {
+    fn silent(&self, cluster: &str) -> Silent {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.iter().filter_map(|(metric, (_, why))| Some((metric.clone(), why.clone()?))).collect()
+        let own = asked.iter().filter(|((of, _), _)| of == cluster);
+        own.filter_map(|((_, metric), (_, why))| Some((metric.clone(), why.clone()?))).collect()
+    }
+}
+
+/// Asks a Prometheus, and tells the API server what it said.
+async fn told(
+    client: &Client,
+    cluster: &str,
+    metric: &Metric,
+    query: &PrometheusQuery,
+    period: i64,
+) -> Result<(), String> {
+    let value = prometheus::ask(query).await?;
+    let datum = MetricDatum {
+        metric_name: metric.name.clone(),
+        dimensions: metric.dimensions(),
+        value: Some(value),
+        // Of the period that was asked for, whoever's clock is a little ahead.
+        timestamp: Some(Timestamp((period * PERIOD + PERIOD / 2) * 1000).into()),
+        ..MetricDatum::default()
+    };
+    let (cluster, namespace) = (cluster.to_owned(), metric.namespace.clone());
+    let request = PutMetricDataRequest { cluster, namespace, metric_data: vec![datum] };
+    let (mut metrics, place) = (client.metrics(), client.place());
+    if let Ok(answer) = tokio::time::timeout(PATIENCE, metrics.put_metric_data(request)).await {
+        answer.map(|_| ()).map_err(|status| status.message().to_owned())
+    } else {
+        client.rotate(place);
+        Err("the API server does not answer".to_owned())
     }
 }
 
 /// What is decided on a metric: scalable targets, and alarms.
 fn deciding(view: &View, cluster: &str, metric: &Metric) -> Vec<Key> {
     let wants = |object: &&Arc<Object>| scaling::wanted(view, object).contains(metric);
-    let policies = view.in_cluster(Kind::ScalingPolicy, cluster).filter(wants);
-    let targets = policies.filter_map(|object| scaling::target_of(object.as_scaling_policy()?.spec.as_ref()?));
-    let alarms = view.in_cluster(Kind::Alarm, cluster).filter(wants).flat_map(|object| of_alarm(view, object));
-    targets.chain(alarms).collect::<BTreeSet<Key>>().into_iter().collect()
+    let mut keys: BTreeSet<Key> = BTreeSet::new();
+    if let Some(service) = metric.service() {
+        // Policies that it is for are the service's own.
+        let target = Key::new(Kind::ScalableTarget, cluster, service);
+        keys.extend(view.get(&target).is_some().then_some(target));
+    } else {
+        let policies = view.in_cluster(Kind::ScalingPolicy, cluster).filter(wants);
+        keys.extend(policies.filter_map(|object| scaling::target_of(object.as_scaling_policy()?.spec.as_ref()?)));
+    }
+    let by_user = |object: &&Arc<Object>| object.meta().owner.is_none();
+    let alarms = view.in_cluster(Kind::Alarm, cluster).filter(by_user).filter(wants);
+    keys.extend(alarms.flat_map(|object| of_alarm(view, object)));
+    keys.into_iter().collect()
 }
 
 /// An alarm that watches something, and the targets of policies that it triggers, or that it belongs to.
@@ -130,13 +167,12 @@ impl Controller for Autoscaler {
 
     fn act<'a>(&'a self, view: &'a View, key: &'a Key, clock: &'a dyn Clock) -> BoxFuture<'a, Plan> {
         Box::pin(async move {
-            let due = self.due(queries(view, key), clock.now().0.div_euclid(PERIOD * 1000));
-            join_all(due.iter().map(|(metric, query)| self.ask(&key.cluster, metric, query))).await;
-            plan(view, key, clock.now(), &self.silent())
+            self.ask(&key.cluster, queries(view, key), clock.now().0.div_euclid(PERIOD * 1000));
+            self.plan(view, key, clock.now())
         })
     }
 
     fn plan(&self, view: &View, key: &Key, now: Timestamp) -> Plan {
-        plan(view, key, now, &self.silent())
+        plan(view, key, now, &self.silent(&key.cluster))
     }
 }

@@ -2,6 +2,7 @@
 //! done is decided in [`steady_plan`], and done by [`steady_runtime`]. No controller module knows another one.
 
 mod autoscaler;
+mod capacity;
 mod deployment;
 mod hook;
 mod instance;
@@ -41,11 +42,13 @@ pub enum Name {
     Registrar,
     /// How many tasks services have.
     Autoscaler,
+    /// How many instances pools have.
+    Capacity,
 }
 
 impl Name {
     /// Every controller.
-    pub const ALL: [Name; 7] = [
+    pub const ALL: [Name; 8] = [
         Name::Deployment,
         Name::Service,
         Name::Scheduler,
@@ -53,6 +56,7 @@ impl Name {
         Name::Reaper,
         Name::Registrar,
         Name::Autoscaler,
+        Name::Capacity,
     ];
 
     /// As `--only` writes it.
@@ -65,6 +69,7 @@ impl Name {
             Name::Reaper => reaper::Reaper::NAME,
             Name::Registrar => registrar::Registrar::NAME,
             Name::Autoscaler => autoscaler::Autoscaler::NAME,
+            Name::Capacity => capacity::Capacity::NAME,
         }
     }
 
@@ -85,6 +90,7 @@ impl Name {
             Name::Reaper => reaper::Reaper::watches(),
             Name::Registrar => registrar::Registrar::watches(),
             Name::Autoscaler => autoscaler::Autoscaler::watches(),
+            Name::Capacity => capacity::Capacity::watches(),
         }
     }
 }
@@ -121,6 +127,7 @@ pub async fn run_controllers(
                 Name::Instance => Box::pin(run(instance::Instances, client, reflector, clock, holder, ending)),
                 Name::Reaper => Box::pin(run(reaper::Reaper, client, reflector, clock, holder, ending)),
                 Name::Registrar => Box::pin(run(registrar::Registrar, client, reflector, clock, holder, ending)),
+                Name::Capacity => Box::pin(run(capacity::Capacity, client, reflector, clock, holder, ending)),
                 Name::Autoscaler => {
                     let autoscaler = autoscaler::Autoscaler::new(client.clone());
                     Box::pin(run(autoscaler, client, reflector, clock, holder, ending))

@@ -24,6 +24,8 @@ impl Controller for Reaper {
             Kind::Reservation,
             Kind::ContainerInstance,
             Kind::MetricData,
+            Kind::Alarm,
+            Kind::ScalingPolicy,
         ]
     }
 

@@ -11,6 +11,8 @@ use crate::{Kind, Timestamp, View, task};
 
 /// How long what was measured in a period may take to be known, milliseconds after its end.
 const GRACE: i64 = 12_000;
+/// The same of what nobody knows how much of it there should be.
+const SETTLE: i64 = 1_500;
 /// Changes of its state that an alarm remembers.
 const HISTORY: usize = 20;
 
@@ -35,6 +37,8 @@ pub struct Rule {
     pub scale: f64,
     /// See [`Metric::is_percent`].
     pub is_percent: bool,
+    /// It is known how much of it there should be.
+    pub is_counted: bool,
 }
 
 /// How an alarm is.
@@ -48,6 +52,8 @@ pub struct Verdict {
     pub breaches: bool,
     /// What was compared last.
     pub value: Option<f64>,
+    /// The newest of what breached.
+    pub breach: Option<f64>,
     /// Numbers of the periods that were looked at: from, and before.
     pub periods: (i64, i64),
 }
@@ -75,6 +81,7 @@ pub fn rule(view: &View, cluster: &str, spec: &AlarmSpec, metric: &Metric) -> Ru
         missing: spec.treat_missing_data(),
         scale: 1.0 / targets.max(1) as f64,
         is_percent: metric.is_percent(),
+        is_counted: metric.is_reserved(),
     }
 }
 
@@ -93,7 +100,11 @@ pub fn healthy_targets(view: &View, cluster: &str, group: &str) -> usize {
 pub fn judge(rule: &Rule, data: &Data, now: Timestamp, was: State) -> Verdict {
     let length = rule.period.max(1) * 1000;
     let mut end = now.0.div_euclid(length);
-    if data.point(rule.period, end - 1).is_none() && now.0 - end * length < GRACE {
+    // Not all API servers have told of a period in the moment after its end.
+    let newest = data.point(rule.period, end - 1);
+    let is_whole = newest.is_some_and(|point| point.samples + 1e-6 >= point.expected);
+    let passed = now.0 - end * length;
+    if passed < SETTLE && !rule.is_counted || passed < GRACE && !is_whole {
         end -= 1;
     }
     let periods = (end - rule.evaluated, end);
@@ -128,7 +139,8 @@ pub fn judge(rule: &Rule, data: &Data, now: Timestamp, was: State) -> Verdict {
         if over == 0 { State::Ok } else { stays }
     };
     let value = values.iter().rev().find_map(|value| *value);
-    Verdict { state, reason: reason(rule, &values, over), breaches: counted >= rule.to_alarm, value, periods }
+    let breach = known.iter().rev().copied().find(|value| breaches(*value));
+    Verdict { state, reason: reason(rule, &values, over), breaches: over >= rule.to_alarm, breach, value, periods }
 }
 
 /// Whether too much raises it, and not too little.
@@ -219,6 +231,7 @@ mod tests {
             missing,
             scale: 1.0,
             is_percent: false,
+            is_counted: true,
         }
     }
 

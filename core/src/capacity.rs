@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use steady_proto::v1::CapacityProviderStrategyItem;
+use steady_proto::v1::managed::Value as Managed;
+use steady_proto::v1::{CapacityProviderSpec, CapacityProviderStrategyItem, ManagedScaling};
 
 /// The capacity provider of the next task, given how many tasks each has: the one whose base is not filled, else the one
 /// whose weight it is behind most, the first of those alike (ECS capacity provider strategy). `None` without a strategy.
@@ -22,6 +23,52 @@ pub fn next_provider<'a>(
         })
     });
     item.map(|item| item.capacity_provider.as_str())
+}
+
+/// Whether something is managed: it is, unless it is said that it is not.
+pub fn is_enabled(managed: Managed) -> bool {
+    managed != Managed::Disabled
+}
+
+/// The settings of managed scaling, filled in.
+pub fn scaling(spec: &CapacityProviderSpec) -> ManagedScaling {
+    let given = spec.auto_scaling_group_provider.as_ref().and_then(|group| group.managed_scaling);
+    let mut scaling = given.unwrap_or_default();
+    fill_scaling(&mut scaling);
+    scaling
+}
+
+fn fill_scaling(scaling: &mut ManagedScaling) {
+    let or = |value: &mut i32, default: i32| *value = if *value == 0 { default } else { *value };
+    if scaling.status() == Managed::Unspecified {
+        scaling.set_status(Managed::Enabled);
+    }
+    or(&mut scaling.target_capacity, 100);
+    or(&mut scaling.minimum_scaling_step_size, 1);
+    or(&mut scaling.maximum_scaling_step_size, 10_000);
+    or(&mut scaling.scale_in_evaluation_seconds, 900);
+    scaling.instance_warmup_period.get_or_insert(300);
+}
+
+/// Fills in a capacity provider.
+pub(crate) fn fill(spec: &mut CapacityProviderSpec) {
+    let group = spec.auto_scaling_group_provider.get_or_insert_default();
+    fill_scaling(group.managed_scaling.get_or_insert_default());
+    if group.managed_termination_protection() == Managed::Unspecified {
+        group.set_managed_termination_protection(Managed::Enabled);
+    }
+    if group.managed_draining() == Managed::Unspecified {
+        group.set_managed_draining(Managed::Enabled);
+    }
+    if let Some(pool) = &mut spec.pool {
+        pool.template.get_or_insert_default();
+        let refresh = pool.refresh.get_or_insert_default();
+        refresh.min_healthy_percentage.get_or_insert(100);
+        refresh.batch_size = refresh.batch_size.max(i32::from(refresh.batch_size == 0));
+        if refresh.failure_threshold == 0 {
+            refresh.failure_threshold = 2;
+        }
+    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use steady_proto::v1::{
 };
 use steady_proto::{DEFAULT_CLUSTER, KindExt};
 
+use crate::capacity;
 use crate::scaling;
 use crate::service::{self, DEFAULT_PERCENT};
 use crate::traffic;
@@ -87,6 +88,7 @@ pub fn fill(object: &mut Object) {
         Some(object::Kind::ScalingPolicy(policy)) => {
             scaling::fill_policy(policy.spec.get_or_insert_default(), &meta.cluster);
         }
+        Some(object::Kind::CapacityProvider(provider)) => capacity::fill(provider.spec.get_or_insert_default()),
         Some(object::Kind::Cluster(cluster)) => {
             cluster.spec.get_or_insert_default();
         }

@@ -124,7 +124,7 @@ impl Metric {
 
     /// Whether there should be a value in each of the shortest periods.
     pub fn is_fine(&self) -> bool {
-        self.is_reserved() || self.namespace == PROMETHEUS
+        self.is_reserved()
     }
 
     /// The object that one API server keeps of it.
@@ -176,9 +176,9 @@ pub struct Point {
 }
 
 impl Point {
-    /// A single value.
+    /// A single value, of as many as there are.
     pub fn of(value: f64) -> Self {
-        Point { sum: value, samples: 1.0, expected: 1.0, minimum: value, maximum: value }
+        Point { sum: value, samples: 1.0, expected: 0.0, minimum: value, maximum: value }
     }
 
     /// Whether nothing is known, not even what should be.
@@ -190,7 +190,16 @@ impl Point {
     pub fn join(&mut self, other: &Point) {
         let expected = self.expected.max(other.expected);
         self.add(other);
-        self.expected = expected.max(self.samples);
+        self.expected = expected;
+    }
+
+    /// What several API servers know, once all of it is joined: whoever went from one to another is in both, and counts once.
+    fn joined(mut self) -> Self {
+        if self.expected > 0.0 && self.samples > self.expected {
+            self.sum *= self.expected / self.samples;
+            self.samples = self.expected;
+        }
+        self
     }
 
     /// Another value, or another period.
@@ -239,16 +248,16 @@ pub fn to_series(period: i64, row: &Row) -> Series {
     for index in *first..=*last {
         let point = row.get(&index).copied().unwrap_or_default();
         series.sum.push(point.sum);
-        series.sample_count.push(point.samples as f32);
-        series.expected.push(point.expected as f32);
-        series.minimum.push(point.minimum as f32);
-        series.maximum.push(point.maximum as f32);
+        series.sample_count.push(point.samples);
+        series.expected.push(point.expected);
+        series.minimum.push(point.minimum);
+        series.maximum.push(point.maximum);
     }
     series
 }
 
 fn rows(series: &Series) -> impl Iterator<Item = (i64, Point)> {
-    let at = |values: &[f32], place: usize| values.get(place).copied().map_or(0.0, f64::from);
+    let at = |values: &[f64], place: usize| values.get(place).copied().unwrap_or(0.0);
     let points = series.sum.iter().enumerate().map(move |(place, sum)| {
         let point = Point {
             sum: *sum,
@@ -341,6 +350,9 @@ impl Data {
                     row.entry(index).and_modify(|known| known.join(&point)).or_insert(point);
                 }
             }
+        }
+        for point in data.fine.values_mut().chain(data.minutes.values_mut()) {
+            *point = point.joined();
         }
         data
     }

@@ -1,6 +1,6 @@
 //! A plan: what a controller decided, before anything is done about it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use smol_str::SmolStr;
@@ -174,6 +174,9 @@ impl Plan {
     pub fn publish(mut self, view: &View, subject: Option<&Key>, source: &str, now: Timestamp) -> Vec<Vec<Change>> {
         // What is written because of what is waited for, and the event that tells it where it is news.
         let mut statuses: BTreeMap<Key, (Object, Option<Event>)> = BTreeMap::new();
+        // An object has one condition of a controller: what was said first is what it waits for.
+        let mut named = BTreeSet::new();
+        self.waiting.retain(|waiting| named.insert(waiting.about.clone()));
         let planned = planned(&self.groups);
         let planned = |key: &Key| match planned.get(key) {
             Some(planned) => planned.cloned(),

@@ -141,17 +141,17 @@ pub fn alarm_names(policy: &str) -> [String; 2] {
     [format!("TargetTracking-{policy}-AlarmHigh"), format!("TargetTracking-{policy}-AlarmLow")]
 }
 
-/// What a policy of a service watches. `None`: requests of a service that has no target group.
-pub fn tracked(
+/// The metric of a policy of a service, what of it counts, and whether it need not have a value in each period. `None`: requests of a
+/// service that has no target group.
+fn measured(
     cluster: &str,
     service: &str,
     spec: &ServiceSpec,
     config: &TargetTrackingScalingPolicyConfiguration,
-) -> Option<Tracked> {
-    let target = config.target_value;
+) -> Option<(Metric, Statistic, bool)> {
     let own = config.customized_metric_specification.as_ref();
     let predefined = config.predefined_metric_specification.as_ref();
-    let (named, statistic, slow) = match (own, predefined) {
+    Some(match (own, predefined) {
         (Some(own), _) => match &own.prometheus {
             Some(query) => (Metric::of_prometheus(query), own.statistic(), false),
             None => (Metric::new(&own.namespace, &own.metric_name, &own.dimensions), own.statistic(), true),
@@ -168,7 +168,19 @@ pub fn tracked(
             _ => (Metric::of_service(metric::CPU_UTILIZATION, cluster, service), Statistic::Average, false),
         },
         (None, None) => return None,
-    };
+    })
+}
+
+/// What a policy of a service watches. `None`: requests of a service that has no target group.
+pub fn tracked(
+    cluster: &str,
+    service: &str,
+    spec: &ServiceSpec,
+    config: &TargetTrackingScalingPolicyConfiguration,
+) -> Option<Tracked> {
+    let target = config.target_value;
+    let own = config.customized_metric_specification.as_ref();
+    let (named, statistic, slow) = measured(cluster, service, spec, config)?;
     let alarm = |seconds: i32, threshold: f64, comparison: Comparison| {
         let fine = !slow && i64::from(seconds) <= PERIOD * metric::FINE as i64;
         let period = if fine { PERIOD } else { MINUTE };
@@ -231,19 +243,10 @@ pub fn wanted(view: &View, object: &Object) -> Vec<Metric> {
     let service = view.get(&Key::new(Kind::Service, cluster, name));
     let Some(service) = service.and_then(|service| service.as_service()?.spec.as_ref()) else { return vec![] };
     let tracked = spec.target_tracking_scaling_policy_configuration.as_ref();
-    let tracked = tracked.and_then(|config| tracked_metric(cluster, name, service, config));
+    let tracked = tracked.and_then(|config| measured(cluster, name, service, config));
     let predicted = spec.predictive_scaling_policy_configuration.as_ref();
     let predicted = predicted.and_then(|config| self::predicted(cluster, name, service, config));
-    tracked.into_iter().chain(predicted.map(|(metric, _)| metric)).collect()
-}
-
-fn tracked_metric(
-    cluster: &str,
-    service: &str,
-    spec: &ServiceSpec,
-    config: &TargetTrackingScalingPolicyConfiguration,
-) -> Option<Metric> {
-    tracked(cluster, service, spec, config).map(|tracked| tracked.metric)
+    tracked.map(|(metric, ..)| metric.kept()).into_iter().chain(predicted.map(|(metric, _)| metric)).collect()
 }
 
 /// The target group of a resource label (`app/…/targetgroup/NAME/ID`, or a name), or a service's first.

@@ -9,12 +9,15 @@ use steady_core::v1::ReportRequestCountRequest;
 use steady_runtime::Client;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tonic::Code;
 
 use crate::endpoint::Identity;
 use crate::table::Table;
 
 /// Between reports.
 const EVERY: Duration = Duration::from_secs(5);
+/// What was not heard for so long is not told any more.
+const LONGEST: Duration = Duration::from_secs(60);
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(4);
 
@@ -31,6 +34,7 @@ impl Counter {
     /// Runs for as long as the load balancer does.
     pub(crate) async fn run(self) {
         let mut before: BTreeMap<Identity, u64> = BTreeMap::new();
+        let mut refused: BTreeMap<String, u64> = BTreeMap::new();
         let (mut pending, mut since) = (BTreeMap::new(), Instant::now());
         loop {
             tokio::time::sleep(EVERY).await;
@@ -42,6 +46,17 @@ impl Counter {
                 .collect();
             add(&mut pending, &before, &now);
             before = now;
+            // Who has no target asks, too: a service without tasks comes back by that.
+            for group in table.groups.values() {
+                let rejected = group.counters.rejected.load(Ordering::Relaxed);
+                let known = refused.insert(group.name.clone(), rejected).unwrap_or(0);
+                *pending.entry(group.name.clone()).or_default() += rejected.saturating_sub(known);
+            }
+            if since.elapsed() > LONGEST {
+                // Too long ago to say anything of now.
+                (pending, since) = (BTreeMap::new(), Instant::now());
+                continue;
+            }
             let request = ReportRequestCountRequest {
                 cluster: self.cluster.clone(),
                 load_balancer: self.name.clone(),
@@ -54,7 +69,9 @@ impl Counter {
                 Ok(Ok(_)) => (pending, since) = (BTreeMap::new(), Instant::now()),
                 Ok(Err(status)) => {
                     tracing::debug!(%status, "requests could not be told; trying again");
-                    self.client.rotate(place);
+                    if matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded) {
+                        self.client.rotate(place);
+                    }
                 }
                 Err(_) => self.client.rotate(place),
             }

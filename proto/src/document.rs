@@ -48,6 +48,7 @@ impl Serialize for Document<'_> {
             Some(object::Kind::ScalableTarget(v)) => both!(v),
             Some(object::Kind::ScalingPolicy(v)) => both!(v),
             Some(object::Kind::MetricData(v)) => spec!(v),
+            Some(object::Kind::CapacityProvider(v)) => both!(v),
             Some(object::Kind::Reservation(v)) => spec!(v),
             Some(object::Kind::Event(v)) => spec!(v),
             Some(object::Kind::Lease(v)) => spec!(v),

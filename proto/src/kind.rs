@@ -21,6 +21,7 @@ impl KindExt for Kind {
     const USER: &'static [Kind] = &[
         Kind::Cluster,
         Kind::TaskDefinition,
+        Kind::CapacityProvider,
         Kind::Alarm,
         Kind::Secret,
         Kind::SecurityGroup,
@@ -65,6 +66,7 @@ impl KindExt for Kind {
             Kind::ScalableTarget => "scalabletargets",
             Kind::ScalingPolicy => "scalingpolicies",
             Kind::MetricData => "metricdata",
+            Kind::CapacityProvider => "capacityproviders",
         }
     }
 
@@ -79,6 +81,7 @@ impl KindExt for Kind {
             "td" | "taskdef" | "taskdefs" => Some(Kind::TaskDefinition),
             "sg" => Some(Kind::SecurityGroup),
             "tg" => Some(Kind::TargetGroup),
+            "cp" => Some(Kind::CapacityProvider),
             "ci" | "instance" | "instances" => Some(Kind::ContainerInstance),
             _ => None,
         };

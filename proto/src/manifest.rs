@@ -243,6 +243,7 @@ fn document(text: &str, cluster: &str) -> Result<Option<Object>, Fault> {
         Kind::Listener,
         Kind::ScalableTarget,
         Kind::ScalingPolicy,
+        Kind::CapacityProvider,
     ];
     let Some(kind) = known.into_iter().find(|k| k.name() == kind) else {
         let names: Vec<&str> = known.iter().map(|k| k.name()).collect();
@@ -263,6 +264,7 @@ fn document(text: &str, cluster: &str) -> Result<Option<Object>, Fault> {
         Kind::Listener => body(text, |spec| v1::Listener { spec })?,
         Kind::ScalableTarget => body(text, |spec| v1::ScalableTarget { spec, status: None })?,
         Kind::ScalingPolicy => body(text, |spec| v1::ScalingPolicy { spec, status: None })?,
+        Kind::CapacityProvider => body(text, |spec| v1::CapacityProvider { spec, status: None })?,
         _ => body(text, |spec| v1::ContainerInstance { spec, status: None })?,
     };
     let mut meta = meta.unwrap_or_default();

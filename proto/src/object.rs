@@ -54,6 +54,7 @@ kinds!(
     (ScalableTarget, as_scalable_target),
     (ScalingPolicy, as_scaling_policy),
     (MetricData, as_metric_data),
+    (CapacityProvider, as_capacity_provider),
 );
 
 impl Object {
@@ -108,6 +109,7 @@ impl Object {
             Some(object::Kind::Task(s)) => s.status.as_ref().map_or(&[], |s| &s.conditions),
             Some(object::Kind::ContainerInstance(s)) => s.status.as_ref().map_or(&[], |s| &s.conditions),
             Some(object::Kind::ScalableTarget(s)) => s.status.as_ref().map_or(&[], |s| &s.conditions),
+            Some(object::Kind::CapacityProvider(s)) => s.status.as_ref().map_or(&[], |s| &s.conditions),
             _ => &[],
         }
     }
@@ -120,6 +122,7 @@ impl Object {
             Some(object::Kind::Task(s)) => Some(&mut s.status.get_or_insert_default().conditions),
             Some(object::Kind::ContainerInstance(s)) => Some(&mut s.status.get_or_insert_default().conditions),
             Some(object::Kind::ScalableTarget(s)) => Some(&mut s.status.get_or_insert_default().conditions),
+            Some(object::Kind::CapacityProvider(s)) => Some(&mut s.status.get_or_insert_default().conditions),
             _ => None,
         }
     }

@@ -268,7 +268,7 @@ impl Place {
     }
 
     /// Processes whose command line names this place's directory, and is as is asked for.
-    fn processes(&self, is_one: impl Fn(&str) -> bool) -> Vec<Pid> {
+    pub fn processes(&self, is_one: impl Fn(&str) -> bool) -> Vec<Pid> {
         let directory = self.directory.path().display().to_string();
         let holds = |entry: &std::fs::DirEntry| {
             let line = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();

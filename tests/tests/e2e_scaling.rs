@@ -52,7 +52,7 @@ fn load_doubles_the_tasks_and_its_end_halves_them_and_nothing_is_dropped() {
     let (_etcd, etcd) = place.etcd("http", &[]);
     let _api = place.apiserver(&etcd);
     let other = format!("127.0.0.1:{}", free_port());
-    let mut command = place.command(&["apiserver", "--etcd", &etcd, "--listen", &other]);
+    let command = place.command(&["apiserver", "--etcd", &etcd, "--listen", &other]);
     let _other = Running::start(command, &place.path("other.log"));
     eventually("the other API answers", Duration::from_secs(30), || std::net::TcpStream::connect(&other).ok());
     let controllers = || Running::start(place.command(&["controller"]), &place.path("controller.log"));
@@ -64,7 +64,7 @@ fn load_doubles_the_tasks_and_its_end_halves_them_and_nothing_is_dropped() {
             let (name, data) = (format!("m{number}"), place.path(&format!("agent{number}")).display().to_string());
             let args =
                 ["agent", "--name", &name, "--runtime", "process", "--data-dir", &data, "--address", "127.0.0.1"];
-            command = place.command(&[&args[..], &["--server", address]].concat());
+            let command = place.command(&[&args[..], &["--server", address]].concat());
             Running::start(command, &place.path(&format!("agent{number}.log")))
         })
         .collect();
@@ -120,7 +120,9 @@ spec:
     eventually("every task is measured", Duration::from_secs(45), || {
         let top = place.ok(&["top", "services", "--once", "--server", &both]);
         let row: Vec<&str> = top.lines().nth(1)?.split_whitespace().collect();
-        (row[1] == "4" && row[3].ends_with('%') && row[2].parse::<f64>().ok()? > 0.0).then_some(())
+        let silent =
+            text(&place.steady(&["top", "services", "--once", "--server", &both])).contains("nothing is known");
+        (row[1] == "4" && row[3].ends_with('%') && row[2].parse::<f64>().ok()? > 0.0 && !silent).then_some(())
     });
     let known = eventually("both API servers tell of the service's CPU", Duration::from_secs(45), || {
         let listed = place.json(&["get", "metricdata"]);
@@ -129,8 +131,9 @@ spec:
         Some(cpu.count()).filter(|count| *count == 2)
     });
     assert_eq!(known, 2);
-    let told = place.ok(&["get", "metricdata"]);
-    assert!(told.contains("4 of 4"), "{told}");
+    eventually("all four tasks are known together", Duration::from_secs(45), || {
+        place.ok(&["get", "metricdata"]).contains("4 of 4").then_some(())
+    });
 
     let requests = load.end("no request fails while tasks come");
     assert!(requests > 1000, "{requests}");
@@ -273,14 +276,14 @@ spec:
   targetTrackingScalingPolicyConfiguration:
     targetValue: 0.5
     customizedMetricSpecification: {{prometheus: {}}}
-    scaleOutCooldown: 3600
+    scaleOutCooldown: 10
 ",
         query("sum(steady_api_sessions)")
     );
     place.apply("sessions", &tracking);
     // Four tasks, and the metric twice its target.
     eventually("the service follows the query", Duration::from_secs(90), || {
-        (desired(&place, "worker") == 8).then_some(())
+        (desired(&place, "worker") >= 8).then_some(())
     });
 }
 

@@ -7,7 +7,9 @@ use v1::{ApplyResult, Object, object, service_state};
 
 use super::upsert::{result, unknown, upsert};
 use super::writes::Writes;
-use super::{MAX_SERVICES, Registry, RegistryError, definitions, fault, network, run, scaling, secrets, traffic};
+use super::{
+    MAX_SERVICES, Registry, RegistryError, capacity, definitions, fault, network, run, scaling, secrets, traffic,
+};
 use crate::seal::Keys;
 use steady_core::Revision;
 use steady_core::service::settings;
@@ -22,8 +24,9 @@ const NETWORK: &str = "spec.networkConfiguration";
 const MAX_OBJECTS: usize = 50;
 
 /// Kinds that people declare, in the order in which others refer to them.
-const APPLIED: [Kind; 12] = [
+const APPLIED: [Kind; 13] = [
     Kind::Cluster,
+    Kind::CapacityProvider,
     Kind::Alarm,
     Kind::Secret,
     Kind::SecurityGroup,
@@ -97,16 +100,27 @@ fn decide(writes: &mut Writes, keys: Option<&Keys>, objects: &[Object]) -> Resul
         for (index, object) in objects.iter().enumerate().filter(|(_, o)| o.kind() == kind) {
             let decided = match kind {
                 Kind::Cluster => Ok(upsert(writes, object.clone())),
-                Kind::Alarm | Kind::Secret | Kind::SecurityGroup | Kind::TargetGroup | Kind::Listener => {
+                Kind::CapacityProvider
+                | Kind::Alarm
+                | Kind::Secret
+                | Kind::SecurityGroup
+                | Kind::TargetGroup
+                | Kind::Listener => {
                     let faults = match (cluster_fault(writes, object.cluster()), kind) {
                         (Some(fault), _) => vec![fault],
                         (None, Kind::SecurityGroup) => network::referenced(writes, object, objects),
                         (None, Kind::Listener) => traffic::listener_faults(writes, object),
+                        (None, Kind::CapacityProvider) => capacity::faults(writes, object),
                         _ => Vec::new(),
                     };
                     match kind {
                         _ if !faults.is_empty() => Err(faults),
                         Kind::Secret => secrets::declared(writes, keys, object),
+                        Kind::Alarm => {
+                            let result = upsert(writes, object.clone());
+                            scaling::respecified(writes, object);
+                            Ok(result)
+                        }
                         _ => Ok(upsert(writes, object.clone())),
                     }
                 }
@@ -118,7 +132,11 @@ fn decide(writes: &mut Writes, keys: Option<&Keys>, objects: &[Object]) -> Resul
                     faults => Err(faults),
                 },
                 Kind::ScalingPolicy => match scaling::policy_faults(writes, object) {
-                    faults if faults.is_empty() => Ok(upsert(writes, object.clone())),
+                    faults if faults.is_empty() => {
+                        let result = upsert(writes, object.clone());
+                        scaling::respecified(writes, object);
+                        Ok(result)
+                    }
                     faults => Err(faults),
                 },
                 _ => task(writes, object),

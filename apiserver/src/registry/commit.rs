@@ -35,7 +35,7 @@ impl Registry {
             let mut writes = self.writes();
             for (index, change) in request.changes.iter().cloned().enumerate() {
                 let change = change.change.ok_or_else(|| invalid(index, "changes", "the change is empty"))?;
-                one(&mut writes, index, change)?;
+                one(&mut writes, index, change, request.fence.is_some())?;
             }
             if !writes.changes_something() {
                 let sequencer_revision = request.sequencer.as_ref().map_or(0, |s| s.revision);
@@ -132,10 +132,10 @@ pub(super) fn invalid(index: usize, path: &str, message: &str) -> RegistryError 
     RegistryError::Invalid(vec![(index, fault(path, message))])
 }
 
-fn one(writes: &mut Writes, index: usize, change: Wire) -> Result<(), RegistryError> {
+fn one(writes: &mut Writes, index: usize, change: Wire, led: bool) -> Result<(), RegistryError> {
     match change {
         Wire::Create(object) => create(writes, index, object),
-        Wire::PutSpec(put) => put_spec(writes, index, put),
+        Wire::PutSpec(put) => put_spec(writes, index, put, led),
         Wire::PutStatus(put) => put_status(writes, index, put),
         Wire::Remove(remove) => {
             let key = expected(writes, index, remove.r#ref.as_ref(), remove.expect)?;
@@ -202,7 +202,8 @@ pub(super) fn expected(
     Ok(key)
 }
 
-fn put_spec(writes: &mut Writes, index: usize, put: PutSpec) -> Result<(), RegistryError> {
+/// `led`: a controller writes it.
+fn put_spec(writes: &mut Writes, index: usize, put: PutSpec, led: bool) -> Result<(), RegistryError> {
     let new = put.object.ok_or_else(|| invalid(index, "putSpec.object", "is missing"))?;
     let key = expected(writes, index, Some(&new.reference()), put.expect)?;
     let Some(mut object) = writes.get(&key).cloned() else { return Err(RegistryError::NotFound(key)) };
@@ -212,7 +213,11 @@ fn put_spec(writes: &mut Writes, index: usize, put: PutSpec) -> Result<(), Regis
         return Ok(());
     }
     object.meta_mut().generation += 1;
-    let faults = validate::object(&object);
+    let mut faults = validate::object(&object);
+    if led && put.fields == ["desiredCount"] {
+        // A service scales through counts that leave its percentages no room; no deployment progresses while it has one of them.
+        faults.retain(|fault| fault.path.starts_with("spec.desiredCount"));
+    }
     if !faults.is_empty() {
         return Err(RegistryError::Invalid(faults.into_iter().map(|f| (index, f)).collect()));
     }
@@ -268,6 +273,9 @@ fn put_status(writes: &mut Writes, index: usize, put: PutStatus) -> Result<(), R
             old.status = new.status;
         }
         (Some(object::Kind::Alarm(old)), Some(object::Kind::Alarm(new))) => old.status = new.status,
+        (Some(object::Kind::CapacityProvider(old)), Some(object::Kind::CapacityProvider(new))) => {
+            old.status = new.status;
+        }
         (Some(object::Kind::ScalableTarget(old)), Some(object::Kind::ScalableTarget(new))) => old.status = new.status,
         (Some(object::Kind::ScalingPolicy(old)), Some(object::Kind::ScalingPolicy(new))) => old.status = new.status,
         (Some(object::Kind::Task(old)), Some(object::Kind::Task(new))) => {

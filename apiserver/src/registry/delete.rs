@@ -5,7 +5,7 @@ use steady_core::v1::{Object, ObjectRef, object, service_state};
 use steady_core::{DEFAULT_CLUSTER, Key, Kind, KindExt, Revision, task};
 
 use super::writes::Writes;
-use super::{Registry, RegistryError, network, scaling, traffic};
+use super::{Registry, RegistryError, capacity, network, scaling, traffic};
 
 impl Registry {
     /// Deletes an object. Returns it as it is now: `None` when it is gone.
@@ -73,6 +73,15 @@ fn delete(writes: &mut Writes, key: &Key, mut object: Object) -> Result<Option<O
                 return Err(RegistryError::Refused(message));
             }
         }
+        Kind::CapacityProvider => {
+            if let Some(users) = capacity::in_use(writes, key) {
+                let message = format!("{key} is in use by {users} (ResourceInUse); take it from them first");
+                return Err(RegistryError::Refused(message));
+            }
+            if let Some(left) = capacity::deleting(writes, object) {
+                return Ok(Some(left));
+            }
+        }
         Kind::ScalableTarget => scaling::delete_target(writes, key),
         Kind::ScalingPolicy => scaling::delete_policy(writes, key),
         Kind::Task
@@ -106,6 +115,8 @@ fn cluster(writes: &Writes, key: &Key) -> Result<(), RegistryError> {
         "it has SecurityGroups (steady get securitygroups)"
     } else if of(Kind::Listener) || of(Kind::TargetGroup) {
         "it has Listeners or TargetGroups (steady get listeners, steady get targetgroups)"
+    } else if of(Kind::CapacityProvider) {
+        "it has CapacityProviders (steady get capacityproviders)"
     } else if of(Kind::ScalableTarget) || of(Kind::Alarm) {
         "it has ScalableTargets or Alarms (steady get scalabletargets, steady get alarms)"
     } else {

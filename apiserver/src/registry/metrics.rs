@@ -6,13 +6,15 @@ use steady_core::{Key, SmolStr};
 use super::{Registry, RegistryError};
 
 /// Most metrics of one transaction.
-const AT_ONCE: usize = 50;
+const AT_ONCE: usize = 20;
 
 impl Registry {
     /// Writes what is known of metrics, each with its cluster and the name of its object.
     pub(crate) async fn publish(&self, known: Vec<(SmolStr, String, MetricDataSpec)>) -> Result<(), RegistryError> {
+        let mut failed = None;
         for some in known.chunks(AT_ONCE) {
-            self.write(|writes| {
+            // What cannot be told of some must not silence the others.
+            let told = self.write(|writes| {
                 for (cluster, name, spec) in some {
                     let new = Object::new(cluster, name, MetricData { spec: Some(spec.clone()) });
                     match writes.get(&Key::of(&new)).cloned() {
@@ -26,9 +28,9 @@ impl Registry {
                     }
                 }
                 Ok(())
-            })
-            .await?;
+            });
+            failed = told.await.err().or(failed);
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 }

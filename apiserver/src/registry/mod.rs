@@ -5,6 +5,7 @@
 
 mod apply;
 mod bind;
+mod capacity;
 mod check;
 mod commit;
 mod definitions;

@@ -1,8 +1,8 @@
 //! What scales: targets and policies, and what they name.
 
-use steady_core::v1::{Object, object};
+use steady_core::v1::{Alarm, Object, alarm_state, object};
 use steady_core::validate::Fault;
-use steady_core::{Key, Kind, scaling, service};
+use steady_core::{Key, Kind, alarm, scaling, service};
 
 use super::fault;
 use super::upsert::{missing, unknown};
@@ -26,6 +26,29 @@ pub(super) fn target_faults(writes: &mut Writes, object: &Object, beside: &[Obje
             vec![fault("spec.resourceId", message)]
         }
         Some(_) => vec![],
+    }
+}
+
+/// An alarm that watches nothing any more is not raised by what it watched; a policy that tracks nothing has no alarms.
+pub(super) fn respecified(writes: &mut Writes, object: &Object) {
+    let key = Key::of(object);
+    if let Some(spec) = object.as_scaling_policy().and_then(|policy| policy.spec.as_ref()) {
+        if spec.target_tracking_scaling_policy_configuration.is_none() {
+            delete_policy(writes, &key);
+        }
+        return;
+    }
+    let watches = |object: &Object| object.as_alarm()?.spec.as_ref().and_then(alarm::metric);
+    let before = writes.view().get(&key).and_then(|old| watches(old));
+    if before.is_some() && watches(object) != before {
+        let now = writes.now();
+        let Some(mut object) = writes.get(&key).cloned() else { return };
+        let found = object.as_alarm().cloned().unwrap_or_default();
+        let unknown = alarm_state::Value::InsufficientData;
+        let old = found.status.unwrap_or_default();
+        let status = alarm::changed(&old, unknown, "it watches something else since now", now);
+        object.kind = Some(object::Kind::Alarm(Alarm { spec: found.spec, status: Some(status) }));
+        writes.put(object);
     }
 }
 

@@ -43,7 +43,18 @@ fn respecify(new: &mut Object, wanted: Object) -> bool {
             }
         };
     }
-    kinds!(Service, TaskSet, Alarm, Secret, SecurityGroup, TargetGroup, Listener, ScalableTarget, ScalingPolicy)
+    kinds!(
+        Service,
+        TaskSet,
+        Alarm,
+        Secret,
+        SecurityGroup,
+        TargetGroup,
+        Listener,
+        ScalableTarget,
+        ScalingPolicy,
+        CapacityProvider
+    )
 }
 
 pub(super) fn result(outcome: Outcome, object: Object, previous: Option<Object>) -> ApplyResult {

@@ -98,7 +98,9 @@ async fn open(
     session.stay_alive().await?;
     let number = session.relay.opened(&session.instance, session.sender.clone());
     let ended = session.run(incoming, dispatch).await;
-    session.relay.closed(&session.instance, number);
+    if session.relay.closed(&session.instance, number) {
+        session.meter.gone(&session.instance);
+    }
     ended
 }
 

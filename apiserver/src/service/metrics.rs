@@ -4,7 +4,7 @@ use steady_core::metric::{Metric, Point};
 use steady_core::v1::metrics_server::Metrics;
 use steady_core::v1::{
     ListUsageRequest, ListUsageResponse, MetricDatum, PutMetricDataRequest, PutMetricDataResponse,
-    ReportRequestCountRequest, ReportRequestCountResponse,
+    ReportRequestCountRequest, ReportRequestCountResponse, StatisticSet,
 };
 use steady_core::validate::{self, Fault};
 use steady_core::{Key, Kind, Timestamp};
@@ -54,10 +54,10 @@ impl Metrics for MetricsService {
         if !faults.is_empty() {
             return Err(status::of(RegistryError::Invalid(faults)));
         }
-        for (metric, at, point) in points {
-            if !self.meter.put(cluster, metric, at, &point) {
-                return Err(Status::resource_exhausted("this API server keeps as many metrics as it can; put fewer"));
-            }
+        if !self.meter.put(cluster, points) {
+            let message =
+                "this API server keeps as many metrics as it can that no alarm and no policy names; put fewer";
+            return Err(Status::resource_exhausted(message));
         }
         Ok(Response::new(PutMetricDataResponse {}))
     }
@@ -67,7 +67,7 @@ impl Metrics for MetricsService {
         request: Request<ReportRequestCountRequest>,
     ) -> Result<Response<ReportRequestCountResponse>, Status> {
         let request = request.into_inner();
-        if !(request.seconds > 0.0 && request.seconds <= 3600.0) {
+        if request.seconds.is_nan() || request.seconds <= 0.0 {
             return Err(Status::invalid_argument(format!(
                 "seconds: {} is no time since the last report",
                 request.seconds
@@ -81,6 +81,11 @@ impl Metrics for MetricsService {
         let instances = self.meter.usage(cluster(&request.into_inner().cluster), self.registry.now());
         Ok(Response::new(ListUsageResponse { instances }))
     }
+}
+
+fn is_set(set: &StatisticSet) -> bool {
+    let numbers = [set.sample_count, set.sum, set.minimum, set.maximum];
+    numbers.into_iter().all(f64::is_finite) && set.sample_count > 0.0 && set.minimum <= set.maximum
 }
 
 /// A value, if it is one.
@@ -102,15 +107,13 @@ fn read(
     }
     let point = match (datum.value, datum.statistic_values) {
         (Some(value), None) if value.is_finite() => Point::of(value),
-        (None, Some(set)) if set.sample_count > 0.0 && set.sum.is_finite() && set.sample_count.is_finite() => Point {
-            sum: set.sum,
-            samples: set.sample_count,
-            expected: set.sample_count,
-            minimum: set.minimum,
-            maximum: set.maximum,
-        },
+        (None, Some(set)) if is_set(&set) => {
+            Point { sum: set.sum, samples: set.sample_count, expected: 0.0, minimum: set.minimum, maximum: set.maximum }
+        }
         _ => {
-            wrong("value", "expected a number, or statisticValues with a sampleCount above 0, one of both".into());
+            let message = "expected a number, or statisticValues with a sampleCount above 0 and a minimum that is no more than \
+                           the maximum, one of both";
+            wrong("value", message.into());
             Point::default()
         }
     };

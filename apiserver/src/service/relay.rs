@@ -89,13 +89,15 @@ impl Relay {
         self.lock().agents.len()
     }
 
-    /// The session is over; its readers hear that their output ends.
-    pub(super) fn closed(&self, instance: &Key, session: i64) {
+    /// The session is over; its readers hear that their output ends. False: another one has taken its place.
+    pub(super) fn closed(&self, instance: &Key, session: i64) -> bool {
         let mut routes = self.lock();
-        if routes.agents.get(instance).is_some_and(|(open, _)| *open == session) {
+        let last = routes.agents.get(instance).is_some_and(|(open, _)| *open == session);
+        if last {
             routes.agents.remove(instance);
             routes.end(instance);
         }
+        last
     }
 
     /// Where messages to an instance go.

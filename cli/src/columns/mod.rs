@@ -121,9 +121,13 @@ impl Columns {
             Kind::Listener => (&["NAME", "LOAD-BALANCER", "PROTOCOL", "PORT", "RULES", "TARGET-GROUPS", "AGE"], &[]),
             Kind::Secret => (&["NAME", "LAST-CHANGED", "DESCRIPTION", "AGE"], &[]),
             Kind::Alarm => (&["NAME", "STATE", "SINCE", "REASON"], &["DESCRIPTION"]),
+            Kind::CapacityProvider => (
+                &["NAME", "MIN", "MAX", "IN-SERVICE", "PENDING", "LEAVING", "NEEDED", "RESERVATION", "AGE"],
+                &["WAITS"],
+            ),
             Kind::ScalableTarget => (&["NAME", "MIN", "MAX", "LAST-CHANGE", "AGE"], &["CAUSE", "WAITS"]),
             Kind::ScalingPolicy => (&["NAME", "SERVICE", "TYPE", "KEEPS", "AGE"], &[]),
-            Kind::MetricData => (&["NAMESPACE", "METRIC", "DIMENSIONS", "AVERAGE", "SAMPLES", "AGE"], &["NAME"]),
+            Kind::MetricData => (&["NAMESPACE", "METRIC", "DIMENSIONS", "VALUE", "SAMPLES", "AGE"], &["NAME"]),
             Kind::Event => (&["AGE", "SEVERITY", "ABOUT", "REASON", "MESSAGE"], &["SOURCE"]),
             Kind::Lease if self.controllers => {
                 (&["CONTROLLER", "LEADER", "SINCE", "QUEUE", "LAST-ERROR"], &["COMMITS", "CONFLICTS"])
@@ -154,6 +158,7 @@ impl Columns {
             Kind::Listener => listener(object, &age),
             Kind::Secret => secret(object, now, age),
             Kind::Alarm => alarm(object, now),
+            Kind::CapacityProvider => scaling::provider(object, age),
             Kind::ScalableTarget => scaling::target(object, now, age),
             Kind::ScalingPolicy => scaling::policy(object, age),
             Kind::MetricData => scaling::metric(object, world, now),

@@ -3,6 +3,7 @@
 use steady_core::alarm::number;
 use steady_core::metric::{Data, Metric, PERIOD};
 use steady_core::v1::policy_type::Value as PolicyType;
+use steady_core::v1::pool_instance_state::Value as State;
 use steady_core::{Timestamp, condition};
 use steady_proto::v1::{Object, ScalingPolicySpec};
 
@@ -25,6 +26,28 @@ pub(super) fn target(object: &Object, now: Timestamp, age: String) -> Row {
     (
         vec![object.name().into(), min.to_string().into(), max.to_string().into(), shown.into(), age.into()],
         vec![cause.into(), waits.into()],
+    )
+}
+
+pub(super) fn provider(object: &Object, age: String) -> Row {
+    let provider = object.as_capacity_provider().cloned().unwrap_or_default();
+    let status = provider.status.unwrap_or_default();
+    let pool = provider.spec.and_then(|spec| spec.pool).unwrap_or_default();
+    let count = |states: &[State]| status.instances.iter().filter(|i| states.contains(&i.state())).count().to_string();
+    let waits = condition::waiting(&status.conditions).map_or(String::new(), |waiting| waiting.message.clone());
+    (
+        vec![
+            object.name().into(),
+            pool.min_size.to_string().into(),
+            pool.max_size.to_string().into(),
+            count(&[State::InService]).into(),
+            count(&[State::Pending]).into(),
+            count(&[State::Draining, State::Terminating]).into(),
+            status.needed.to_string().into(),
+            format!("{:.0}%", status.reservation).into(),
+            age.into(),
+        ],
+        vec![waits.into()],
     )
 }
 
@@ -68,11 +91,17 @@ pub(super) fn metric(object: &Object, world: &World, now: Timestamp) -> Row {
     // Every API server's object shows what all of them know.
     let newest = Data::of(&world.view, object.cluster(), &metric).newest();
     let (value, at) = newest.map_or((String::new(), None), |(index, point)| {
-        let average = if point.samples > 0.0 { number(point.sum / point.samples) } else { "-".to_owned() };
+        let average = match point.samples {
+            // Requests of all load balancers.
+            _ if metric.target_group().is_some() => number(point.sum),
+            samples if samples > 0.0 => number(point.sum / samples),
+            _ => "-".to_owned(),
+        };
         (average, Some(Timestamp((index + 1) * PERIOD * 1000)))
     });
     let age = at.map_or_else(|| "-".to_owned(), |at| span::short(now.since(at)));
-    let samples = newest.map_or(String::new(), |(_, p)| format!("{} of {}", number(p.samples), number(p.expected)));
+    let samples = newest
+        .map_or(String::new(), |(_, p)| format!("{} of {}", number(p.samples), number(p.expected.max(p.samples))));
     (
         vec![
             metric.namespace.into(),

@@ -89,6 +89,7 @@ async fn one(client: &Client, key: &Key, color: bool) -> Result<String, Failure>
         Kind::ContainerInstance => instance::describe(&mut page, &object, &world),
         Kind::TargetGroup => traffic::group(&mut page, &object, &world),
         Kind::Listener => traffic::listener(&mut page, &object),
+        Kind::CapacityProvider => scaling::provider(&mut page, &object, &world),
         Kind::ScalableTarget => scaling::target(&mut page, &object, &world),
         Kind::ScalingPolicy => scaling::policy(&mut page, &object, &world),
         _ => page.plain(&object)?,

@@ -134,6 +134,41 @@ pub(super) fn policy(page: &mut Page, object: &Object, world: &World) {
     alarms(page, object, &spec, world);
 }
 
+/// A capacity provider: how many instances there are, and why.
+pub(super) fn provider(page: &mut Page, object: &Object, world: &World) {
+    let provider = object.as_capacity_provider().cloned().unwrap_or_default();
+    let (spec, status) = (provider.spec.unwrap_or_default(), provider.status.unwrap_or_default());
+    let settings = steady_core::capacity::scaling(&spec);
+    let pool = spec.pool.unwrap_or_default();
+    let template = pool.template.clone().unwrap_or_default();
+    page.field("Pool", &format!("{} to {} instances", pool.min_size, pool.max_size));
+    let version = if template.version.is_empty() { String::new() } else { format!(", version {}", template.version) };
+    page.field("Template", &format!("{} CPU units, {} MiB{version}", template.cpu, template.memory));
+    let (needed, there, reservation) = (status.needed, status.in_service, status.reservation);
+    let target = settings.target_capacity;
+    page.field("Reservation", &format!("{needed} needed of {there} in service: {reservation:.0} %, to be {target} %"));
+    if settings.minimum_schedulable_tasks > 0 {
+        page.field("Room", &format!("for {} more tasks of each definition", settings.minimum_schedulable_tasks));
+    }
+    if !status.failed_template.is_empty() {
+        page.field("Refresh", "gave up: instances of the template do not come; the one before it is in use");
+    }
+    page.section("Instances");
+    if status.instances.is_empty() {
+        page.line("none");
+    }
+    for instance in &status.instances {
+        let tasks = world.view.on_instance(object.cluster(), &instance.name).count();
+        let old = if instance.template == pool.template { "" } else { ", of another template" };
+        let zone = if instance.availability_zone.is_empty() { "-" } else { &instance.availability_zone };
+        let reason = if instance.reason.is_empty() { String::new() } else { format!(": {}", instance.reason) };
+        let state = instance.state().as_str_name();
+        page.line(&format!("{}  {zone}  {state}{reason}  ({tasks} tasks{old})", instance.name));
+    }
+    page.conditions(object);
+    activities(page, &status.activities, usize::MAX);
+}
+
 /// What was done last, and why.
 fn activities(page: &mut Page, activities: &[ScalingActivity], most: usize) {
     page.section("Scaling activities");

@@ -13,6 +13,7 @@ mod lb;
 mod log;
 mod machine;
 mod metadata;
+mod pool;
 mod up;
 
 pub use agent::agent;
@@ -22,6 +23,7 @@ pub use dns::dns;
 pub use etcd::etcd;
 pub use hidden::hidden;
 pub use lb::lb;
+pub use pool::pool;
 pub use up::up;
 
 pub(crate) use apiserver::Store;
@@ -245,6 +247,34 @@ pub struct Controller {
     /// Where figures of the clusters and the controllers are served as OpenMetrics, at /metrics [default: nowhere].
     #[arg(long, value_name = "HOST:PORT")]
     pub metrics: Option<String>,
+}
+
+/// Arguments of `steady pool`; the API server is the global `--server`.
+#[derive(Debug, Clone, Args)]
+#[command(
+    after_long_help = "A CapacityProvider says how many instances there are to be; this makes them. Without --exec they are agents on this machine, which
+go on when this ends, and are found again. With --exec a program makes them: it gets one question (list, grow or shrink) as JSON on its
+standard input and answers with JSON; docs/operations.md has the contract.
+
+Examples:
+  steady apply -f examples/manifests/capacity.yaml
+  steady pool                                        in another terminal
+  steady describe capacityprovider/workshop
+  steady pool --capacity-provider spot --exec ./my-cloud"
+)]
+pub struct Pool {
+    /// The capacity provider [default: every one of the cluster].
+    #[arg(long, value_name = "NAME")]
+    pub capacity_provider: Option<String>,
+    /// A program that makes instances.
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "address")]
+    pub exec: Option<PathBuf>,
+    /// Where its data is kept [default: $XDG_DATA_HOME/steady or ~/.local/share/steady].
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Address where ports of its instances' tasks answer [default: that on the way to the API server].
+    #[arg(long, value_name = "ADDRESS")]
+    pub address: Option<String>,
 }
 
 /// Arguments of `steady dns`; the API server is the global `--server`.

@@ -25,9 +25,9 @@ use steady_core::v1::rollout_state::Value as Rollout;
 use steady_core::v1::severity::Value as Severity;
 use steady_core::v1::{
     CapacityChange, Object, PredictiveScalingPolicyConfiguration, ScalableTarget, ScalableTargetSpec,
-    ScalableTargetStatus, ScalingActivity, ScalingPolicySpec, ServiceSpec, ServiceStatus, object,
+    ScalableTargetStatus, ScalingActivity, ScalingPolicySpec, ScheduledAction, ServiceSpec, ServiceStatus, object,
 };
-use steady_core::{Change, Event, Key, Kind, Plan, Revision, Timestamp, View, Waiting, service};
+use steady_core::{Change, Event, Key, Kind, Plan, Revision, Timestamp, View, Waiting, derived_id, service};
 
 /// Activities that are remembered.
 const ACTIVITIES: usize = 20;
@@ -149,6 +149,8 @@ struct Scaled<'a> {
     status: ScalableTargetStatus,
     /// Tasks that run.
     running: i32,
+    /// The most that a forecast allows, beyond the target's own.
+    forecast_most: i32,
     plan: Plan,
 }
 
@@ -180,6 +182,7 @@ fn scale(view: &View, key: &Key, now: Timestamp, silent: &Silent) -> Plan {
         spec,
         status: target.status.clone().unwrap_or_default(),
         running: status,
+        forecast_most: 0,
         plan,
     };
     scaled.run(found, silent)
@@ -189,7 +192,7 @@ impl Scaled<'_> {
     fn run(mut self, found: &Object, silent: &Silent) -> Plan {
         let before = self.status.clone();
         let current = self.service_spec.desired_count();
-        let bounded = self.bounds(found.meta().generation);
+        let bounded = self.bounds();
         let wish = bounded.or_else(|| self.dynamic(silent, current));
         if let Some((dynamic, wish)) = wish {
             self.set(current, &wish, dynamic);
@@ -228,7 +231,7 @@ impl Scaled<'_> {
 
     /// Takes bounds that are new, of the spec or of an action whose time has come, and what follows from that: the service is within
     /// them at once.
-    fn bounds(&mut self, generation: i64) -> Option<(bool, Wish)> {
+    fn bounds(&mut self) -> Option<(bool, Wish)> {
         let mut cause = None;
         let declared = (self.spec.min_capacity, self.spec.max_capacity);
         if (self.status.declared_min_capacity, self.status.declared_max_capacity) != declared {
@@ -236,17 +239,7 @@ impl Scaled<'_> {
             (self.status.min_capacity, self.status.max_capacity) = declared;
             cause = Some(("scalable target".to_owned(), "its bounds were set".to_owned()));
         }
-        let suspended = self.spec.suspended_state.unwrap_or_default().scheduled_scaling_suspended;
-        let until = self.status.scheduled_until.as_ref().map(Timestamp::from);
-        if self.status.observed_generation != generation || (suspended && !self.spec.scheduled_actions.is_empty()) {
-            self.status.observed_generation = generation;
-            if !suspended || until.is_none() {
-                self.status.scheduled_until = Some(self.now.into());
-            }
-        }
-        // While they are suspended, and of actions that are new, what was before now is over.
-        let until = self.status.scheduled_until.as_ref().map_or(self.now, Timestamp::from);
-        if !suspended && let Some(fired) = self.fire(until) {
+        if let Some(fired) = self.fire() {
             cause = Some(fired);
         }
         let (policy, cause) = cause?;
@@ -256,16 +249,25 @@ impl Scaled<'_> {
         (count != current).then_some((false, Wish { policy, count, base: None, cause, details }))
     }
 
-    /// Has actions whose time has come set the bounds, the last one last.
-    fn fire(&mut self, until: Timestamp) -> Option<(String, String)> {
+    /// Has actions whose time has come set the bounds, the last one last. What was before an action was there, or while it was suspended, is
+    /// over.
+    fn fire(&mut self) -> Option<(String, String)> {
+        let suspended = self.spec.suspended_state.unwrap_or_default().scheduled_scaling_suspended;
+        let actions: Vec<(String, ScheduledAction)> = if suspended {
+            Vec::new()
+        } else {
+            self.spec.scheduled_actions.iter().map(|action| (digest(action), action.clone())).collect()
+        };
+        let until = self.status.scheduled_until.as_ref().map_or(self.now, Timestamp::from).min(self.now);
         let mut fired = Vec::new();
         let mut next_at: Option<Timestamp> = None;
-        for action in &self.spec.scheduled_actions {
+        for (digest, action) in &actions {
             let Ok(schedule) = Schedule::parse(&action.schedule, &action.timezone) else { continue };
             let at = |time: &Option<_>| time.as_ref().map(Timestamp::from);
             let start = at(&action.start_time).unwrap_or_default();
+            let since = if self.status.known_actions.contains(digest) { until } else { self.now };
             // `start` itself is a time that counts.
-            let mut after = until.max(start - Duration::from_millis(1));
+            let mut after = since.max(start - Duration::from_millis(1));
             for _ in 0..CAUGHT_UP {
                 let over = |time: &Timestamp| at(&action.end_time).is_some_and(|end| *time > end);
                 let Some(next) = schedule.next(after, start).filter(|next| !over(next)) else { break };
@@ -277,6 +279,11 @@ impl Scaled<'_> {
                 after = next;
             }
         }
+        let known: Vec<String> = actions.into_iter().map(|(digest, _)| digest).collect();
+        if known != self.status.known_actions || !fired.is_empty() {
+            self.status.known_actions = known;
+            self.status.scheduled_until = Some(self.now.into());
+        }
         if let Some(at) = next_at {
             self.plan.wake(at);
         }
@@ -287,7 +294,6 @@ impl Scaled<'_> {
             self.status.max_capacity = to.max_capacity.or(self.status.max_capacity);
         }
         let (at, name, _) = fired.pop()?;
-        self.status.scheduled_until = Some(self.now.into());
         Some((name.clone(), format!("scheduled action {name} of {at}")))
     }
 
@@ -326,7 +332,7 @@ impl Scaled<'_> {
                 self.wait("SUSPENDED", message);
                 return None;
             }
-            let most = self.most(wish.count);
+            let most = self.most();
             if current >= most {
                 let (about, count) = (self.about(), wish.count);
                 let message = format!("{about} would have {count} tasks, and {most} are its most: {}", wish.cause);
@@ -340,7 +346,7 @@ impl Scaled<'_> {
         }
         // All have to agree, and then the largest wins again.
         let mut wish = fewer.into_iter().max_by_key(|wish| wish.count)?;
-        wish.count = wish.count.max(floor).max(self.min()).min(self.max());
+        wish.count = wish.count.max(floor).max(self.min()).min(self.most());
         if wish.count >= current {
             return None;
         }
@@ -360,6 +366,11 @@ impl Scaled<'_> {
         Some((true, wish))
     }
 
+    /// Tasks that run, as many as there are to be at most: those of two deployments do not add up.
+    fn there(&self) -> i32 {
+        if self.deploys() { self.running.min(self.service_spec.desired_count()) } else { self.running }
+    }
+
     /// Whether the service is being deployed: then nothing is taken away.
     fn deploys(&self) -> bool {
         let mut deployments = self.view.of_service(Kind::Deployment, &self.key.cluster, &self.key.name);
@@ -369,13 +380,9 @@ impl Scaled<'_> {
         })
     }
 
-    /// The most that a wish may come to: a forecast may be allowed more.
-    fn most(&self, wanted: i32) -> i32 {
-        let exceeds = policies(self.view, self.key).filter_map(|(_, policy)| {
-            let config = policy.predictive_scaling_policy_configuration.as_ref()?;
-            forecast::most(config, wanted)
-        });
-        exceeds.max().unwrap_or(0).max(self.max())
+    /// The most there may be: a forecast may be allowed more than the target's own.
+    fn most(&self) -> i32 {
+        self.max().max(self.forecast_most)
     }
 
     /// Whether the last change in a direction is not longer ago than its cooldown.
@@ -394,10 +401,24 @@ impl Scaled<'_> {
         Some(format!("cooldown lasts until {over}"))
     }
 
+    /// The longest cooldowns of its policies: out, and in.
+    fn cooldowns(&self) -> (i32, i32) {
+        let each = policies(self.view, self.key).map(|(_, policy)| {
+            let tracking = policy.target_tracking_scaling_policy_configuration.as_ref();
+            let tracking = tracking.map_or((0, 0), |config| (config.scale_out_cooldown(), config.scale_in_cooldown()));
+            let step = policy
+                .step_scaling_policy_configuration
+                .as_ref()
+                .map_or(0, steady_core::v1::StepScalingPolicyConfiguration::cooldown);
+            (tracking.0.max(step), tracking.1.max(step))
+        });
+        each.fold((0, 0), |all, one| (all.0.max(one.0), all.1.max(one.1)))
+    }
+
     /// Sets the count.
     fn set(&mut self, current: i32, wish: &Wish, dynamic: bool) {
-        let most = if dynamic { self.most(wish.count) } else { self.max() };
-        let to = wish.count.clamp(self.min(), most.max(self.min()));
+        let most = if dynamic { self.most() } else { self.max() };
+        let to = wish.count.clamp(self.min(), most);
         if to == current {
             return;
         }
@@ -407,13 +428,17 @@ impl Scaled<'_> {
         }
         let put = Change::PutSpec { object, fields: &["desiredCount"], expect: Revision(self.service.meta().revision) };
         self.plan.groups.insert(0, vec![put]);
-        let from = wish.base.unwrap_or(current);
+        // While what was added before is on its way, whoever added it, the count from before that stays the base.
+        let (out, _) = self.cooldowns();
+        let chain = self.cooling(self.status.last_scale_out.as_ref(), out).map(|(last, _)| last.from);
+        let from = wish.base.or(chain).unwrap_or(current).min(current);
         let change = CapacityChange { at: Some(self.now.into()), from, to, policy: wish.policy.clone() };
-        if to > current {
+        // Schedules and bounds know no cooldowns.
+        if dynamic && to > current {
             self.status.last_scale_out = Some(change);
             // What had to be waited for before something is taken away begins anew.
             self.status.last_scale_in = None;
-        } else {
+        } else if dynamic {
             self.status.last_scale_in = Some(change);
             self.status.last_scale_out = None;
         }
@@ -457,7 +482,20 @@ impl Scaled<'_> {
         }
         self.plan.wake(looked.wake_at);
         let (count, details) = looked.count?;
+        if let Some(most) = forecast::most(config, count) {
+            self.forecast_most = self.forecast_most.max(most.min(scaling::MAX_CAPACITY));
+        }
         let (policy, cause) = (object.name().to_owned(), format!("forecast of policy {}", object.name()));
         Some(Wish { policy, count, base: None, cause, details })
     }
+}
+
+/// Stands for an action: another one for any other.
+fn digest(action: &ScheduledAction) -> String {
+    let to = action.scalable_target_action.unwrap_or_default();
+    let at = |time: &Option<_>| time.as_ref().map_or_else(String::new, |at| Timestamp::from(at).0.to_string());
+    let bound = |bound: Option<i32>| bound.map_or_else(String::new, |bound| bound.to_string());
+    let (start, end) = (at(&action.start_time), at(&action.end_time));
+    let (min, max) = (bound(to.min_capacity), bound(to.max_capacity));
+    derived_id(&[&action.scheduled_action_name, &action.schedule, &action.timezone, &start, &end, &min, &max])
 }

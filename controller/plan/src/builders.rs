@@ -313,6 +313,7 @@ impl World {
             (Some(object::Kind::TaskSet(old)), Some(object::Kind::TaskSet(new))) => take!(old, new),
             (Some(object::Kind::Alarm(old)), Some(object::Kind::Alarm(new))) => take!(old, new),
             (Some(object::Kind::ScalableTarget(old)), Some(object::Kind::ScalableTarget(new))) => take!(old, new),
+            (Some(object::Kind::CapacityProvider(old)), Some(object::Kind::CapacityProvider(new))) => take!(old, new),
             (Some(object::Kind::ScalingPolicy(old)), Some(object::Kind::ScalingPolicy(new))) => take!(old, new),
             (Some(object::Kind::ContainerInstance(old)), Some(object::Kind::ContainerInstance(new))) => take!(old, new),
             _ => panic!("cannot be written"),

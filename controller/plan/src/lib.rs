@@ -3,6 +3,7 @@
 //! One module for each controller; its `plan` is called with a key and answers with a [`Plan`](steady_core::Plan).
 
 pub mod autoscaler;
+pub mod capacity;
 mod daemon;
 pub mod deployment;
 pub mod instance;

@@ -81,7 +81,7 @@ fn orphans(view: &View, cluster: &str, now: Timestamp, changes: &mut Vec<Change>
         let owner = object.meta().owner.as_ref();
         owner.is_none_or(|owner| view.get(&Key::of_ref(owner)).is_some_and(|o| o.meta().uid == owner.uid))
     };
-    for kind in [Kind::Deployment, Kind::TaskSet] {
+    for kind in [Kind::Deployment, Kind::TaskSet, Kind::Alarm] {
         changes.extend(view.in_cluster(kind, cluster).filter(|object| !owned(object)).map(|object| remove(object)));
     }
     for found in view.in_cluster(Kind::Task, cluster).filter(|t| !owned(t)).filter_map(|t| task::of(t)) {

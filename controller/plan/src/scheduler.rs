@@ -9,6 +9,7 @@ mod class;
 mod explain;
 mod fleet;
 mod index;
+mod need;
 mod node;
 mod refusal;
 mod room;
@@ -31,6 +32,7 @@ use seats::Seats;
 
 pub use explain::{Candidate, Explanation, explain};
 pub use fleet::Fleet;
+pub(crate) use need::{needed, room_for};
 pub use schedulable::{Schedulable, schedulable};
 pub use seats::LEASE;
 

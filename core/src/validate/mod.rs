@@ -1,5 +1,6 @@
 //! Checks of what people hand in: every fault of an object at once, each with its path.
 
+mod capacity;
 mod common;
 mod engine;
 mod instance;
@@ -88,7 +89,10 @@ pub fn object(object: &Object) -> Vec<Fault> {
             traffic::listener(listener.spec.as_ref().unwrap_or(&<_>::default()), &mut faults);
         }
         Some(object::Kind::Alarm(alarm)) => {
-            scaling::alarm(alarm.spec.as_ref().unwrap_or(&<_>::default()), &mut faults);
+            scaling::alarm(object.cluster(), alarm.spec.as_ref().unwrap_or(&<_>::default()), &mut faults);
+        }
+        Some(object::Kind::CapacityProvider(provider)) => {
+            capacity::provider(object.name(), provider.spec.as_ref().unwrap_or(&<_>::default()), &mut faults);
         }
         Some(object::Kind::ScalableTarget(target)) => {
             let spec = target.spec.clone().unwrap_or_default();

@@ -22,7 +22,7 @@ const MAX_DIMENSIONS: usize = 30;
 const MAX_ACTIONS: usize = 50;
 const MAX_STEPS: usize = 20;
 
-pub(super) fn alarm(spec: &AlarmSpec, faults: &mut Faults) {
+pub(super) fn alarm(cluster: &str, spec: &AlarmSpec, faults: &mut Faults) {
     let description = spec.alarm_description.len();
     if description > 1024 {
         faults.add("spec.alarmDescription", format!("has {description} characters; at most 1024"));
@@ -47,15 +47,14 @@ pub(super) fn alarm(spec: &AlarmSpec, faults: &mut Faults) {
         }
         return;
     }
-    match &spec.prometheus {
-        Some(query) => {
-            prometheus(query, "spec.prometheus", faults);
-            if !spec.metric_name.is_empty() || !spec.namespace.is_empty() {
-                faults
-                    .add("spec.prometheus", "comes instead of namespace and metricName; leave one of them out".into());
-            }
+    if let Some(query) = &spec.prometheus {
+        prometheus(query, "spec.prometheus", faults);
+        if !spec.metric_name.is_empty() || !spec.namespace.is_empty() {
+            faults.add("spec.prometheus", "comes instead of namespace and metricName; leave one of them out".into());
         }
-        None => named(&spec.namespace, &spec.metric_name, &spec.dimensions, "spec", faults),
+    } else {
+        named(&spec.namespace, &spec.metric_name, &spec.dimensions, "spec", faults);
+        own_dimensions(cluster, spec, faults);
     }
     periods(spec, faults);
     if !spec.threshold.is_some_and(f64::is_finite) {
@@ -65,6 +64,23 @@ pub(super) fn alarm(spec: &AlarmSpec, faults: &mut Faults) {
         let message = "is missing; expected GreaterThanOrEqualToThreshold, GreaterThanThreshold, LessThanThreshold or \
                        LessThanOrEqualToThreshold";
         faults.add("spec.comparisonOperator", message.into());
+    }
+}
+
+/// What Steady measures itself it knows of this cluster; what is reserved, of clusters alone.
+fn own_dimensions(cluster: &str, spec: &AlarmSpec, faults: &mut Faults) {
+    let value = |name: &str| spec.dimensions.iter().find(|d| d.name == name).map(|d| d.value.as_str());
+    if spec.namespace != metric::ECS {
+        return;
+    }
+    if value("ClusterName") != Some(cluster) {
+        let message =
+            format!("ClusterName is `{}`; expected `{cluster}`, the alarm's own", value("ClusterName").unwrap_or(""));
+        faults.add("spec.dimensions", message);
+    }
+    let reserved = [metric::CPU_RESERVATION, metric::MEMORY_RESERVATION].contains(&spec.metric_name.as_str());
+    if reserved && value("ServiceName").is_some() {
+        faults.add("spec.dimensions", format!("{} is of a cluster; leave ServiceName out", spec.metric_name));
     }
 }
 

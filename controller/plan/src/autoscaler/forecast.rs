@@ -53,11 +53,18 @@ pub(super) fn look(
     let found = policy.as_scaling_policy();
     let old = found.and_then(|policy| policy.status.clone()).unwrap_or_default();
     let mut status = old.clone();
+    let named = metric.to_string();
+    if status.metric != named {
+        // What was learned was of something else.
+        status = ScalingPolicyStatus { metric: named, ..ScalingPolicyStatus::default() };
+    }
     take(&mut status, metric, data, now);
     let hour = now.0.div_euclid(HOUR);
     let known = status.load.iter().filter(|load| **load >= 0.0).count();
     let made = status.forecast_at.as_ref().map(|at| Timestamp::from(at).0.div_euclid(HOUR));
-    if known >= LEAST && made.is_none_or(|made| hour - made >= EVERY) {
+    let is_other = (status.target_value - target).abs() > 1e-9;
+    if known >= LEAST && (is_other || made.is_none_or(|made| hour - made >= EVERY)) {
+        status.target_value = target;
         let load: Vec<f64> = (hour..hour + AHEAD as i64).map(|hour| forecast(&status, hour)).collect();
         status.capacity_forecast = load.iter().map(|load| (load / target - 1e-6).ceil().max(0.0) as i32).collect();
         status.load_forecast = load.into_iter().map(|load| load as f32).collect();
@@ -100,6 +107,9 @@ fn take(status: &mut ScalingPolicyStatus, metric: &Metric, data: &Data, now: Tim
     }
     for minute in status.taken_until..end {
         let Some(point) = data.point(MINUTE, minute) else { continue };
+        if point.samples + 1e-6 < point.expected {
+            continue;
+        }
         // Of percents a minute has one sum for each of its periods.
         let load = if metric.is_percent() { point.sum * PERIOD as f64 / MINUTE as f64 } else { point.sum };
         let hour = minute.div_euclid(60);

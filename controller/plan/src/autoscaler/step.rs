@@ -21,13 +21,17 @@ impl Scaled<'_> {
         };
         let mut opinion = nothing;
         for found in view.in_cluster(Kind::Alarm, &self.key.cluster).filter(names) {
-            let Some((by, shown)) = self.exceeds(found) else { continue };
-            let Some(step) = config.step_adjustments.iter().find(|step| holds(step_interval(step), by)) else {
+            let Some((by, upper, shown)) = self.exceeds(found) else { continue };
+            let Some(step) = config.step_adjustments.iter().find(|step| holds(step_interval(step), by, upper)) else {
                 continue;
             };
             let cooldown = config.cooldown();
             let cooling = self.cooling(self.status.last_scale_out.as_ref(), cooldown);
-            let base = cooling.map_or(self.running, |(last, _)| last.from);
+            let there = self.there();
+            let base = cooling.map_or(there, |(last, _)| last.from.min(there));
+            if let Some((_, over)) = cooling {
+                self.plan.wake(over);
+            }
             let wanted = adjusted(base, step.scaling_adjustment, config);
             let wish = |count: i32, base: i32| Wish {
                 policy: policy.to_owned(),
@@ -41,14 +45,18 @@ impl Scaled<'_> {
                 ),
             };
             // What an exact count wants depends on what there is.
-            if wanted > self.running {
+            if wanted > there {
                 opinion.more = opinion.more.into_iter().chain([wish(wanted, base)]).max_by_key(|wish| wish.count);
             } else {
-                let fewer = adjusted(self.running, step.scaling_adjustment, config);
-                opinion.fewer = match self.too_early(cooldown, cooldown) {
-                    _ if fewer >= self.running => continue,
-                    Some(why) => Fewer::No(why),
-                    None => Fewer::Yes(wish(fewer, self.running)),
+                let fewer = adjusted(there, step.scaling_adjustment, config);
+                if fewer >= there {
+                    continue;
+                }
+                // Of several alarms the one that takes least away.
+                opinion.fewer = match (self.too_early(cooldown, cooldown), opinion.fewer) {
+                    (Some(why), _) => Fewer::No(why),
+                    (None, Fewer::Yes(other)) if other.count >= fewer => Fewer::Yes(other),
+                    (None, _) => Fewer::Yes(wish(fewer, there)),
                 };
             }
         }
@@ -56,24 +64,27 @@ impl Scaled<'_> {
     }
 
     /// By how much a raised alarm's threshold is exceeded, and that in words.
-    fn exceeds(&mut self, found: &Object) -> Option<(f64, String)> {
+    fn exceeds(&mut self, found: &Object) -> Option<(f64, bool, String)> {
         let spec = found.as_alarm()?.spec.as_ref()?;
         let Some(metric) = alarm::metric(spec) else {
             // Whoever raised it did not say by how much.
-            return (state(found) == AlarmState::Alarm).then(|| (0.0, "it was raised by hand".to_owned()));
+            return (state(found) == AlarmState::Alarm).then(|| (0.0, true, "it was raised by hand".to_owned()));
         };
         self.plan.wake(next_look(self.now));
         let rule = alarm::rule(self.view, &self.key.cluster, spec, &metric);
         let data = Data::of(self.view, &self.key.cluster, &metric.kept());
         let verdict = alarm::judge(&rule, &data, self.now, state(found));
-        let value = verdict.value.filter(|_| verdict.breaches)?;
-        Some((value - rule.threshold, format!("{} and the threshold {}", number(value), number(rule.threshold))))
+        let value = verdict.breach.filter(|_| verdict.breaches)?;
+        let upper = alarm::is_upper(rule.comparison);
+        let shown = format!("{} and the threshold {}", number(value), number(rule.threshold));
+        Some((value - rule.threshold, upper, shown))
     }
 }
 
-/// Whether a range has a number: above the threshold with its lower bound and without its upper one, below it the other way round.
-fn holds((from, to): (f64, f64), by: f64) -> bool {
-    if by >= 0.0 { from <= by && by < to } else { from < by && by <= to }
+/// Whether a range has a number: above the threshold with its lower bound and without its upper one, below it the other way round. The
+/// threshold itself is on the side that raises the alarm.
+fn holds((from, to): (f64, f64), by: f64, upper: bool) -> bool {
+    if by > 0.0 || (by >= 0.0 && upper) { from <= by && by < to } else { from < by && by <= to }
 }
 
 /// How many tasks an adjustment makes of so many.
@@ -107,8 +118,10 @@ mod tests {
 
     #[test]
     fn ranges_have_the_bound_that_is_nearer_to_the_threshold() {
-        assert!(holds((0.0, 10.0), 0.0) && !holds((0.0, 10.0), 10.0) && holds((10.0, f64::INFINITY), 10.0));
-        assert!(holds((-10.0, 0.0), -5.0) && !holds((-10.0, 0.0), -10.0) && holds((f64::NEG_INFINITY, -10.0), -10.0));
+        let (above, below) = (|range, by| holds(range, by, true), |range, by| holds(range, by, false));
+        assert!(above((0.0, 10.0), 0.0) && !above((0.0, 10.0), 10.0) && above((10.0, f64::INFINITY), 10.0));
+        assert!(below((-10.0, 0.0), -5.0) && !below((-10.0, 0.0), -10.0) && below((f64::NEG_INFINITY, -10.0), -10.0));
+        assert!(below((f64::NEG_INFINITY, 0.0), 0.0) && !above((f64::NEG_INFINITY, 0.0), 0.0));
     }
 
     #[test]

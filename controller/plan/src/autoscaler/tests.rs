@@ -577,7 +577,13 @@ fn a_forecast_has_tasks_there_before_the_load() {
     let mut object = Object::clone(story.world.view.get(&key).expect("a policy"));
     if let Some(object::Kind::ScalingPolicy(policy)) = &mut object.kind {
         let taken_until = story.now.0 / 60_000;
-        let status = ScalingPolicyStatus { first_hour: hour - 72, load, taken_until, ..<_>::default() };
+        let status = ScalingPolicyStatus {
+            first_hour: hour - 72,
+            load,
+            taken_until,
+            metric: Metric::of_service(metric::CPU_UTILIZATION, "default", "web").to_string(),
+            ..<_>::default()
+        };
         policy.status = Some(status);
     }
     story.world.put(object);
@@ -600,4 +606,105 @@ fn a_target_without_a_service_says_so() {
     let mut story = Story::new(2, 1, 10);
     story.world.drop(&World::key("web"));
     assert_eq!(story.waits()[0].0, "SERVICE_NOT_FOUND");
+}
+
+#[test]
+fn what_is_added_meanwhile_by_others_is_no_new_base() {
+    let mut story = Story::new(4, 1, 60);
+    let balancer = LoadBalancer { target_group_arn: "front".into(), ..LoadBalancer::default() };
+    story.world.edit_service("web", |spec| spec.load_balancers = vec![balancer.clone()]);
+    story.track("cpu", cpu(50.0));
+    story.cpu(30, 90.0);
+    assert_eq!(story.desired(), 8);
+    // Somebody else adds one; the four that are measured are as busy as before.
+    story.track("requests", tracking(Predefined::AlbRequestCountPerTarget, 600.0));
+    for _ in 0..4 {
+        story.pass_period();
+        story.tell(&Metric::requests("front"), Point { expected: 1.0, ..Point::of(900.0) });
+        let point = Point { sum: 360.0, samples: 4.0, expected: 4.0, minimum: 90.0, maximum: 90.0 };
+        story.tell(&Metric::of_service(metric::CPU_UTILIZATION, "default", "web"), point);
+        story.plan();
+    }
+    assert_eq!(story.desired(), 9, "5400 requests a minute are nine tasks, and the CPU needs no more than eight");
+}
+
+#[test]
+fn a_forecast_above_the_most_is_kept_and_nobody_else_gets_more() {
+    let mut story = Story::new(2, 1, 3);
+    let config = PredictiveScalingPolicyConfiguration {
+        metric_specifications: vec![PredictiveScalingMetricSpecification {
+            target_value: 50.0,
+            predefined_metric_pair_specification: Some(steady_core::v1::PredefinedMetricPairSpecification {
+                predefined_metric_type: "ECSServiceCPUUtilization".into(),
+                ..<_>::default()
+            }),
+        }],
+        mode: predictive_scaling_mode::Value::ForecastAndScale.into(),
+        max_capacity_breach_behavior: steady_core::v1::max_capacity_breach_behavior::Value::IncreaseMaxCapacity.into(),
+        ..PredictiveScalingPolicyConfiguration::default()
+    };
+    let spec =
+        ScalingPolicySpec { predictive_scaling_policy_configuration: Some(config), ..ScalingPolicySpec::default() };
+    story.policy("daily", spec);
+    story.track("cpu", TargetTrackingScalingPolicyConfiguration { scale_in_evaluation_seconds: 60, ..cpu(50.0) });
+    let key = Key::new(Kind::ScalingPolicy, "default", "daily");
+    let mut object = Object::clone(story.world.view.get(&key).expect("a policy"));
+    let hour = story.now.0 / 3_600_000;
+    if let Some(object::Kind::ScalingPolicy(policy)) = &mut object.kind {
+        let metric = Metric::of_service(metric::CPU_UTILIZATION, "default", "web").to_string();
+        let taken_until = story.now.0 / 60_000;
+        // A load of five tasks, always.
+        let load = vec![250.0; 72];
+        policy.status =
+            Some(ScalingPolicyStatus { first_hour: hour - 72, load, taken_until, metric, ..<_>::default() });
+    }
+    story.world.put(object);
+    story.plan();
+    assert_eq!(story.desired(), 5, "more than its most, as the forecast says");
+    story.run(5);
+    // It is quiet: the forecast stays the floor.
+    story.cpu(20 * MINUTE, 5.0);
+    assert_eq!((story.desired(), story.status().last_scale_in), (5, None));
+    // And busy: there is no more than the forecast has allowed.
+    story.cpu(10 * MINUTE, 95.0);
+    assert_eq!(story.desired(), 5);
+}
+
+#[test]
+fn several_things_that_are_waited_for_are_one_condition() {
+    let mut story = Story::new(8, 1, 20);
+    story.track("cpu", cpu(50.0));
+    story.track("memory", tracking(Predefined::EcsServiceAverageMemoryUtilization, 40.0));
+    story.deployment(rollout_state::Value::InProgress);
+    // Nothing is known of the memory, and the CPU is idle: settles all the same.
+    story.cpu(20 * MINUTE, 5.0);
+    assert_eq!(story.desired(), 8);
+    assert_eq!(story.status().conditions.len(), 1);
+}
+
+#[test]
+fn editing_a_target_loses_no_schedule_and_runs_none_twice() {
+    let action = ScheduledAction {
+        scheduled_action_name: "evening".into(),
+        schedule: "cron(0 18 * * ? *)".into(),
+        scalable_target_action: Some(ScalableTargetAction { min_capacity: Some(5), max_capacity: None }),
+        ..ScheduledAction::default()
+    };
+    let mut story = Story::new(3, 2, 10);
+    story.target(|spec| spec.scheduled_actions = vec![action.clone()]);
+    story.plan();
+    // Nobody looks while it is due, and then the target is edited.
+    story.now = Timestamp::parse("2026-11-20T18:01:00Z").expect("a time");
+    let new = ScheduledAction {
+        scheduled_action_name: "noon".into(),
+        schedule: "cron(0 12 * * ? *)".into(),
+        ..action.clone()
+    };
+    story.target(|spec| spec.scheduled_actions.push(new.clone()));
+    story.plan();
+    assert_eq!(story.desired(), 5);
+    story.world.edit_service("web", |spec| spec.desired_count = Some(3));
+    story.now = Timestamp::parse("2026-11-20T18:02:00Z").expect("a time");
+    story.plan();
+    assert_eq!(story.desired(), 3, "what a user sets stays");
 }

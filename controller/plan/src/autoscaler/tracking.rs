@@ -100,7 +100,8 @@ impl Scaled<'_> {
             let alarm = Alarm { spec: Some(spec.clone()), status: Some(status) };
             let mut object = Object::new(&key.cluster, name, alarm);
             object.meta_mut().owner = Some(policy.reference());
-            self.plan.push(Change::Create(object));
+            let (key, expect) = (Key::of(policy), Revision(policy.meta().revision));
+            self.plan.groups.push(vec![Change::Create(object), Change::Check { key, expect }]);
         }
         (rule, verdict)
     }
@@ -130,12 +131,16 @@ impl Scaled<'_> {
         }
         if rule.is_percent {
             // As many as were measured: not those that have come since.
-            let tasks = point.expected.max(point.samples) / parts as f64;
-            let base = from.map_or(tasks, f64::from);
+            let mut tasks = point.expected.max(point.samples) / parts as f64;
+            if self.deploys() {
+                // Those of both deployments do not add up to what there is to be.
+                tasks = tasks.min(f64::from(self.service_spec.desired_count()));
+            }
+            let base = from.map_or(tasks, |from| tasks.min(f64::from(from)));
             let details = format!("{} tasks at {} %, to be at {shown} %", number(base), number(value));
             return Some(Load { needed: base * value / target, base: from, details });
         }
-        let tasks = from.unwrap_or(self.running);
+        let tasks = from.map_or(self.there(), |from| from.min(self.there()));
         let details = format!("{tasks} tasks at {}, to be at {shown}", number(value));
         Some(Load { needed: f64::from(tasks) * value / target, base: from, details })
     }

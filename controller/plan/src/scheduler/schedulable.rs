@@ -55,7 +55,7 @@ pub fn schedulable(view: &View, cluster: &str) -> Vec<Schedulable> {
 }
 
 /// How many tasks of a class fit on a node, one after the other.
-fn times(class: &class::Class, node: &Node) -> u64 {
+pub(super) fn times(class: &class::Class, node: &Node) -> u64 {
     let demand = &class.demand;
     let one = class.fits(&node.free, node.kept);
     // A host port, or what can be on an instance once, fits once; of what takes nothing there is no end.

@@ -1,0 +1,519 @@
+//! Capacity: how many instances a pool is to have, and which of them go (ECS cluster auto scaling).
+//!
+//! What is to be is a list of instances in the provider's status; whoever makes instances obeys it, and tells nothing: that an instance is
+//! there is known by its agent. So the list says the same whoever reads it, however often, and no instance is made or ended twice.
+
+mod refresh;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use steady_core::capacity::{self, is_enabled};
+use steady_core::placement::ZONE;
+use steady_core::v1::instance_state::Value as InstanceState;
+use steady_core::v1::pool_instance_state::Value as State;
+use steady_core::v1::severity::Value as Severity;
+use steady_core::v1::{
+    Attribute, CapacityProvider, CapacityProviderSpec, CapacityProviderStatus, ContainerInstance,
+    ContainerInstanceSpec, ContainerInstanceStatus, InstancePool, InstanceResources, InstanceTemplate, ManagedScaling,
+    Object, PoolInstance, ScalingActivity, object,
+};
+use steady_core::{Change, Event, Key, Kind, Plan, Revision, Timestamp, View, Waiting, derived_id, service, task};
+
+use crate::scheduler::{needed, room_for};
+
+/// Activities that are remembered.
+const ACTIVITIES: usize = 20;
+/// At most so much of a pool goes in a minute, percent.
+const LEAVING: usize = 50;
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// What to do about a capacity provider.
+pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
+    let Some(object) = view.get(key) else { return Plan::default() };
+    let Some(CapacityProvider { spec: Some(spec), status }) = object.as_capacity_provider() else {
+        return Plan::default();
+    };
+    let Some(own) = spec.pool.as_ref() else { return Plan::default() };
+    let pool = Pool {
+        view,
+        key,
+        now,
+        object,
+        spec,
+        own,
+        scaling: capacity::scaling(spec),
+        status: status.clone().unwrap_or_default(),
+        plan: Plan::default(),
+    };
+    pool.run()
+}
+
+/// A provider's pool.
+struct Pool<'a> {
+    view: &'a View,
+    key: &'a Key,
+    now: Timestamp,
+    object: &'a Arc<Object>,
+    spec: &'a CapacityProviderSpec,
+    own: &'a InstancePool,
+    scaling: ManagedScaling,
+    status: CapacityProviderStatus,
+    plan: Plan,
+}
+
+impl Pool<'_> {
+    fn run(mut self) -> Plan {
+        let before = self.status.clone();
+        self.follow();
+        if self.object.is_deleting() {
+            self.end_all();
+        } else {
+            let template = self.template();
+            self.refresh(&template);
+            self.size(&template);
+        }
+        self.forget_strays();
+        if self.object.is_deleting() && self.status.instances.is_empty() {
+            let expect = Revision(self.object.meta().revision);
+            self.plan.push(Change::Remove { key: self.key.clone(), expect });
+        } else if self.status != before {
+            let mut object = Object::clone(self.object);
+            let provider = CapacityProvider { spec: Some(self.spec.clone()), status: Some(self.status.clone()) };
+            object.kind = Some(object::Kind::CapacityProvider(provider));
+            let put = Change::PutStatus { object, expect: Revision(self.object.meta().revision) };
+            // First: an instance that is to drain is known to go.
+            self.plan.groups.insert(0, vec![put]);
+        }
+        self.plan
+    }
+
+    fn about(&self) -> String {
+        format!("(capacity-provider {})", self.key.name)
+    }
+
+    fn tell(&mut self, reason: &'static str, message: &str, severity: Severity) {
+        let message = format!("{} {message}", self.about());
+        self.plan.events.push(Event { about: self.object.reference(), reason, message, severity });
+    }
+
+    fn wait(&mut self, reason: &'static str, message: &str) {
+        let message = format!("{} {message}", self.about());
+        self.plan.waiting.push(Waiting { about: self.key.clone(), reason, message, quiet: false });
+    }
+
+    fn instance(&self, name: &str) -> Option<&Arc<Object>> {
+        self.view.get(&Key::new(Kind::ContainerInstance, &self.key.cluster, name))
+    }
+
+    fn status_of(&self, name: &str) -> Option<&ContainerInstanceStatus> {
+        self.instance(name)?.as_container_instance()?.status.as_ref()
+    }
+
+    fn is_connected(&self, name: &str) -> bool {
+        self.status_of(name).is_some_and(|status| status.agent_connected)
+    }
+
+    /// Tasks on an instance that keep it: those of DAEMON services do not.
+    fn tasks(&self, name: &str) -> usize {
+        let cluster = &self.key.cluster;
+        let is_daemon = |service: &str| {
+            let found = self.view.get(&Key::new(Kind::Service, cluster, service));
+            found.and_then(|found| found.as_service()?.spec.as_ref()).is_some_and(service::is_daemon)
+        };
+        let tasks = self.view.on_instance(cluster, name).filter_map(|object| task::of(object));
+        tasks.filter(|found| found.spec.service.is_empty() || !is_daemon(&found.spec.service)).count()
+    }
+
+    /// Has each instance of the list go on to where it is by now.
+    fn follow(&mut self) {
+        let warmup = Duration::from_secs(u64::from(self.scaling.instance_warmup_period().unsigned_abs()));
+        for place in 0..self.status.instances.len() {
+            let instance = self.status.instances[place].clone();
+            let name = instance.name.as_str();
+            let next = match instance.state() {
+                State::Pending if self.is_connected(name) => {
+                    self.arrived(&instance);
+                    Some((State::InService, String::new()))
+                }
+                State::Pending => {
+                    let due = instance.launched_at.as_ref().map_or(self.now, Timestamp::from) + warmup;
+                    if due > self.now {
+                        self.plan.wake(due);
+                        None
+                    } else {
+                        let why = format!("its agent was not connected within {} s", warmup.as_secs());
+                        self.failed(&instance, &why);
+                        Some((State::Terminating, why))
+                    }
+                }
+                State::InService if self.status_of(name).is_none_or(|status| status.lost) => {
+                    let why = "it is lost".to_owned();
+                    self.tell("INSTANCE_LOST", &format!("replaces instance {name}: {why}"), Severity::Warn);
+                    Some((State::Terminating, why))
+                }
+                State::Draining if self.tasks(name) == 0 || !self.is_connected(name) => {
+                    Some((State::Terminating, instance.reason.clone()))
+                }
+                State::Draining if !is_enabled(self.draining()) => Some((State::Terminating, instance.reason.clone())),
+                _ => None,
+            };
+            if let Some((state, reason)) = next {
+                let entry = &mut self.status.instances[place];
+                entry.set_state(state);
+                entry.reason = reason;
+            }
+        }
+        self.drain();
+        // What is to go and has nobody who says that it is there is gone.
+        let gone: Vec<String> = self
+            .status
+            .instances
+            .iter()
+            .filter(|instance| instance.state() == State::Terminating && !self.is_connected(&instance.name))
+            .map(|instance| instance.name.clone())
+            .collect();
+        for name in gone {
+            // Its tasks are given up first, by whoever does that.
+            if self.view.on_instance(&self.key.cluster, &name).next().is_some() {
+                continue;
+            }
+            if let Some(object) = self.instance(&name) {
+                let (key, expect) = (Key::of(object), Revision(object.meta().revision));
+                self.plan.push(Change::Remove { key, expect });
+            }
+            self.status.instances.retain(|instance| instance.name != name);
+        }
+    }
+
+    fn draining(&self) -> steady_core::v1::managed::Value {
+        self.spec
+            .auto_scaling_group_provider
+            .as_ref()
+            .map_or(<_>::default(), steady_core::v1::AutoScalingGroupProvider::managed_draining)
+    }
+
+    /// Instances that go take no more tasks, and services' tasks leave them.
+    fn drain(&mut self) {
+        for instance in
+            self.status.instances.iter().filter(|i| matches!(i.state(), State::Draining | State::Terminating))
+        {
+            let Some(object) = self.instance(&instance.name) else { continue };
+            let Some(ContainerInstance { spec: Some(spec), .. }) = object.as_container_instance() else { continue };
+            if spec.status() == InstanceState::Draining {
+                continue;
+            }
+            let (mut changed, expect) = (Object::clone(object), Revision(object.meta().revision));
+            if let Some(object::Kind::ContainerInstance(found)) = &mut changed.kind {
+                found.spec.get_or_insert_default().set_status(InstanceState::Draining);
+            }
+            self.plan.groups.push(vec![Change::PutSpec { object: changed, fields: &["status"], expect }]);
+        }
+    }
+
+    fn count(&self, state: State) -> usize {
+        self.status.instances.iter().filter(|instance| instance.state() == state).count()
+    }
+
+    /// Instances of the provider that others started, and that take tasks.
+    fn others(&self) -> Vec<String> {
+        let own = |name: &str| self.status.instances.iter().any(|instance| instance.name == name);
+        let all = self.view.in_cluster(Kind::ContainerInstance, &self.key.cluster);
+        let of_provider = all.filter(|object| {
+            let Some(instance) = object.as_container_instance() else { return false };
+            let is_active = |spec: &ContainerInstanceSpec| {
+                spec.capacity_provider == *self.key.name && spec.status() == InstanceState::Active
+            };
+            let connected = instance.status.as_ref().is_some_and(|status| status.agent_connected);
+            connected && instance.spec.as_ref().is_some_and(is_active) && !own(object.name())
+        });
+        of_provider.map(|object| object.name().to_owned()).collect()
+    }
+
+    /// An empty instance of the template, as the scheduler would see it.
+    fn sample(&self, template: &InstanceTemplate) -> Arc<Object> {
+        let attribute = |name: &str, value: &str| Attribute { name: name.to_owned(), value: value.to_owned() };
+        let mut attributes = vec![attribute("ecs.os-type", "linux")];
+        // What an agent says by itself is what those that are there say.
+        let mut there = self.status.instances.iter().filter_map(|instance| self.instance(&instance.name));
+        let known = there.find_map(|object| object.as_container_instance()?.spec.as_ref());
+        match known {
+            Some(known) => attributes.clone_from(&known.attributes),
+            None => attributes.extend(self.own.availability_zones.first().map(|zone| attribute(ZONE, zone))),
+        }
+        attributes.retain(|known| !template.attributes.contains_key(&known.name));
+        attributes.extend(template.attributes.iter().map(|(name, value)| attribute(name, value)));
+        let spec = ContainerInstanceSpec {
+            attributes,
+            registered_resources: Some(InstanceResources {
+                cpu: template.cpu,
+                memory: template.memory,
+                ..InstanceResources::default()
+            }),
+            capacity_provider: self.key.name.to_string(),
+            ..ContainerInstanceSpec::default()
+        };
+        let status = ContainerInstanceStatus { agent_connected: true, ..ContainerInstanceStatus::default() };
+        let instance = ContainerInstance { spec: Some(spec), status: Some(status) };
+        Arc::new(Object::new(&self.key.cluster, &format!("{}-sample", self.key.name), instance))
+    }
+
+    /// Decides how many there are to be, and has some come or go.
+    fn size(&mut self, template: &InstanceTemplate) {
+        let (min, max) = (self.own.min_size.max(0) as usize, self.own.max_size.max(0) as usize);
+        let sample = self.sample(template);
+        let others = self.others();
+        let in_service = self.count(State::InService) + others.len();
+        let busy = |name: &str| self.tasks(name) > 0;
+        let own = self.status.instances.iter().filter(|i| i.state() == State::InService).map(|i| i.name.as_str());
+        let used = own.chain(others.iter().map(String::as_str)).filter(|name| busy(name)).count();
+        let (new, misfits) = needed(self.view, &sample, &self.key.name, max + 1);
+        let wanted = used + new;
+        (self.status.needed, self.status.in_service) = (wanted as i32, in_service as i32);
+        // ECS: nothing needed of nothing is as it should be; something of nothing is twice too little.
+        self.status.reservation = match (wanted, in_service) {
+            (0, 0) => 100.0,
+            (_, 0) => 200.0,
+            (wanted, there) => wanted as f64 / there as f64 * 100.0,
+        };
+        for misfit in misfits {
+            let message = format!(
+                "has no instance for {} tasks of {}, and would have none: {} (template of the pool)",
+                misfit.count, misfit.group, misfit.why
+            );
+            self.wait("TASKS_FIT_NO_INSTANCE", &message);
+        }
+        let managed = is_enabled(self.scaling.status());
+        let target = f64::from(self.scaling.target_capacity.clamp(1, 100));
+        let mut desired = if managed { (wanted as f64 * 100.0 / target - 1e-9).ceil() as usize } else { 0 };
+        let (mut why, floor) =
+            (format!("{wanted} instances needed, {in_service} there, to be {target} % full"), others.len() + min);
+        let more = self.scaling.minimum_schedulable_tasks.max(0) as u64;
+        if managed && more > 0 {
+            let spare = room_for(self.view, &self.key.cluster, &self.key.name, &sample, more);
+            if spare > 0 {
+                desired = desired.max(in_service + spare);
+                why = format!("{why}; room for {more} more tasks of each definition needs {spare} more");
+            } else {
+                // What is there is just enough, or more.
+                desired = desired.max(self.least_for_room(in_service, more, &sample));
+            }
+        }
+        let most = others.len() + max;
+        let wish = desired;
+        desired = desired.clamp(floor.min(most), most);
+        let coming = self.count(State::Pending);
+        let there = in_service + coming;
+        if desired > there {
+            self.status.low_since = None;
+            self.grow(desired - there, there, template, &why);
+        } else if wish > most {
+            self.wait("AlreadyAtMaxCapacity", &format!("would have {wish} instances, and {max} are its most"));
+        }
+        // While others take their place, those that go are chosen there.
+        let replaces = self.status.instances.iter().any(|i| {
+            i.state() == State::InService && i.template.as_ref().is_none_or(|own| digest(own) != digest(template))
+        });
+        if desired < in_service && coming == 0 && new == 0 && !replaces {
+            self.shrink(in_service - desired, in_service, &why);
+        } else {
+            self.status.low_since = None;
+        }
+    }
+
+    /// How many instances there have to stay so that there is room for so many more tasks: one fewer may be too few.
+    fn least_for_room(&self, in_service: usize, more: u64, sample: &Arc<Object>) -> usize {
+        let cluster = &self.key.cluster;
+        let empty = self.status.instances.iter().find(|i| i.state() == State::InService && self.tasks(&i.name) == 0);
+        let Some(empty) = empty else { return in_service };
+        let mut without = self.view.clone();
+        without.remove(&Key::new(Kind::ContainerInstance, cluster, &empty.name));
+        let short = room_for(&without, cluster, &self.key.name, sample, more) > 0;
+        if short { in_service } else { in_service.saturating_sub(1) }
+    }
+
+    fn grow(&mut self, by: usize, there: usize, template: &InstanceTemplate, why: &str) {
+        let (least, most) =
+            (self.scaling.minimum_scaling_step_size.max(1), self.scaling.maximum_scaling_step_size.max(1));
+        let own =
+            self.status.instances.iter().filter(|i| matches!(i.state(), State::Pending | State::InService)).count();
+        let room = (self.own.max_size.max(0) as usize).saturating_sub(own);
+        let mut by = by.clamp(least as usize, (most as usize).max(least as usize)).min(room);
+        if by == 0 {
+            return;
+        }
+        let to = there + by;
+        // Those that were about to go stay; they are here already.
+        let digest = digest(template);
+        let tells = self.instance_refs(State::Draining, &digest);
+        for place in tells {
+            if by == 0 {
+                break;
+            }
+            let name = self.status.instances[place].name.clone();
+            let Some(object) = self.instance(&name) else { continue };
+            let (mut changed, expect) = (Object::clone(object), Revision(object.meta().revision));
+            if let Some(object::Kind::ContainerInstance(found)) = &mut changed.kind {
+                found.spec.get_or_insert_default().set_status(InstanceState::Active);
+            }
+            // One that has just been told to drain is told once.
+            self.plan.groups.retain(|group| {
+                !group.iter().any(|c| matches!(c, Change::PutSpec { object, .. } if object.name() == name))
+            });
+            self.plan.groups.push(vec![Change::PutSpec { object: changed, fields: &["status"], expect }]);
+            self.status.instances[place].set_state(State::InService);
+            self.status.instances[place].reason.clear();
+            by -= 1;
+        }
+        for _ in 0..by {
+            self.launch(template);
+        }
+        self.done(there, to, why);
+    }
+
+    /// Places in the list of instances in a state that are of a template.
+    fn instance_refs(&self, state: State, digest: &str) -> Vec<usize> {
+        let of =
+            |i: &PoolInstance| i.state() == state && i.template.as_ref().is_some_and(|t| self::digest(t) == digest);
+        self.status.instances.iter().enumerate().filter(|(_, i)| of(i)).map(|(place, _)| place).collect()
+    }
+
+    /// Puts one more instance on the list, in the zone that has fewest.
+    fn launch(&mut self, template: &InstanceTemplate) {
+        self.status.launched += 1;
+        let number = self.status.launched.to_string();
+        let uid = &self.object.meta().uid;
+        let id = derived_id(&["instance", uid, &number]);
+        let name = format!("{}-{}", self.key.name, &id[..8]);
+        let in_zone = |zone: &str| {
+            let there = self.status.instances.iter().filter(|i| i.state() != State::Terminating);
+            there.filter(|instance| instance.availability_zone == zone).count()
+        };
+        let zone = self.own.availability_zones.iter().min_by_key(|zone| in_zone(zone)).cloned().unwrap_or_default();
+        self.status.instances.push(PoolInstance {
+            name,
+            availability_zone: zone,
+            state: State::Pending.into(),
+            template: Some(template.clone()),
+            launched_at: Some(self.now.into()),
+            reason: String::new(),
+        });
+    }
+
+    /// Has some go, once fewer have been enough for long.
+    fn shrink(&mut self, by: usize, in_service: usize, why: &str) {
+        let since = self.status.low_since.as_ref().map(Timestamp::from);
+        let Some(since) = since.filter(|since| *since <= self.now) else {
+            self.status.low_since = Some(self.now.into());
+            self.plan.wake(self.now + Duration::from_secs(u64::from(self.evaluation())));
+            return;
+        };
+        let due = since + Duration::from_secs(u64::from(self.evaluation()));
+        let shrunk = self.status.shrunk_at.as_ref().map(Timestamp::from).filter(|at| *at <= self.now);
+        let due = shrunk.map_or(due, |at| due.max(at + MINUTE));
+        if due > self.now {
+            self.plan.wake(due);
+            return;
+        }
+        let by = by.min((in_service * LEAVING / 100).max(1));
+        let protects = self.spec.auto_scaling_group_provider.as_ref();
+        let protects = is_enabled(
+            protects.map_or(<_>::default(), steady_core::v1::AutoScalingGroupProvider::managed_termination_protection),
+        );
+        let in_zone = |zone: &str| {
+            let there = self.status.instances.iter().filter(|i| i.state() == State::InService);
+            there.filter(|instance| instance.availability_zone == zone).count()
+        };
+        let mut candidates: Vec<(usize, usize, usize)> = Vec::new();
+        for (place, instance) in self.status.instances.iter().enumerate() {
+            let tasks = self.tasks(&instance.name);
+            if instance.state() == State::InService && (tasks == 0 || !protects) {
+                candidates.push((tasks, usize::MAX - in_zone(&instance.availability_zone), place));
+            }
+        }
+        candidates.sort_unstable();
+        let leaving: Vec<usize> = candidates.into_iter().take(by).map(|(.., place)| place).collect();
+        if leaving.is_empty() {
+            return;
+        }
+        let count = leaving.len();
+        for place in leaving {
+            self.leave(place, "fewer instances are enough");
+        }
+        self.status.shrunk_at = Some(self.now.into());
+        self.done(in_service, in_service - count, why);
+        self.drain();
+    }
+
+    fn evaluation(&self) -> u32 {
+        self.scaling.scale_in_evaluation_seconds.unsigned_abs()
+    }
+
+    /// Has an instance go.
+    fn leave(&mut self, place: usize, why: &str) {
+        let instance = &mut self.status.instances[place];
+        let state = if instance.state() == State::Pending { State::Terminating } else { State::Draining };
+        instance.set_state(state);
+        why.clone_into(&mut instance.reason);
+    }
+
+    /// Remembers and tells what was done.
+    fn done(&mut self, from: usize, to: usize, why: &str) {
+        let activity = ScalingActivity {
+            start_time: Some(self.now.into()),
+            description: format!("Setting the number of instances to {to}."),
+            cause: "managed scaling".to_owned(),
+            details: why.to_owned(),
+            from: from as i32,
+            to: to as i32,
+        };
+        self.status.activities.insert(0, activity);
+        self.status.activities.truncate(ACTIVITIES);
+        let reason = if to > from { "POOL_GROWS" } else { "POOL_SHRINKS" };
+        self.tell(reason, &format!("goes from {from} to {to} instances: {why}"), Severity::Info);
+    }
+
+    /// All of them go.
+    fn end_all(&mut self) {
+        for place in 0..self.status.instances.len() {
+            if matches!(self.status.instances[place].state(), State::Pending | State::InService) {
+                self.leave(place, "its capacity provider is deleted");
+            }
+        }
+        self.drain();
+    }
+
+    /// What once was of the pool, and came back when it was forgotten: nobody wants it.
+    fn forget_strays(&mut self) {
+        let prefix = format!("{}-", self.key.name);
+        let known = |name: &str| self.status.instances.iter().any(|instance| instance.name == name);
+        let all = self.view.in_cluster(Kind::ContainerInstance, &self.key.cluster);
+        let strays = all.filter(|object| {
+            let spec = object.as_container_instance().and_then(|instance| instance.spec.as_ref());
+            let id = object.name().strip_prefix(&prefix).unwrap_or_default();
+            let is_made = id.len() == 8 && id.bytes().all(|b| b.is_ascii_hexdigit());
+            is_made && spec.is_some_and(|spec| spec.capacity_provider == *self.key.name) && !known(object.name())
+        });
+        let strays: Vec<Arc<Object>> = strays.cloned().collect();
+        for object in strays {
+            let planned =
+                self.plan.changes().any(|c| matches!(c, Change::Remove { key, .. } if *key == Key::of(&object)));
+            let busy = self.view.on_instance(&self.key.cluster, object.name()).next().is_some();
+            if !planned && !busy && !self.is_connected(object.name()) {
+                let expect = Revision(object.meta().revision);
+                self.plan.push(Change::Remove { key: Key::of(&object), expect });
+            }
+        }
+    }
+}
+
+/// Stands for a template: another one for any other.
+pub(crate) fn digest(template: &InstanceTemplate) -> String {
+    let (cpu, memory) = (template.cpu.to_string(), template.memory.to_string());
+    let mut parts = vec![cpu.as_str(), &memory, &template.runtime, &template.version];
+    parts.extend(template.attributes.iter().flat_map(|(name, value)| [name.as_str(), value]));
+    derived_id(&parts)
+}

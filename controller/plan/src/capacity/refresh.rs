@@ -1,0 +1,103 @@
+//! Another template: instances are replaced in batches, new ones before old ones, and the old template is gone back to when new ones fail.
+
+use steady_core::v1::pool_instance_state::Value as State;
+use steady_core::v1::severity::Value as Severity;
+use steady_core::v1::{InstanceTemplate, PoolInstance};
+
+use super::{Pool, digest};
+
+impl Pool<'_> {
+    /// The template of new instances: the spec's, or the one before it when instances of that failed.
+    pub(super) fn template(&self) -> InstanceTemplate {
+        let wanted = self.own.template.clone().unwrap_or_default();
+        match &self.status.good_template {
+            Some(good) if self.status.failed_template == digest(&wanted) => good.clone(),
+            _ => wanted,
+        }
+    }
+
+    /// An instance is there: its template is a good one.
+    pub(super) fn arrived(&mut self, instance: &PoolInstance) {
+        let name = &instance.name;
+        self.tell("INSTANCE_IN_SERVICE", &format!("has instance {name} in service"), Severity::Info);
+        if instance.template.is_some() && instance.template == self.own.template {
+            self.status.good_template.clone_from(&instance.template);
+            self.status.failures = 0;
+            self.status.failed_template.clear();
+        }
+    }
+
+    /// An instance did not come.
+    pub(super) fn failed(&mut self, instance: &PoolInstance, why: &str) {
+        let name = &instance.name;
+        self.tell("INSTANCE_FAILED", &format!("gives instance {name} up: {why}"), Severity::Error);
+        let wanted = self.own.template.clone().unwrap_or_default();
+        let is_new = instance.template.as_ref() == Some(&wanted);
+        if !is_new || self.status.good_template.as_ref().is_none_or(|good| *good == wanted) {
+            // There is nothing to go back to.
+            return;
+        }
+        self.status.failures += 1;
+        let refresh = self.own.refresh.unwrap_or_default();
+        if self.status.failures >= refresh.failure_threshold.max(1) && self.status.failed_template.is_empty() {
+            self.status.failed_template = digest(&wanted);
+            let message = "goes back to the template before: instances of the new one fail";
+            self.tell("INSTANCE_REFRESH_FAILED", message, Severity::Error);
+        }
+    }
+
+    /// Replaces instances of other templates, some at a time.
+    pub(super) fn refresh(&mut self, template: &InstanceTemplate) {
+        let wanted = digest(template);
+        // Another template than the one that failed is tried.
+        let own = digest(self.own.template.as_ref().unwrap_or(&InstanceTemplate::default()));
+        if !self.status.failed_template.is_empty() && self.status.failed_template != own {
+            self.status.failed_template.clear();
+            self.status.failures = 0;
+        }
+        let is_new = |instance: &PoolInstance| instance.template.as_ref().is_some_and(|t| digest(t) == wanted);
+        let refresh = self.own.refresh.unwrap_or_default();
+        let batch = refresh.batch_size.max(1) as usize;
+        // Those that never came are not waited for.
+        for place in 0..self.status.instances.len() {
+            let instance = &self.status.instances[place];
+            if instance.state() == State::Pending && !is_new(instance) {
+                self.leave(place, "the template is another one");
+            }
+        }
+        let of = |pool: &Self, state: State, new: bool| -> Vec<usize> {
+            let all = pool.status.instances.iter().enumerate();
+            all.filter(|(_, i)| i.state() == state && is_new(i) == new).map(|(place, _)| place).collect()
+        };
+        let old = of(self, State::InService, false);
+        if old.is_empty() {
+            return;
+        }
+        let leaving = self.status.instances.iter().filter(|i| i.state() == State::Draining && !is_new(i)).count();
+        let (new, coming) = (of(self, State::InService, true).len(), of(self, State::Pending, true).len());
+        let there = old.len() + new;
+        // As many as before stay, or a part of them. What is beyond that may go; as many come before.
+        let size = (self.status.needed.max(self.own.min_size).max(1) as usize).min(there);
+        let percent = refresh.min_healthy_percentage.unwrap_or(100).clamp(0, 100) as usize;
+        let floor = (size * percent).div_ceil(100);
+        let may_go = there.saturating_sub(floor).min(batch.saturating_sub(leaving));
+        if may_go > 0 && coming == 0 {
+            let mut by_tasks: Vec<(usize, usize)> =
+                old.iter().map(|place| (self.tasks(&self.status.instances[*place].name), *place)).collect();
+            by_tasks.sort_unstable();
+            let count = may_go.min(by_tasks.len());
+            for (_, place) in by_tasks.into_iter().take(count) {
+                self.leave(place, "the template is another one");
+            }
+            self.tell("INSTANCE_REFRESH", &format!("replaces {count} of {} old instances", old.len()), Severity::Info);
+            self.drain();
+        } else if may_go == 0 && coming == 0 && leaving < batch {
+            // More than its most, for as long as the old ones are there.
+            let surge = (batch - leaving).min(old.len());
+            for _ in 0..surge {
+                self.launch(template);
+            }
+            self.tell("INSTANCE_REFRESH", &format!("has {surge} new instances come for old ones"), Severity::Info);
+        }
+    }
+}
