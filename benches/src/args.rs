@@ -8,7 +8,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::workspace::Workspace;
 use crate::{
-    agent, bind, commits, converge, failover, flat, herd, idle, launch, lb, one, pack, place, rollout, startup,
+    agent, bind, commits, converge, failover, flat, herd, idle, launch, lb, one, pack, place, rollout, scale, startup,
     targets, watchers,
 };
 
@@ -47,6 +47,8 @@ pub(crate) enum Benchmark {
     Targets,
     /// A service of 100 tasks rolled to its next version, beside Docker Swarm (needs root and docker.io)
     Rollout,
+    /// From a load's first request until there are enough tasks for it (needs wrk)
+    Scale,
     /// All agents at once lose their API server, and are restarted
     Herd,
     /// Says which benchmarks there are
@@ -127,6 +129,7 @@ impl Args {
             Benchmark::Lb => lb::run(&workspace, scale(5, 2)).await,
             Benchmark::Targets => targets::run(&workspace, scale(3, 10_000)).await,
             Benchmark::Rollout => rollout::run(&workspace, scale(3, 100)).await,
+            Benchmark::Scale => scale::run(&workspace, scale(5, 0)).await,
             Benchmark::Herd => herd::run(&workspace, scale(1, 0)).await,
             Benchmark::Startup | Benchmark::List | Benchmark::Place | Benchmark::Pack => {
                 startup::run(&workspace, scale(5, 0)).await

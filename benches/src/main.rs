@@ -24,6 +24,7 @@ mod place;
 mod report;
 mod rollout;
 mod sample;
+mod scale;
 mod startup;
 mod store;
 mod subject;

@@ -48,3 +48,19 @@ pub(crate) const ONE: [Peer; 2] = [
         unit: "ms",
     },
 ];
+
+/// From a load step to enough capacity, by how often peers look and how long they wait.
+pub(crate) const SCALE: [Peer; 2] = [
+    Peer {
+        who: "ECS service auto scaling, metrics of a minute",
+        what: "three datapoints above the target, by its documentation, without the start of tasks",
+        figure: (180.0, 240.0),
+        unit: "s",
+    },
+    Peer {
+        who: "Kubernetes HPA",
+        what: "a loop of 15 s on metrics of 15 s, by its documentation, without the start of pods",
+        figure: (15.0, 30.0),
+        unit: "s",
+    },
+];
