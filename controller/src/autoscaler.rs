@@ -11,6 +11,7 @@ use steady_core::{Clock, Key, Kind, Plan, SmolStr, Timestamp, View, alarm, scali
 use steady_plan::autoscaler::{Silent, plan, queries};
 use steady_runtime::{Client, Controller};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::prometheus;
 
@@ -21,8 +22,19 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Periods after which what was asked is forgotten.
 const FORGOTTEN: i64 = 360;
 
-/// A metric of a cluster: the period in which it was asked for last, and why there was no answer.
-type Asked = BTreeMap<(SmolStr, Metric), (i64, Option<String>)>;
+/// A metric of a Prometheus.
+#[derive(Debug, Default)]
+struct Query {
+    /// In which it was asked for last.
+    period: i64,
+    /// The answer has not come yet.
+    is_open: bool,
+    /// Why there was no answer.
+    why: Option<String>,
+}
+
+/// By cluster and metric.
+type Asked = BTreeMap<(SmolStr, Metric), Query>;
 
 /// How many tasks services have.
 pub(crate) struct Autoscaler {
@@ -39,22 +51,28 @@ impl Autoscaler {
     /// Asks those of these queries that were not asked in this period; nobody waits for the answers, which come as metrics.
     fn ask(&self, cluster: &str, queries: Vec<PrometheusQuery>, period: i64) {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.retain(|_, (last, _)| (period - *last).abs() < FORGOTTEN);
+        asked.retain(|_, known| known.is_open || (period - known.period).abs() < FORGOTTEN);
         for query in queries {
             let metric = Metric::of_prometheus(&query);
             let key = (SmolStr::new(cluster), metric.clone());
-            let entry = asked.entry(key.clone()).or_insert((period - 1, None));
-            if entry.0 == period {
+            let entry = asked.entry(key.clone()).or_insert(Query { period: period - 1, ..Query::default() });
+            if entry.is_open || entry.period == period {
                 continue;
             }
-            entry.0 = period;
+            (entry.period, entry.is_open) = (period, true);
+            let began = Instant::now();
             let (client, asking, known) = (self.client.clone(), Arc::clone(&self.asking), Arc::clone(&self.asked));
             tokio::spawn(async move {
-                let Ok(_turn) = asking.acquire().await else { return };
-                let failed = told(&client, &key.0, &metric, &query, period).await.err();
+                let turn = asking.acquire().await;
+                // Whose turn comes too late says nothing of its period.
+                let late = began.elapsed() > Duration::from_secs(PERIOD.unsigned_abs() / 2);
+                let failed = match turn {
+                    Ok(_turn) if !late => told(&client, &key.0, &metric, &query, period).await.err(),
+                    _ => Some(format!("{} was not asked: too many others do not answer", query.address)),
+                };
                 let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(entry) = known.get_mut(&key) {
-                    entry.1 = failed;
+                    (entry.is_open, entry.why) = (false, failed);
                 }
             });
         }
@@ -63,7 +81,7 @@ impl Autoscaler {
     fn silent(&self, cluster: &str) -> Silent {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let own = asked.iter().filter(|((of, _), _)| of == cluster);
-        own.filter_map(|((_, metric), (_, why))| Some((metric.clone(), why.clone()?))).collect()
+        own.filter_map(|((_, metric), known)| Some((metric.clone(), known.why.clone()?))).collect()
     }
 }
 

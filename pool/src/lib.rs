@@ -16,10 +16,13 @@ use async_trait::async_trait;
 use steady_core::v1::change::Change as Wire;
 use steady_core::v1::pool_instance_state::Value as State;
 use steady_core::v1::severity::Value as Severity;
-use steady_core::v1::{Change, CommitRequest, Event, EventSpec, InstanceTemplate, Object};
+use steady_core::v1::{
+    CapacityProvider, Change, CommitRequest, Event, EventSpec, GetRequest, InstanceTemplate, Object, ObjectRef,
+};
 use steady_core::{Clock, DEFAULT_CLUSTER, Key, Kind, SystemClock, Timestamp, View, derived_id};
 use steady_runtime::{Client, News, Reflector, presence, release};
 use tokio::sync::watch;
+use tonic::Code;
 
 pub use exec::Exec;
 pub use process::{Process, Settings as ProcessSettings};
@@ -28,6 +31,8 @@ pub use process::{Process, Settings as ProcessSettings};
 const LOOK: Duration = Duration::from_secs(5);
 /// How long changes are gathered.
 const GATHER: Duration = Duration::from_millis(50);
+/// How long the API server may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How long after a failure the same instance is left alone.
 const AGAIN: Duration = Duration::from_secs(10);
 /// The same failure of an instance is told once in so many milliseconds.
@@ -66,6 +71,9 @@ pub trait Maker: Send + Sync {
 
     /// Ends instances; those that cannot be ended, and why.
     async fn shrink(&self, provider: &Provider, names: &[String]) -> Result<BTreeMap<String, String>, String>;
+
+    /// Clears away what is left of instances that are neither there nor wanted.
+    async fn tidy(&self, _: &Provider, _wanted: &BTreeSet<String>) {}
 }
 
 /// Serves capacity providers of a cluster until `ending` says so: the named one, or all of them. Instances go on.
@@ -100,7 +108,7 @@ async fn serve(
 ) -> Result<(), String> {
     let mut failed: BTreeMap<Key, Timestamp> = BTreeMap::new();
     loop {
-        let kinds = BTreeSet::from([Kind::CapacityProvider, Kind::Cluster, Kind::Lease]);
+        let kinds = BTreeSet::from([Kind::CapacityProvider, Kind::Cluster]);
         let reflector = Reflector::start(client.clone(), &kinds);
         reflector.until(|_| true).await;
         belongs(&reflector.view(), directory)?;
@@ -108,12 +116,14 @@ async fn serve(
             let mut news = reflector.news();
             loop {
                 let view = reflector.view();
-                // One at a time serves a provider.
-                let leads =
-                    view.get(&Key::new(Kind::Lease, "", lease)).and_then(|found| found.as_lease()?.spec.as_ref());
-                if leads.is_some_and(|lease| lease.holder == holder) {
-                    for object in providers(&view, provider) {
-                        obey(&object, provider, maker, client, &mut failed).await;
+                for object in providers(&view, provider, directory) {
+                    // What was heard of last may be long ago: nothing is made or ended on the word of a server that is away.
+                    let Some(object) = now(client, &object, lease, holder).await else { continue };
+                    obey(&object, provider, maker, client, &mut failed).await;
+                    if object.meta().uid.is_empty() {
+                        forget(&object, maker, provider, directory).await;
+                    } else {
+                        remember(&object, directory);
                     }
                 }
                 let changed = async {
@@ -154,10 +164,54 @@ fn belongs(view: &View, directory: &Path) -> Result<(), String> {
     }
 }
 
-fn providers(view: &View, provider: &Provider) -> Vec<Object> {
+/// Providers that are there, and those that were: of these nothing is wanted any more.
+fn providers(view: &View, provider: &Provider, directory: &Path) -> Vec<Object> {
     let all = view.in_cluster(Kind::CapacityProvider, &provider.cluster);
-    let named = |object: &&std::sync::Arc<Object>| provider.name.is_empty() || object.name() == provider.name;
-    all.filter(named).map(|object| Object::clone(object)).collect()
+    let named = |name: &str| provider.name.is_empty() || name == provider.name;
+    let mut found: Vec<Object> =
+        all.filter(|object| named(object.name())).map(|object| Object::clone(object)).collect();
+    let served = fs::read_dir(directory.join("served").join(&provider.cluster)).into_iter().flatten().flatten();
+    for name in served.map(|entry| entry.file_name().to_string_lossy().into_owned()) {
+        if named(&name) && !found.iter().any(|object| object.name() == name) {
+            found.push(Object::new(&provider.cluster, &name, CapacityProvider::default()));
+        }
+    }
+    found
+}
+
+/// A provider as the API server has it now, if this process serves it.
+async fn now(client: &Client, object: &Object, lease: &str, holder: &str) -> Option<Object> {
+    let get = |r#ref: ObjectRef| async move {
+        let asking = async { client.objects().get(GetRequest { r#ref: Some(r#ref) }).await };
+        tokio::time::timeout(PATIENCE, asking).await.ok()
+    };
+    // One at a time serves a provider.
+    let found = get(Key::new(Kind::Lease, "", lease).reference()).await?.ok()?.into_inner().object?;
+    found.as_lease()?.spec.as_ref().filter(|lease| lease.holder == holder)?;
+    match get(Key::of(object).reference()).await? {
+        Ok(answer) => answer.into_inner().object,
+        Err(status) if status.code() == Code::NotFound => {
+            Some(Object::new(object.cluster(), object.name(), CapacityProvider::default()))
+        }
+        Err(_) => None,
+    }
+}
+
+/// What was served is looked after when its provider is gone.
+fn remember(object: &Object, directory: &Path) {
+    let path = directory.join("served").join(object.cluster());
+    let written = fs::create_dir_all(&path).and_then(|()| fs::write(path.join(object.name()), ""));
+    if let Err(error) = written {
+        tracing::warn!(provider = object.name(), %error, "it cannot be remembered that this provider is served");
+    }
+}
+
+/// A provider that is gone, once nothing of it is left.
+async fn forget(object: &Object, maker: &dyn Maker, provider: &Provider, directory: &Path) {
+    let provider = Provider { name: object.name().to_owned(), ..provider.clone() };
+    if maker.list(&provider).await.is_ok_and(|left| left.is_empty()) {
+        let _ = fs::remove_file(directory.join("served").join(object.cluster()).join(object.name()));
+    }
 }
 
 /// What is to be made, and what ended.
@@ -214,6 +268,9 @@ async fn obey(
             tell(client, object, reason, &format!("instance {name} {what}: {why}"), now).await;
         }
     }
+    let status = object.as_capacity_provider().and_then(|provider| provider.status.as_ref());
+    let listed = status.into_iter().flat_map(|status| status.instances.iter().map(|instance| instance.name.clone()));
+    maker.tidy(&provider, &listed.collect()).await;
 }
 
 /// Raises an event about a provider.
@@ -238,7 +295,7 @@ async fn tell(client: &Client, object: &Object, reason: &str, message: &str, now
 #[cfg(test)]
 mod tests {
     use super::*;
-    use steady_core::v1::{CapacityProvider, CapacityProviderStatus, PoolInstance};
+    use steady_core::v1::{CapacityProviderStatus, PoolInstance};
 
     #[test]
     fn what_is_missing_is_made_and_what_goes_is_ended() {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
+use tokio::time::Instant;
 
 use crate::{Maker, Provider, Wanted};
 
@@ -68,9 +70,6 @@ impl Process {
         // It is not ours to end when we are.
         command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(false);
         let mut child = command.spawn()?;
-        let pid = child.id().unwrap_or_default();
-        let started = since_boot(pid).unwrap_or_default();
-        fs::write(directory.join("pid"), format!("{pid} {started}"))?;
         tokio::spawn(async move {
             let _ = child.wait().await;
         });
@@ -78,25 +77,21 @@ impl Process {
     }
 }
 
-/// The agent of a directory, if it runs: its number, which may be another process' by now, and when it began.
+/// The agent of a directory, if it runs, whoever started it and whether that was written down or not: its command line names the directory.
 fn running(directory: &Path) -> Option<Pid> {
-    let text = fs::read_to_string(directory.join("pid")).ok()?;
-    let (pid, started) = text.trim().split_once(' ')?;
-    let pid: u32 = pid.parse().ok()?;
-    let is_it = since_boot(pid).is_some_and(|found| found == started);
-    Pid::from_raw(i32::try_from(pid).ok()?).filter(|_| is_it)
-}
-
-/// When a process began, in the kernel's ticks since boot; none for one that is over.
-fn since_boot(pid: u32) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may have spaces and brackets in it.
-    let rest = &stat[stat.rfind(')')? + 2..];
-    let mut fields = rest.split(' ');
-    if matches!(fields.next(), Some("Z" | "X")) {
-        return None;
-    }
-    fields.nth(18).map(str::to_owned)
+    let data = directory.join("data");
+    let names_it = |entry: &fs::DirEntry| {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        // A zombie has no words.
+        words.get(1).is_some_and(|word| *word == b"agent") && words.contains(&data.as_os_str().as_bytes())
+    };
+    let number = |entry: fs::DirEntry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?);
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter(|entry| entry.file_name().as_bytes().iter().all(u8::is_ascii_digit))
+        .filter(names_it)
+        .find_map(number)
 }
 
 #[async_trait]
@@ -139,9 +134,9 @@ impl Maker for Process {
                 let _ = kill_process(pid, Signal::TERM);
             }
         }
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        while directories.iter().any(|(_, directory)| running(directory).is_some()) {
-            if tokio::time::Instant::now() > deadline {
+        let began = Instant::now();
+        while directories.iter().any(|(_, directory)| running(directory).is_some()) && began.elapsed() < PATIENCE * 2 {
+            if began.elapsed() > PATIENCE {
                 for pid in directories.iter().filter_map(|(_, directory)| running(directory)) {
                     let _ = kill_process(pid, Signal::KILL);
                 }
@@ -149,11 +144,22 @@ impl Maker for Process {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         for (name, directory) in directories {
-            if let Err(error) = fs::remove_dir_all(&directory) {
+            if let Some(pid) = running(&directory) {
+                failed.insert(name, format!("its agent (pid {pid}) does not end", pid = pid.as_raw_nonzero()));
+            } else if let Err(error) = fs::remove_dir_all(&directory) {
                 failed.insert(name, format!("{}: {error}", directory.display()));
             }
         }
         Ok(failed)
+    }
+
+    async fn tidy(&self, provider: &Provider, wanted: &BTreeSet<String>) {
+        let entries = fs::read_dir(self.of(provider)).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| !wanted.contains(&*entry.file_name().to_string_lossy())) {
+            if running(&entry.path()).is_none() {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
     }
 }
 
@@ -161,15 +167,39 @@ impl Maker for Process {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_process_is_known_by_its_number_and_its_beginning() {
+    #[tokio::test]
+    async fn an_agent_is_known_by_its_directory_and_what_is_left_of_others_is_cleared_away() {
         let directory = tempfile::tempdir().expect("a directory");
-        let own = std::process::id();
-        let started = since_boot(own).expect("it runs");
-        let write = |text: String| fs::write(directory.path().join("pid"), text).expect("written");
-        write(format!("{own} {started}"));
-        assert!(running(directory.path()).is_some());
-        write(format!("{own} 1"));
-        assert!(running(directory.path()).is_none(), "another one of the same number");
+        let settings = Settings { program: "steady".into(), directory: directory.path().into(), address: None };
+        let maker = Process::new(settings);
+        let provider = Provider { cluster: "default".into(), name: "spot".into(), servers: vec![] };
+        let of = |name: &str| maker.of(&provider).join(name);
+        for name in ["runs", "over", "ended"] {
+            fs::create_dir_all(of(name).join("data")).expect("made");
+        }
+        fs::write(of("ended").join("ending"), "").expect("written");
+        assert!(running(&of("runs")).is_none());
+        // Anything whose command line is an agent's.
+        let script = of("runs").join("like-an-agent");
+        fs::write(&script, "sleep 60\n").expect("written");
+        fs::copy(&script, maker.of(&provider).join("agent")).expect("copied");
+        let mut child = Command::new("sh");
+        child.current_dir(maker.of(&provider)).arg("agent").arg(of("runs").join("data"));
+        let child = child.kill_on_drop(true).spawn().expect("a shell");
+        let found = async {
+            while running(&of("runs")).is_none() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), found).await.expect("it is found");
+        assert_eq!(maker.list(&provider).await, Ok(BTreeSet::from(["ended".to_owned(), "runs".to_owned()])));
+        drop(child);
+        fs::remove_file(maker.of(&provider).join("agent")).expect("removed");
+        while running(&of("runs")).is_some() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(maker.list(&provider).await, Ok(BTreeSet::from(["ended".to_owned()])));
+        maker.tidy(&provider, &BTreeSet::from(["runs".to_owned()])).await;
+        assert!(of("runs").exists() && !of("over").exists() && !of("ended").exists());
     }
 }

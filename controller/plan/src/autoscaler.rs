@@ -113,8 +113,6 @@ fn next_look(now: Timestamp) -> Timestamp {
 struct Wish {
     policy: String,
     count: i32,
-    /// What it counts from, where that is not what there is: what was added lately is on its way.
-    base: Option<i32>,
     /// What made it want that.
     cause: String,
     /// How it was worked out.
@@ -246,7 +244,7 @@ impl Scaled<'_> {
         let current = self.service_spec.desired_count();
         let count = current.clamp(self.min(), self.max());
         let details = format!("between {} and {} tasks", self.min(), self.max());
-        (count != current).then_some((false, Wish { policy, count, base: None, cause, details }))
+        (count != current).then_some((false, Wish { policy, count, cause, details }))
     }
 
     /// Has actions whose time has come set the bounds, the last one last. What was before an action was there, or while it was suspended, is
@@ -430,9 +428,19 @@ impl Scaled<'_> {
         self.plan.groups.insert(0, vec![put]);
         // While what was added before is on its way, whoever added it, the count from before that stays the base.
         let (out, _) = self.cooldowns();
-        let chain = self.cooling(self.status.last_scale_out.as_ref(), out).map(|(last, _)| last.from);
-        let from = wish.base.or(chain).unwrap_or(current).min(current);
-        let change = CapacityChange { at: Some(self.now.into()), from, to, policy: wish.policy.clone() };
+        let patience = Duration::from_secs(u64::from(out.unsigned_abs()));
+        let last = self.cooling(self.status.last_scale_out.as_ref(), out).map(|(last, _)| last);
+        let chain = last.and_then(|last| Some((last.from, Timestamp::from(last.base_at.as_ref()?))));
+        // Not for ever: what was added a cooldown ago is there.
+        let chain = chain.filter(|(_, at)| *at + patience > self.now);
+        let (from, base_at) = chain.map_or((current, self.now), |(from, at)| (from.min(current), at));
+        let change = CapacityChange {
+            at: Some(self.now.into()),
+            from,
+            to,
+            policy: wish.policy.clone(),
+            base_at: Some(base_at.into()),
+        };
         // Schedules and bounds know no cooldowns.
         if dynamic && to > current {
             self.status.last_scale_out = Some(change);
@@ -486,7 +494,7 @@ impl Scaled<'_> {
             self.forecast_most = self.forecast_most.max(most.min(scaling::MAX_CAPACITY));
         }
         let (policy, cause) = (object.name().to_owned(), format!("forecast of policy {}", object.name()));
-        Some(Wish { policy, count, base: None, cause, details })
+        Some(Wish { policy, count, cause, details })
     }
 }
 

@@ -16,20 +16,30 @@ use steady_core::placement::ZONE;
 use steady_core::v1::instance_state::Value as InstanceState;
 use steady_core::v1::pool_instance_state::Value as State;
 use steady_core::v1::severity::Value as Severity;
+use steady_core::v1::stop_code::Value as StopCode;
+use steady_core::v1::task_last_status::Value as Last;
 use steady_core::v1::{
     Attribute, CapacityProvider, CapacityProviderSpec, CapacityProviderStatus, ContainerInstance,
     ContainerInstanceSpec, ContainerInstanceStatus, InstancePool, InstanceResources, InstanceTemplate, ManagedScaling,
-    Object, PoolInstance, ScalingActivity, object,
+    Object, PoolInstance, ScalingActivity, Task, object,
 };
 use steady_core::{Change, Event, Key, Kind, Plan, Revision, Timestamp, View, Waiting, derived_id, service, task};
 
-use crate::scheduler::{needed, room_for};
+use crate::scheduler::{Sample, needed, room_for};
 
 /// Activities that are remembered.
 const ACTIVITIES: usize = 20;
 /// At most so much of a pool goes in a minute, percent.
 const LEAVING: usize = 50;
 const MINUTE: Duration = Duration::from_secs(60);
+/// An instance may take so long to come, whatever is said: sooner none does.
+const SHORTEST: Duration = Duration::from_secs(10);
+/// Instances that may fail one after the other before the next one waits, how long that does at first, and at most.
+const PATIENT: u32 = 2;
+const BACKOFF: Duration = Duration::from_secs(10);
+const LONGEST: Duration = Duration::from_secs(900);
+/// Most tasks that one commit gives up.
+const MAX_GIVEN_UP: usize = 40;
 
 /// What to do about a capacity provider.
 pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
@@ -130,13 +140,15 @@ impl Pool<'_> {
 
     /// Has each instance of the list go on to where it is by now.
     fn follow(&mut self) {
-        let warmup = Duration::from_secs(u64::from(self.scaling.instance_warmup_period().unsigned_abs()));
+        let warmup = Duration::from_secs(u64::from(self.scaling.instance_warmup_period().unsigned_abs())).max(SHORTEST);
+        let (mut arrived, mut failed, mut lost) = (Vec::new(), Vec::new(), Vec::new());
         for place in 0..self.status.instances.len() {
             let instance = self.status.instances[place].clone();
             let name = instance.name.as_str();
+            let is_lost = self.status_of(name).is_none_or(|status| status.lost);
             let next = match instance.state() {
                 State::Pending if self.is_connected(name) => {
-                    self.arrived(&instance);
+                    arrived.push(instance.clone());
                     Some((State::InService, String::new()))
                 }
                 State::Pending => {
@@ -145,20 +157,19 @@ impl Pool<'_> {
                         self.plan.wake(due);
                         None
                     } else {
+                        failed.push(instance.clone());
                         let why = format!("its agent was not connected within {} s", warmup.as_secs());
-                        self.failed(&instance, &why);
                         Some((State::Terminating, why))
                     }
                 }
-                State::InService if self.status_of(name).is_none_or(|status| status.lost) => {
-                    let why = "it is lost".to_owned();
-                    self.tell("INSTANCE_LOST", &format!("replaces instance {name}: {why}"), Severity::Warn);
-                    Some((State::Terminating, why))
+                State::InService if is_lost => {
+                    lost.push(name.to_owned());
+                    Some((State::Terminating, "it is lost".to_owned()))
                 }
-                State::Draining if self.tasks(name) == 0 || !self.is_connected(name) => {
+                // Those of DAEMON services leave it, too.
+                State::Draining if is_lost || self.is_empty(name) || !is_enabled(self.draining()) => {
                     Some((State::Terminating, instance.reason.clone()))
                 }
-                State::Draining if !is_enabled(self.draining()) => Some((State::Terminating, instance.reason.clone())),
                 _ => None,
             };
             if let Some((state, reason)) = next {
@@ -167,18 +178,20 @@ impl Pool<'_> {
                 entry.reason = reason;
             }
         }
+        self.arrived(&arrived);
+        self.failed(&failed, warmup);
+        if !lost.is_empty() {
+            let message = format!("replaces {}: lost", names(lost.iter().map(String::as_str)));
+            self.tell("INSTANCE_LOST", &message, Severity::Warn);
+        }
+        self.adopt();
         self.drain();
         // What is to go and has nobody who says that it is there is gone.
-        let gone: Vec<String> = self
-            .status
-            .instances
-            .iter()
-            .filter(|instance| instance.state() == State::Terminating && !self.is_connected(&instance.name))
-            .map(|instance| instance.name.clone())
-            .collect();
-        for name in gone {
-            // Its tasks are given up first, by whoever does that.
-            if self.view.on_instance(&self.key.cluster, &name).next().is_some() {
+        let going = self.status.instances.iter().filter(|instance| instance.state() == State::Terminating);
+        let gone = going.filter(|instance| !self.is_connected(&instance.name)).map(|instance| instance.name.clone());
+        for name in gone.collect::<Vec<String>>() {
+            if !self.is_empty(&name) {
+                self.give_up(&name);
                 continue;
             }
             if let Some(object) = self.instance(&name) {
@@ -187,6 +200,67 @@ impl Pool<'_> {
             }
             self.status.instances.retain(|instance| instance.name != name);
         }
+    }
+
+    fn is_empty(&self, name: &str) -> bool {
+        self.view.on_instance(&self.key.cluster, name).next().is_none()
+    }
+
+    /// Tasks of an instance that was ended are over.
+    fn give_up(&mut self, name: &str) {
+        let mut changes = Vec::new();
+        for found in self.view.on_instance(&self.key.cluster, name).filter_map(|object| task::of(object)) {
+            let mut stopped =
+                found.stopped(StopCode::TerminationNotice, "Host was ended by its capacity provider", self.now);
+            if let Some(object::Kind::Task(Task { status: Some(status), .. })) = &mut stopped.kind {
+                status.set_last_status(Last::Stopped);
+                status.stopped_at = Some(self.now.into());
+            }
+            changes.push(Change::PutStatus { object: stopped, expect: found.revision() });
+        }
+        self.plan.groups.extend(changes.chunks(MAX_GIVEN_UP).map(<[Change]>::to_vec));
+    }
+
+    /// What was given up and came all the same goes in order: it may have tasks by now.
+    fn adopt(&mut self) {
+        let late: Vec<String> =
+            self.strays().filter(|o| self.is_connected(o.name())).map(|o| o.name().to_owned()).collect();
+        for name in late {
+            self.status.instances.push(PoolInstance {
+                name,
+                state: State::Draining.into(),
+                reason: "it came when it was no longer waited for".to_owned(),
+                ..PoolInstance::default()
+            });
+        }
+    }
+
+    /// Instances that were of the pool once, by their names, and are not on the list.
+    fn strays(&self) -> impl Iterator<Item = &Arc<Object>> {
+        let prefix = format!("{}-", self.key.name);
+        let known = |name: &str| self.status.instances.iter().any(|instance| instance.name == name);
+        let all = self.view.in_cluster(Kind::ContainerInstance, &self.key.cluster);
+        all.filter(move |object| {
+            let spec = object.as_container_instance().and_then(|instance| instance.spec.as_ref());
+            let id = object.name().strip_prefix(&prefix).unwrap_or_default();
+            let is_made = id.len() == 8 && id.bytes().all(|b| b.is_ascii_hexdigit());
+            is_made && spec.is_some_and(|spec| spec.capacity_provider == *self.key.name) && !known(object.name())
+        })
+    }
+
+    /// Whether an instance takes tasks: it is ACTIVE, and its agent is not silent for long.
+    fn serves(&mut self, name: &str) -> bool {
+        let Some(instance) = self.instance(name).and_then(|object| object.as_container_instance()) else {
+            return false;
+        };
+        let is_active = instance.spec.as_ref().is_some_and(|spec| spec.status() == InstanceState::Active);
+        let status = instance.status.clone().unwrap_or_default();
+        let silent = status.disconnected_at.as_ref().map(Timestamp::from).filter(|_| !status.agent_connected);
+        let due = silent.map(|at| at + MINUTE).filter(|due| *due > self.now);
+        if let Some(due) = due {
+            self.plan.wake(due);
+        }
+        is_active && (status.agent_connected || due.is_some())
     }
 
     fn draining(&self) -> steady_core::v1::managed::Value {
@@ -233,45 +307,70 @@ impl Pool<'_> {
         of_provider.map(|object| object.name().to_owned()).collect()
     }
 
-    /// An empty instance of the template, as the scheduler would see it.
-    fn sample(&self, template: &InstanceTemplate) -> Arc<Object> {
+    /// An empty instance of the template in each zone, as the scheduler would see it.
+    fn samples(&self, template: &InstanceTemplate) -> Vec<Sample> {
         let attribute = |name: &str, value: &str| Attribute { name: name.to_owned(), value: value.to_owned() };
-        let mut attributes = vec![attribute("ecs.os-type", "linux")];
-        // What an agent says by itself is what those that are there say.
-        let mut there = self.status.instances.iter().filter_map(|instance| self.instance(&instance.name));
-        let known = there.find_map(|object| object.as_container_instance()?.spec.as_ref());
-        match known {
-            Some(known) => attributes.clone_from(&known.attributes),
-            None => attributes.extend(self.own.availability_zones.first().map(|zone| attribute(ZONE, zone))),
-        }
-        attributes.retain(|known| !template.attributes.contains_key(&known.name));
-        attributes.extend(template.attributes.iter().map(|(name, value)| attribute(name, value)));
-        let spec = ContainerInstanceSpec {
-            attributes,
-            registered_resources: Some(InstanceResources {
-                cpu: template.cpu,
-                memory: template.memory,
-                ..InstanceResources::default()
-            }),
-            capacity_provider: self.key.name.to_string(),
-            ..ContainerInstanceSpec::default()
+        // What an agent says by itself is what those that are there say, without what their template gave them.
+        let known = self.status.instances.iter().find_map(|instance| {
+            let spec = self.instance(&instance.name)?.as_container_instance()?.spec.as_ref()?;
+            let given = instance.template.as_ref().map(|template| &template.attributes);
+            let own =
+                spec.attributes.iter().filter(|a| a.name != ZONE && given.is_none_or(|g| !g.contains_key(&a.name)));
+            Some(own.cloned().collect::<Vec<Attribute>>())
+        });
+        let mut own = known.unwrap_or_else(|| vec![attribute("ecs.os-type", "linux")]);
+        own.retain(|known| !template.attributes.contains_key(&known.name));
+        own.extend(template.attributes.iter().map(|(name, value)| attribute(name, value)));
+        let zones = if self.own.availability_zones.is_empty() {
+            vec![String::new()]
+        } else {
+            self.own.availability_zones.clone()
         };
-        let status = ContainerInstanceStatus { agent_connected: true, ..ContainerInstanceStatus::default() };
-        let instance = ContainerInstance { spec: Some(spec), status: Some(status) };
-        Arc::new(Object::new(&self.key.cluster, &format!("{}-sample", self.key.name), instance))
+        let sample = |zone: String| {
+            let mut attributes = own.clone();
+            if !zone.is_empty() {
+                attributes.push(attribute(ZONE, &zone));
+            }
+            let spec = ContainerInstanceSpec {
+                attributes,
+                registered_resources: Some(InstanceResources {
+                    cpu: template.cpu,
+                    memory: template.memory,
+                    ..InstanceResources::default()
+                }),
+                capacity_provider: self.key.name.to_string(),
+                ..ContainerInstanceSpec::default()
+            };
+            let status = ContainerInstanceStatus { agent_connected: true, ..ContainerInstanceStatus::default() };
+            let instance = ContainerInstance { spec: Some(spec), status: Some(status) };
+            let object = Object::new(&self.key.cluster, &format!("{}-sample", self.key.name), instance);
+            let count = self.in_zone(&zone);
+            (zone, Arc::new(object), count)
+        };
+        zones.into_iter().map(sample).collect()
+    }
+
+    /// Instances of a zone that are there or on their way.
+    fn in_zone(&self, zone: &str) -> usize {
+        let there = self.status.instances.iter().filter(|i| matches!(i.state(), State::Pending | State::InService));
+        there.filter(|instance| instance.availability_zone == zone).count()
     }
 
     /// Decides how many there are to be, and has some come or go.
     fn size(&mut self, template: &InstanceTemplate) {
         let (min, max) = (self.own.min_size.max(0) as usize, self.own.max_size.max(0) as usize);
-        let sample = self.sample(template);
+        let samples = self.samples(template);
         let others = self.others();
-        let in_service = self.count(State::InService) + others.len();
-        let busy = |name: &str| self.tasks(name) > 0;
-        let own = self.status.instances.iter().filter(|i| i.state() == State::InService).map(|i| i.name.as_str());
-        let used = own.chain(others.iter().map(String::as_str)).filter(|name| busy(name)).count();
-        let (new, misfits) = needed(self.view, &sample, &self.key.name, max + 1);
-        let wanted = used + new;
+        let own: Vec<String> =
+            self.status.instances.iter().filter(|i| i.state() == State::InService).map(|i| i.name.clone()).collect();
+        let (serving, away): (Vec<String>, Vec<String>) = own.into_iter().partition(|name| self.serves(name));
+        let in_service = serving.len() + others.len();
+        let there: Vec<Arc<Object>> =
+            serving.iter().chain(&others).filter_map(|name| self.instance(name).cloned()).collect();
+        let need = needed(self.view, &self.key.cluster, &there, &samples, &self.key.name, max + 1);
+        // What was on one that is silent, or that somebody drains, needs a place when it goes.
+        let displaced = away.iter().filter(|name| self.tasks(name) > 0).count();
+        let wanted = need.used + need.new.len() + displaced;
         (self.status.needed, self.status.in_service) = (wanted as i32, in_service as i32);
         // ECS: nothing needed of nothing is as it should be; something of nothing is twice too little.
         self.status.reservation = match (wanted, in_service) {
@@ -279,37 +378,45 @@ impl Pool<'_> {
             (_, 0) => 200.0,
             (wanted, there) => wanted as f64 / there as f64 * 100.0,
         };
-        for misfit in misfits {
-            let message = format!(
-                "has no instance for {} tasks of {}, and would have none: {} (template of the pool)",
-                misfit.count, misfit.group, misfit.why
-            );
+        if !need.misfits.is_empty() {
+            let told = need
+                .misfits
+                .iter()
+                .take(3)
+                .map(|misfit| format!("{} tasks of {}: {}", misfit.count, misfit.group, misfit.why));
+            let told: Vec<String> = told.collect();
+            let message =
+                format!("has no instance, and would have none, for {} (template of the pool)", told.join("; "));
             self.wait("TASKS_FIT_NO_INSTANCE", &message);
         }
         let managed = is_enabled(self.scaling.status());
         let target = f64::from(self.scaling.target_capacity.clamp(1, 100));
         let mut desired = if managed { (wanted as f64 * 100.0 / target - 1e-9).ceil() as usize } else { 0 };
-        let (mut why, floor) =
-            (format!("{wanted} instances needed, {in_service} there, to be {target} % full"), others.len() + min);
+        if managed && !need.new.is_empty() {
+            // Those that are there are no good for what is new, however empty they are.
+            desired = desired.max(in_service + need.new.len());
+        }
+        let mut why = format!("{wanted} instances needed, {in_service} there, to be {target} % full");
         let more = self.scaling.minimum_schedulable_tasks.max(0) as u64;
-        if managed && more > 0 {
-            let spare = room_for(self.view, &self.key.cluster, &self.key.name, &sample, more);
+        if managed
+            && more > 0
+            && let Some((_, sample, _)) = samples.first()
+        {
+            let spare = room_for(self.view, &self.key.cluster, &self.key.name, sample, more);
             if spare > 0 {
                 desired = desired.max(in_service + spare);
                 why = format!("{why}; room for {more} more tasks of each definition needs {spare} more");
             } else {
                 // What is there is just enough, or more.
-                desired = desired.max(self.least_for_room(in_service, more, &sample));
+                desired = desired.max(self.least_for_room(in_service, more, sample));
             }
         }
         let most = others.len() + max;
-        let wish = desired;
-        desired = desired.clamp(floor.min(most), most);
-        let coming = self.count(State::Pending);
+        let (wish, coming) = (desired, self.count(State::Pending));
+        desired = desired.clamp((others.len() + min).min(most), most);
         let there = in_service + coming;
         if desired > there {
-            self.status.low_since = None;
-            self.grow(desired - there, there, template, &why);
+            self.grow(desired - there, there, template, &need.new, &why);
         } else if wish > most {
             self.wait("AlreadyAtMaxCapacity", &format!("would have {wish} instances, and {max} are its most"));
         }
@@ -317,7 +424,7 @@ impl Pool<'_> {
         let replaces = self.status.instances.iter().any(|i| {
             i.state() == State::InService && i.template.as_ref().is_none_or(|own| digest(own) != digest(template))
         });
-        if desired < in_service && coming == 0 && new == 0 && !replaces {
+        if desired < in_service && coming == 0 && !replaces {
             self.shrink(in_service - desired, in_service, &why);
         } else {
             self.status.low_since = None;
@@ -335,11 +442,19 @@ impl Pool<'_> {
         if short { in_service } else { in_service.saturating_sub(1) }
     }
 
-    fn grow(&mut self, by: usize, there: usize, template: &InstanceTemplate, why: &str) {
+    fn grow(&mut self, by: usize, there: usize, template: &InstanceTemplate, zones: &[String], why: &str) {
+        if let Some(until) = self.backs_off() {
+            self.plan.wake(until);
+            let failed = self.status.failed_launches;
+            self.wait(
+                "INSTANCES_FAIL",
+                &format!("has {failed} instances that did not come; the next is tried at {until}"),
+            );
+            return;
+        }
         let (least, most) =
             (self.scaling.minimum_scaling_step_size.max(1), self.scaling.maximum_scaling_step_size.max(1));
-        let own =
-            self.status.instances.iter().filter(|i| matches!(i.state(), State::Pending | State::InService)).count();
+        let own = self.count(State::Pending) + self.count(State::InService);
         let room = (self.own.max_size.max(0) as usize).saturating_sub(own);
         let mut by = by.clamp(least as usize, (most as usize).max(least as usize)).min(room);
         if by == 0 {
@@ -348,13 +463,12 @@ impl Pool<'_> {
         let to = there + by;
         // Those that were about to go stay; they are here already.
         let digest = digest(template);
-        let tells = self.instance_refs(State::Draining, &digest);
-        for place in tells {
+        for place in self.places(State::Draining, &digest) {
             if by == 0 {
                 break;
             }
             let name = self.status.instances[place].name.clone();
-            let Some(object) = self.instance(&name) else { continue };
+            let Some(object) = self.instance(&name).filter(|_| self.is_connected(&name)) else { continue };
             let (mut changed, expect) = (Object::clone(object), Revision(object.meta().revision));
             if let Some(object::Kind::ContainerInstance(found)) = &mut changed.kind {
                 found.spec.get_or_insert_default().set_status(InstanceState::Active);
@@ -368,31 +482,38 @@ impl Pool<'_> {
             self.status.instances[place].reason.clear();
             by -= 1;
         }
+        let mut zones = zones.iter();
         for _ in 0..by {
-            self.launch(template);
+            self.launch(template, zones.next().map(String::as_str));
         }
         self.done(there, to, why);
     }
 
+    /// When the next instance is tried, after several that did not come.
+    fn backs_off(&self) -> Option<Timestamp> {
+        let failed = self.status.failed_launches.unsigned_abs().checked_sub(PATIENT)?;
+        let at = self.status.failed_at.as_ref().map(Timestamp::from).filter(|at| *at <= self.now)?;
+        let until = at + (BACKOFF * 2u32.saturating_pow(failed.min(10))).min(LONGEST);
+        (until > self.now).then_some(until)
+    }
+
     /// Places in the list of instances in a state that are of a template.
-    fn instance_refs(&self, state: State, digest: &str) -> Vec<usize> {
+    fn places(&self, state: State, digest: &str) -> Vec<usize> {
         let of =
             |i: &PoolInstance| i.state() == state && i.template.as_ref().is_some_and(|t| self::digest(t) == digest);
         self.status.instances.iter().enumerate().filter(|(_, i)| of(i)).map(|(place, _)| place).collect()
     }
 
-    /// Puts one more instance on the list, in the zone that has fewest.
-    fn launch(&mut self, template: &InstanceTemplate) {
+    /// Puts one more instance on the list, in a zone, or in that which has fewest.
+    fn launch(&mut self, template: &InstanceTemplate, zone: Option<&str>) {
         self.status.launched += 1;
         let number = self.status.launched.to_string();
         let uid = &self.object.meta().uid;
         let id = derived_id(&["instance", uid, &number]);
         let name = format!("{}-{}", self.key.name, &id[..8]);
-        let in_zone = |zone: &str| {
-            let there = self.status.instances.iter().filter(|i| i.state() != State::Terminating);
-            there.filter(|instance| instance.availability_zone == zone).count()
-        };
-        let zone = self.own.availability_zones.iter().min_by_key(|zone| in_zone(zone)).cloned().unwrap_or_default();
+        let zones = &self.own.availability_zones;
+        let fewest = || zones.iter().min_by_key(|zone| self.in_zone(zone)).cloned().unwrap_or_default();
+        let zone = zone.map_or_else(fewest, str::to_owned);
         self.status.instances.push(PoolInstance {
             name,
             availability_zone: zone,
@@ -423,15 +544,12 @@ impl Pool<'_> {
         let protects = is_enabled(
             protects.map_or(<_>::default(), steady_core::v1::AutoScalingGroupProvider::managed_termination_protection),
         );
-        let in_zone = |zone: &str| {
-            let there = self.status.instances.iter().filter(|i| i.state() == State::InService);
-            there.filter(|instance| instance.availability_zone == zone).count()
-        };
         let mut candidates: Vec<(usize, usize, usize)> = Vec::new();
         for (place, instance) in self.status.instances.iter().enumerate() {
             let tasks = self.tasks(&instance.name);
-            if instance.state() == State::InService && (tasks == 0 || !protects) {
-                candidates.push((tasks, usize::MAX - in_zone(&instance.availability_zone), place));
+            let is_there = instance.state() == State::InService && self.is_connected(&instance.name);
+            if is_there && (tasks == 0 || !protects) {
+                candidates.push((tasks, usize::MAX - self.in_zone(&instance.availability_zone), place));
             }
         }
         candidates.sort_unstable();
@@ -488,16 +606,7 @@ impl Pool<'_> {
 
     /// What once was of the pool, and came back when it was forgotten: nobody wants it.
     fn forget_strays(&mut self) {
-        let prefix = format!("{}-", self.key.name);
-        let known = |name: &str| self.status.instances.iter().any(|instance| instance.name == name);
-        let all = self.view.in_cluster(Kind::ContainerInstance, &self.key.cluster);
-        let strays = all.filter(|object| {
-            let spec = object.as_container_instance().and_then(|instance| instance.spec.as_ref());
-            let id = object.name().strip_prefix(&prefix).unwrap_or_default();
-            let is_made = id.len() == 8 && id.bytes().all(|b| b.is_ascii_hexdigit());
-            is_made && spec.is_some_and(|spec| spec.capacity_provider == *self.key.name) && !known(object.name())
-        });
-        let strays: Vec<Arc<Object>> = strays.cloned().collect();
+        let strays: Vec<Arc<Object>> = self.strays().cloned().collect();
         for object in strays {
             let planned =
                 self.plan.changes().any(|c| matches!(c, Change::Remove { key, .. } if *key == Key::of(&object)));
@@ -508,6 +617,15 @@ impl Pool<'_> {
             }
         }
     }
+}
+
+/// Some names, and how many more there are.
+fn names<'a>(all: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let count = all.len();
+    let first: Vec<&str> = all.take(5).collect();
+    let more = if count > first.len() { format!(" and {} more", count - first.len()) } else { String::new() };
+    let word = if count == 1 { "instance" } else { "instances" };
+    format!("{word} {}{more}", first.join(", "))
 }
 
 /// Stands for a template: another one for any other.

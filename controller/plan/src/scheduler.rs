@@ -32,7 +32,7 @@ use seats::Seats;
 
 pub use explain::{Candidate, Explanation, explain};
 pub use fleet::Fleet;
-pub(crate) use need::{needed, room_for};
+pub(crate) use need::{Sample, needed, room_for};
 pub use schedulable::{Schedulable, schedulable};
 pub use seats::LEASE;
 

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeSet;
 
+use prost::Message;
 use steady_proto::v1::{CapacityProviderSpec, InstancePool};
 
 use super::common::{Faults, name};
 
 /// Most instances of a pool.
 const MAX_SIZE: i64 = 1000;
+/// Bytes that a pool's list may have; with what else a provider has it is less than what is stored.
+const LONGEST: usize = 180_000;
 const RUNTIMES: [&str; 5] = ["", "docker", "containerd", "process", "hollow"];
 
 pub(super) fn provider(own: &str, spec: &CapacityProviderSpec, faults: &mut Faults) {
@@ -38,12 +41,12 @@ pub(super) fn provider(own: &str, spec: &CapacityProviderSpec, faults: &mut Faul
         faults.add(&path("maximumScalingStepSize"), format!("{max} is less than minimumScalingStepSize, {min}"));
     }
     match &spec.pool {
-        Some(found) => pool(found, faults),
+        Some(found) => pool(own, found, faults),
         None => faults.add("spec.pool", "is missing; expected the sizes and the template of its instances".into()),
     }
 }
 
-fn pool(pool: &InstancePool, faults: &mut Faults) {
+fn pool(own: &str, pool: &InstancePool, faults: &mut Faults) {
     faults.range("spec.pool.minSize", pool.min_size.into(), 0, MAX_SIZE, "instances");
     faults.range("spec.pool.maxSize", pool.max_size.into(), 1, MAX_SIZE, "instances");
     if pool.min_size > pool.max_size {
@@ -75,6 +78,21 @@ fn pool(pool: &InstancePool, faults: &mut Faults) {
             );
             faults.add("spec.pool.template.attributes", message);
         }
+    }
+    if template.attributes.len() > 20 {
+        let count = template.attributes.len();
+        faults.add("spec.pool.template.attributes", format!("{count} attributes; at most 20"));
+    }
+    // Each instance of the list has its own.
+    let each = template.encoded_len() + own.len() + 64;
+    if each * usize::try_from(pool.max_size).unwrap_or(0) > LONGEST {
+        let message = format!(
+            "{} instances of a template of this length are a list that is too long to be stored; lower maxSize to {}, or \
+             shorten the template",
+            pool.max_size,
+            LONGEST / each
+        );
+        faults.add("spec.pool.maxSize", message);
     }
     if template.version.len() > 128 {
         faults.add("spec.pool.template.version", format!("has {} characters; at most 128", template.version.len()));

@@ -36,7 +36,6 @@ impl Scaled<'_> {
             let wish = |count: i32, base: i32| Wish {
                 policy: policy.to_owned(),
                 count,
-                base: cooling.map(|(last, _)| last.from),
                 cause: format!("alarm {} in state ALARM triggered policy {policy}", found.name()),
                 details: format!(
                     "{shown}; {} of {} from {base} tasks",

@@ -13,8 +13,6 @@ use super::{Fewer, Opinion, Scaled, Silent, Wish, next_look, state, tell};
 struct Load {
     /// Tasks that it needs.
     needed: f64,
-    /// See [`Wish`].
-    base: Option<i32>,
     /// In words.
     details: String,
 }
@@ -48,7 +46,6 @@ impl Scaled<'_> {
         let wish = |load: Load, alarm: &str| Wish {
             policy: policy.name().to_owned(),
             count: ceiling(load.needed),
-            base: load.base,
             cause: cause(alarm),
             details: load.details,
         };
@@ -127,7 +124,7 @@ impl Scaled<'_> {
         if metric.target_group().is_some() {
             let a_minute = value * MINUTE as f64 / rule.period as f64;
             let details = format!("{} requests a minute, {shown} for each task", number(a_minute));
-            return Some(Load { needed: a_minute / target, base: None, details });
+            return Some(Load { needed: a_minute / target, details });
         }
         if rule.is_percent {
             // As many as were measured: not those that have come since.
@@ -138,11 +135,11 @@ impl Scaled<'_> {
             }
             let base = from.map_or(tasks, |from| tasks.min(f64::from(from)));
             let details = format!("{} tasks at {} %, to be at {shown} %", number(base), number(value));
-            return Some(Load { needed: base * value / target, base: from, details });
+            return Some(Load { needed: base * value / target, details });
         }
         let tasks = from.map_or(self.there(), |from| from.min(self.there()));
         let details = format!("{tasks} tasks at {}, to be at {shown}", number(value));
-        Some(Load { needed: f64::from(tasks) * value / target, base: from, details })
+        Some(Load { needed: f64::from(tasks) * value / target, details })
     }
 }
 

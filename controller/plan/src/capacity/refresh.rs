@@ -1,10 +1,12 @@
 //! Another template: instances are replaced in batches, new ones before old ones, and the old template is gone back to when new ones fail.
 
+use std::time::Duration;
+
 use steady_core::v1::pool_instance_state::Value as State;
 use steady_core::v1::severity::Value as Severity;
 use steady_core::v1::{InstanceTemplate, PoolInstance};
 
-use super::{Pool, digest};
+use super::{Pool, digest, names};
 
 impl Pool<'_> {
     /// The template of new instances: the spec's, or the one before it when instances of that failed.
@@ -16,31 +18,43 @@ impl Pool<'_> {
         }
     }
 
-    /// An instance is there: its template is a good one.
-    pub(super) fn arrived(&mut self, instance: &PoolInstance) {
-        let name = &instance.name;
-        self.tell("INSTANCE_IN_SERVICE", &format!("has instance {name} in service"), Severity::Info);
-        if instance.template.is_some() && instance.template == self.own.template {
-            self.status.good_template.clone_from(&instance.template);
+    /// Instances are there: their template is a good one.
+    pub(super) fn arrived(&mut self, instances: &[PoolInstance]) {
+        if instances.is_empty() {
+            return;
+        }
+        let shown = names(instances.iter().map(|instance| instance.name.as_str()));
+        self.tell("INSTANCE_IN_SERVICE", &format!("has {shown} in service"), Severity::Info);
+        (self.status.failed_launches, self.status.failed_at) = (0, None);
+        if instances.iter().any(|instance| instance.template.is_some() && instance.template == self.own.template) {
+            self.status.good_template.clone_from(&self.own.template);
             self.status.failures = 0;
             self.status.failed_template.clear();
         }
     }
 
-    /// An instance did not come.
-    pub(super) fn failed(&mut self, instance: &PoolInstance, why: &str) {
-        let name = &instance.name;
-        self.tell("INSTANCE_FAILED", &format!("gives instance {name} up: {why}"), Severity::Error);
+    /// Instances did not come.
+    pub(super) fn failed(&mut self, instances: &[PoolInstance], warmup: Duration) {
+        if instances.is_empty() {
+            return;
+        }
+        let shown = names(instances.iter().map(|instance| instance.name.as_str()));
+        let message = format!("gives {shown} up: no agent was connected within {} s", warmup.as_secs());
+        self.tell("INSTANCE_FAILED", &message, Severity::Error);
+        let count = i32::try_from(instances.len()).unwrap_or(i32::MAX);
+        self.status.failed_launches = self.status.failed_launches.saturating_add(count);
+        self.status.failed_at = Some(self.now.into());
         let wanted = self.own.template.clone().unwrap_or_default();
-        let is_new = instance.template.as_ref() == Some(&wanted);
-        if !is_new || self.status.good_template.as_ref().is_none_or(|good| *good == wanted) {
+        let new = instances.iter().filter(|instance| instance.template.as_ref() == Some(&wanted)).count();
+        if new == 0 || self.status.good_template.as_ref().is_none_or(|good| *good == wanted) {
             // There is nothing to go back to.
             return;
         }
-        self.status.failures += 1;
+        self.status.failures = self.status.failures.saturating_add(i32::try_from(new).unwrap_or(i32::MAX));
         let refresh = self.own.refresh.unwrap_or_default();
         if self.status.failures >= refresh.failure_threshold.max(1) && self.status.failed_template.is_empty() {
             self.status.failed_template = digest(&wanted);
+            (self.status.failed_launches, self.status.failed_at) = (0, None);
             let message = "goes back to the template before: instances of the new one fail";
             self.tell("INSTANCE_REFRESH_FAILED", message, Severity::Error);
         }
@@ -54,6 +68,7 @@ impl Pool<'_> {
         if !self.status.failed_template.is_empty() && self.status.failed_template != own {
             self.status.failed_template.clear();
             self.status.failures = 0;
+            (self.status.failed_launches, self.status.failed_at) = (0, None);
         }
         let is_new = |instance: &PoolInstance| instance.template.as_ref().is_some_and(|t| digest(t) == wanted);
         let refresh = self.own.refresh.unwrap_or_default();
@@ -67,7 +82,9 @@ impl Pool<'_> {
         }
         let of = |pool: &Self, state: State, new: bool| -> Vec<usize> {
             let all = pool.status.instances.iter().enumerate();
-            all.filter(|(_, i)| i.state() == state && is_new(i) == new).map(|(place, _)| place).collect()
+            // Those that are silent are not moved from, and not counted on.
+            let is_there = |i: &PoolInstance| state != State::InService || pool.is_connected(&i.name);
+            all.filter(|(_, i)| i.state() == state && is_new(i) == new && is_there(i)).map(|(place, _)| place).collect()
         };
         let old = of(self, State::InService, false);
         if old.is_empty() {
@@ -91,11 +108,11 @@ impl Pool<'_> {
             }
             self.tell("INSTANCE_REFRESH", &format!("replaces {count} of {} old instances", old.len()), Severity::Info);
             self.drain();
-        } else if may_go == 0 && coming == 0 && leaving < batch {
+        } else if may_go == 0 && coming == 0 && leaving < batch && self.backs_off().is_none() {
             // More than its most, for as long as the old ones are there.
             let surge = (batch - leaving).min(old.len());
             for _ in 0..surge {
-                self.launch(template);
+                self.launch(template, None);
             }
             self.tell("INSTANCE_REFRESH", &format!("has {surge} new instances come for old ones"), Severity::Info);
         }

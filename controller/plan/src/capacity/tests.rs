@@ -232,7 +232,7 @@ fn an_instance_that_does_not_come_is_given_up_and_another_one_comes() {
     story.pass(1);
     let second = story.names(State::Pending);
     assert!(second.len() == 1 && second != first, "{second:?}");
-    assert!(story.world.events().iter().any(|text| text.contains("was not connected within 300 s")));
+    assert!(story.world.events().iter().any(|text| text.contains("no agent was connected within 300 s")));
 }
 
 #[test]
@@ -365,4 +365,178 @@ fn instances_that_others_start_count_and_stay() {
     assert_eq!((story.counts().0, story.status().in_service), (1, 1));
     story.pass(5000);
     assert!(story.world.view.get(&Key::new(Kind::ContainerInstance, "default", "mine")).is_some());
+}
+
+#[test]
+fn tasks_that_have_room_where_others_are_bring_no_instance() {
+    let mut story = Story::new(0, 10);
+    story.waiting("t", 1, 300, 100);
+    story.plan();
+    story.obey();
+    story.schedule();
+    // Two more fit beside it; the third does not.
+    story.waiting("u", 2, 300, 100);
+    story.plan();
+    assert_eq!(story.counts(), (0, 1, 0, 0));
+    story.waiting("v", 1, 300, 100);
+    story.plan();
+    assert_eq!(story.counts(), (1, 1, 0, 0));
+}
+
+#[test]
+fn what_comes_and_has_room_does_not_keep_empty_instances() {
+    let mut story = Story::new(0, 10);
+    story.waiting("t", 3, 900, 100);
+    story.plan();
+    story.obey();
+    story.schedule();
+    story.world.end("t1");
+    story.world.end("t2");
+    story.plan();
+    for number in 0..10 {
+        story.pass(90);
+        story.waiting(&format!("cron{number}-"), 1, 10, 10);
+        story.plan();
+        story.schedule();
+        story.world.end(&format!("cron{number}-0"));
+        story.plan();
+    }
+    assert!(story.counts().1 < 3, "{:?}", story.counts());
+}
+
+#[test]
+fn an_instance_that_somebody_drains_is_not_counted_on() {
+    let mut story = Story::new(0, 10);
+    story.waiting("t", 2, 900, 100);
+    story.plan();
+    story.obey();
+    story.schedule();
+    let name = story.world.place("t0");
+    story.world.drain(&name, true);
+    story.plan();
+    assert_eq!(story.counts(), (1, 2, 0, 0), "its task needs another place");
+}
+
+#[test]
+fn a_silent_instance_is_stood_in_for_and_not_ended() {
+    let mut story = Story::new(0, 10);
+    story.waiting("t", 1, 900, 100);
+    story.plan();
+    story.obey();
+    story.schedule();
+    let name = story.world.place("t0");
+    let key = Key::new(Kind::ContainerInstance, "default", &name);
+    let mut object = Object::clone(story.world.view.get(&key).expect("an instance"));
+    if let Some(object::Kind::ContainerInstance(instance)) = &mut object.kind {
+        let status = instance.status.get_or_insert_default();
+        (status.agent_connected, status.disconnected_at) = (false, Some(story.now.into()));
+    }
+    story.world.put(object);
+    story.pass(59);
+    assert_eq!(story.counts(), (0, 1, 0, 0));
+    story.pass(1);
+    assert_eq!(story.counts(), (1, 1, 0, 0));
+    story.pass(100);
+    assert_eq!(story.counts(), (1, 1, 0, 0));
+}
+
+#[test]
+fn what_drains_and_falls_silent_is_not_ended_with_its_tasks() {
+    let mut story = Story::new(1, 10);
+    story.plan();
+    story.obey();
+    story.waiting("t", 1, 900, 100);
+    story.schedule();
+    let name = story.world.place("t0");
+    story.edit(|spec| spec.pool.as_mut().expect("a pool").template.as_mut().expect("one").version = "2".into());
+    story.plan();
+    story.obey();
+    story.plan();
+    assert_eq!(story.names(State::Draining), std::slice::from_ref(&name));
+    story.silence(&name, false);
+    story.pass(5);
+    assert_eq!(story.names(State::Draining), std::slice::from_ref(&name));
+    story.world.end("t0");
+    story.plan();
+    assert!(!story.names(State::Draining).contains(&name));
+}
+
+#[test]
+fn no_warm_up_and_no_machine_is_no_endless_loop() {
+    let mut story = Story::new(3, 10);
+    story.scaling(|scaling| scaling.instance_warmup_period = Some(0));
+    story.plan();
+    for _ in 0..60 {
+        story.pass(10);
+    }
+    let launched = story.status().launched;
+    assert!(launched <= 15, "{launched} in ten minutes");
+    assert!(story.reasons().contains(&"INSTANCES_FAIL") || story.counts().0 > 0);
+    story.pass(900);
+    story.pass(1);
+    assert!(story.counts().0 > 0, "it is tried again");
+}
+
+#[test]
+fn what_comes_late_goes_in_order() {
+    let mut story = Story::new(1, 10);
+    story.plan();
+    let late = story.status().instances[0].clone();
+    story.pass(300);
+    assert!(!story.names(State::Pending).contains(&late.name));
+    // It comes all the same, and takes a task at once.
+    let spec = ContainerInstanceSpec {
+        registered_resources: Some(InstanceResources { cpu: 1000, memory: 1000, ..<_>::default() }),
+        capacity_provider: "spot".into(),
+        status: InstanceState::Active.into(),
+        ..ContainerInstanceSpec::default()
+    };
+    let status = ContainerInstanceStatus { agent_connected: true, ..<_>::default() };
+    let found = ContainerInstance { spec: Some(spec), status: Some(status) };
+    story.world.put(Object::new("default", &late.name, found));
+    story.waiting("t", 1, 900, 100);
+    story.schedule();
+    assert_eq!(story.world.place("t0"), late.name);
+    story.plan();
+    assert_eq!(story.names(State::Draining), std::slice::from_ref(&late.name), "it is not ended with the task");
+    story.world.end("t0");
+    story.plan();
+    assert_eq!(story.names(State::Terminating), [late.name]);
+}
+
+#[test]
+fn many_that_come_at_once_are_one_event() {
+    let mut story = Story::new(150, 200);
+    story.plan();
+    story.obey();
+    assert_eq!(story.counts().1, 150);
+    let told: Vec<String> = story.world.events().into_iter().filter(|text| text.contains("in service")).collect();
+    assert_eq!(told.len(), 1);
+    assert!(told[0].contains(" and 145 more"), "{told:?}");
+}
+
+#[test]
+fn a_task_for_a_zone_brings_an_instance_there() {
+    use steady_core::v1::{PlacementConstraint, placement_constraint_type};
+    let mut story = Story::new(2, 10);
+    story.edit(|spec| spec.pool.as_mut().expect("a pool").availability_zones = vec!["a".into(), "b".into()]);
+    story.plan();
+    story.obey();
+    story.world.waiting("t", 900, 100, |spec| {
+        spec.capacity_provider = "spot".into();
+        spec.placement_constraints = vec![PlacementConstraint {
+            r#type: placement_constraint_type::Value::MemberOf.into(),
+            expression: "attribute:ecs.availability-zone == b".into(),
+        }];
+    });
+    story.plan();
+    let pending: Vec<String> = story
+        .status()
+        .instances
+        .into_iter()
+        .filter(|i| i.state() == State::Pending)
+        .map(|i| i.availability_zone)
+        .collect();
+    // Agents of this story do not say their zones: neither of the two is one for it.
+    assert_eq!(pending, ["b"]);
 }

@@ -20,18 +20,41 @@ pub(crate) struct Misfit {
     pub(crate) why: String,
 }
 
-/// How many instances like `template` those waiting tasks need that ask for `provider`, the largest first; and those tasks that none
-/// would take. At most `most` instances are counted.
-pub(crate) fn needed(view: &View, template: &Arc<Object>, provider: &str, most: usize) -> (usize, Vec<Misfit>) {
-    let cluster = template.cluster();
+/// What waiting tasks need.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Need {
+    /// Instances that are there and have tasks, or will have.
+    pub(crate) used: usize,
+    /// Zones of instances that have to come, one for each.
+    pub(crate) new: Vec<String>,
+    /// Tasks that none would take.
+    pub(crate) misfits: Vec<Misfit>,
+}
+
+/// A zone, an empty instance in it, and how many there are.
+pub(crate) type Sample = (String, Arc<Object>, usize);
+
+/// How many instances those waiting tasks need that ask for `provider`, the largest first: on those that are there and open as long as they
+/// have room, else on new ones like the samples, in the zone with fewest. At most `most` new ones are counted.
+pub(crate) fn needed(
+    view: &View,
+    cluster: &str,
+    there: &[Arc<Object>],
+    samples: &[Sample],
+    provider: &str,
+    most: usize,
+) -> Need {
     let mut groups = Groups::default();
     let daemons = daemon::services(view, cluster);
-    let empty = |groups: &mut Groups| {
-        let mut node = Node::of(template);
-        // Nothing has this name: only what DAEMON services will take is there.
-        node.fill(view, template, &daemons, groups);
+    let node = |object: &Arc<Object>, groups: &mut Groups| {
+        let mut node = Node::of(object);
+        // Of a sample, whose name nothing has, only what DAEMON services will take is there.
+        node.fill(view, object, &daemons, groups);
         node
     };
+    let mut nodes: Vec<(Node, Option<String>)> = there.iter().map(|object| (node(object, &mut groups), None)).collect();
+    let empty: Vec<(&String, Node, usize)> =
+        samples.iter().map(|(zone, object, count)| (zone, node(object, &mut groups), *count)).collect();
     let waiting = view.unplaced(cluster).filter_map(|object| task::of(object));
     let mut waiting: Vec<&TaskSpec> = waiting
         .map(|found| found.spec)
@@ -39,28 +62,42 @@ pub(crate) fn needed(view: &View, template: &Arc<Object>, provider: &str, most: 
         .collect();
     let size = |spec: &TaskSpec| spec.demand.as_ref().map_or((0, 0), |demand| (demand.memory, demand.cpu));
     waiting.sort_by_key(|spec| std::cmp::Reverse(size(spec)));
-    let (mut nodes, mut misfits): (Vec<Node>, Vec<Misfit>) = (Vec::new(), Vec::new());
+    let mut misfits: Vec<Misfit> = Vec::new();
+    let mut new: Vec<String> = Vec::new();
     for spec in waiting {
         let class = Class::of(spec, &mut groups);
-        if let Some(node) =
-            nodes.iter_mut().find(|node| class.misfit(node, &groups).is_none() && class.fits(&node.free, node.kept))
-        {
-            node.take(spec, class.group);
+        let open = |node: &Node| class.misfit(node, &groups).is_none() && class.fits(&node.free, node.kept);
+        // Those that have tasks already first: as few as can be.
+        let best = nodes.iter().enumerate().filter(|(_, (node, _))| open(node)).max_by_key(|(_, (node, _))| node.tasks);
+        if let Some(place) = best.map(|(place, _)| place) {
+            nodes[place].0.take(spec, class.group);
             continue;
         }
-        let mut node = empty(&mut groups);
-        if let Some(why) = class.refused(usize::MAX, &node, &groups) {
-            let why = why.told(&class.demand);
+        let fewest = |zone: &str, count: usize| count + new.iter().filter(|known| *known == zone).count();
+        let fits = empty.iter().filter(|(_, node, _)| class.refused(usize::MAX, node, &groups).is_none());
+        let zone = fits.min_by_key(|(zone, _, count)| fewest(zone, *count)).map(|(zone, ..)| (*zone).clone());
+        let Some(zone) = zone else {
+            let why = empty.first().and_then(|(_, node, _)| class.refused(usize::MAX, node, &groups));
+            let why = why.map_or_else(|| "there is no template".to_owned(), |why| why.told(&class.demand));
             match misfits.iter_mut().find(|known| known.group == spec.group && known.why == why) {
                 Some(known) => known.count += 1,
                 None => misfits.push(Misfit { group: spec.group.clone(), count: 1, why }),
             }
-        } else if nodes.len() < most {
+            continue;
+        };
+        if new.len() < most
+            && let Some((_, object, _)) = samples.iter().find(|(of, ..)| *of == zone)
+        {
+            let mut node = node(object, &mut groups);
             node.take(spec, class.group);
-            nodes.push(node);
+            nodes.push((node, Some(zone.clone())));
+            new.push(zone);
         }
     }
-    (nodes.len(), misfits)
+    let daemons: Vec<u32> = daemons.iter().map(|(group, _)| groups.number(group)).collect();
+    let own = |node: &Node| node.tasks as i64 - daemons.iter().map(|daemon| node.group(*daemon)).sum::<i64>();
+    let used = nodes.iter().filter(|(node, new)| new.is_none() && own(node) > 0).count();
+    Need { used, new, misfits }
 }
 
 /// How many more instances like `template` there have to be so that so many more tasks fit, each alone, of every task definition of
