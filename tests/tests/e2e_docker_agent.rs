@@ -217,8 +217,14 @@ fn an_image_that_no_task_uses_any_more_is_removed_and_a_gpu_is_one_container_s_a
              desiredCount: 1}}\n"
         )
     };
-    let gpu =
-        |name: &str| place.ok(&["exec", &format!("service/{name}"), "--", "sh", "-c", "echo $NVIDIA_VISIBLE_DEVICES"]);
+    // An agent that was started again has no session for a moment.
+    let gpu = |name: &str| {
+        let args = ["exec", &format!("service/{name}"), "--", "sh", "-c", "echo $NVIDIA_VISIBLE_DEVICES"];
+        eventually("the container says which GPU it has", Duration::from_secs(30), || {
+            let output = place.steady(&args);
+            output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+        })
+    };
     eventually("connected", Duration::from_secs(30), || {
         place.steady(&["get", "instances/a"]).status.success().then_some(())
     });

@@ -21,7 +21,8 @@ fn hello_answers_is_replaced_when_it_dies_scales_and_is_deleted() {
     for task in &tasks {
         let binding = &task["status"]["containers"][0]["networkBindings"][0];
         let address = format!("{}:{}", binding["bindIp"].as_str().unwrap(), binding["hostPort"]);
-        let answer = http_get(&address).expect("it answers");
+        // It runs, which is a moment before it listens.
+        let answer = eventually("it answers", Duration::from_secs(10), || http_get(&address));
         assert!(answer.contains(task["metadata"]["name"].as_str().unwrap()), "{answer}");
     }
     assert!(place.ok(&["apply", "-f", HELLO]).lines().all(|line| line.ends_with("unchanged")));
