@@ -152,6 +152,16 @@ impl<'a> View<'a> {
         self.with_status(status)
     }
 
+    /// The same, stopped already: its instance is no more, or not heard of any more.
+    pub fn given_up(&self, code: StopCode, reason: &str, now: Timestamp) -> Object {
+        let mut stopped = self.stopped(code, reason, now);
+        if let Some(object::Kind::Task(Task { status: Some(status), .. })) = &mut stopped.kind {
+            status.set_last_status(Status::Stopped);
+            status.stopped_at = Some(now.into());
+        }
+        stopped
+    }
+
     /// The task with another status.
     pub fn with_status(&self, status: TaskStatus) -> Object {
         let task = Task { spec: Some(self.spec.clone()), status: Some(status) };

@@ -17,11 +17,10 @@ use steady_core::v1::instance_state::Value as InstanceState;
 use steady_core::v1::pool_instance_state::Value as State;
 use steady_core::v1::severity::Value as Severity;
 use steady_core::v1::stop_code::Value as StopCode;
-use steady_core::v1::task_last_status::Value as Last;
 use steady_core::v1::{
     Attribute, CapacityProvider, CapacityProviderSpec, CapacityProviderStatus, ContainerInstance,
     ContainerInstanceSpec, ContainerInstanceStatus, InstancePool, InstanceResources, InstanceTemplate, ManagedScaling,
-    Object, PoolInstance, ScalingActivity, Task, object,
+    Object, PoolInstance, ScalingActivity, object,
 };
 use steady_core::{Change, Event, Key, Kind, Plan, Revision, Timestamp, View, Waiting, derived_id, service, task};
 
@@ -208,16 +207,13 @@ impl Pool<'_> {
 
     /// Tasks of an instance that was ended are over.
     fn give_up(&mut self, name: &str) {
-        let mut changes = Vec::new();
-        for found in self.view.on_instance(&self.key.cluster, name).filter_map(|object| task::of(object)) {
-            let mut stopped =
-                found.stopped(StopCode::TerminationNotice, "Host was ended by its capacity provider", self.now);
-            if let Some(object::Kind::Task(Task { status: Some(status), .. })) = &mut stopped.kind {
-                status.set_last_status(Last::Stopped);
-                status.stopped_at = Some(self.now.into());
-            }
-            changes.push(Change::PutStatus { object: stopped, expect: found.revision() });
-        }
+        let reason = "Host was ended by its capacity provider";
+        let tasks = self.view.on_instance(&self.key.cluster, name).filter_map(|object| task::of(object));
+        let over = tasks.map(|found| {
+            let object = found.given_up(StopCode::TerminationNotice, reason, self.now);
+            Change::PutStatus { object, expect: found.revision() }
+        });
+        let changes: Vec<Change> = over.collect();
         self.plan.groups.extend(changes.chunks(MAX_GIVEN_UP).map(<[Change]>::to_vec));
     }
 
@@ -280,11 +276,7 @@ impl Pool<'_> {
             if spec.status() == InstanceState::Draining {
                 continue;
             }
-            let (mut changed, expect) = (Object::clone(object), Revision(object.meta().revision));
-            if let Some(object::Kind::ContainerInstance(found)) = &mut changed.kind {
-                found.spec.get_or_insert_default().set_status(InstanceState::Draining);
-            }
-            self.plan.groups.push(vec![Change::PutSpec { object: changed, fields: &["status"], expect }]);
+            self.plan.groups.push(vec![told(object, InstanceState::Draining)]);
         }
     }
 
@@ -469,15 +461,12 @@ impl Pool<'_> {
             }
             let name = self.status.instances[place].name.clone();
             let Some(object) = self.instance(&name).filter(|_| self.is_connected(&name)) else { continue };
-            let (mut changed, expect) = (Object::clone(object), Revision(object.meta().revision));
-            if let Some(object::Kind::ContainerInstance(found)) = &mut changed.kind {
-                found.spec.get_or_insert_default().set_status(InstanceState::Active);
-            }
+            let change = told(object, InstanceState::Active);
             // One that has just been told to drain is told once.
             self.plan.groups.retain(|group| {
                 !group.iter().any(|c| matches!(c, Change::PutSpec { object, .. } if object.name() == name))
             });
-            self.plan.groups.push(vec![Change::PutSpec { object: changed, fields: &["status"], expect }]);
+            self.plan.groups.push(vec![change]);
             self.status.instances[place].set_state(State::InService);
             self.status.instances[place].reason.clear();
             by -= 1;
@@ -610,13 +599,21 @@ impl Pool<'_> {
         for object in strays {
             let planned =
                 self.plan.changes().any(|c| matches!(c, Change::Remove { key, .. } if *key == Key::of(&object)));
-            let busy = self.view.on_instance(&self.key.cluster, object.name()).next().is_some();
-            if !planned && !busy && !self.is_connected(object.name()) {
+            if !planned && self.is_empty(object.name()) && !self.is_connected(object.name()) {
                 let expect = Revision(object.meta().revision);
                 self.plan.push(Change::Remove { key: Key::of(&object), expect });
             }
         }
     }
+}
+
+/// Has an instance be ACTIVE, or DRAINING.
+fn told(object: &Arc<Object>, state: InstanceState) -> Change {
+    let (mut object, expect) = (Object::clone(object), Revision(object.meta().revision));
+    if let Some(object::Kind::ContainerInstance(found)) = &mut object.kind {
+        found.spec.get_or_insert_default().set_status(state);
+    }
+    Change::PutSpec { object, fields: &["status"], expect }
 }
 
 /// Some names, and how many more there are.

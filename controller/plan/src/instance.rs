@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use steady_core::guard::{self, Guard};
 use steady_core::v1::stop_code::Value as StopCode;
-use steady_core::v1::task_last_status::Value as Status;
-use steady_core::v1::{ContainerInstance, ContainerInstanceStatus, Object, Task, object, severity};
+use steady_core::v1::{ContainerInstance, ContainerInstanceStatus, Object, object, severity};
 use steady_core::{Change, Event, Key, Kind, Plan, Revision, Timestamp, View, Waiting, instance_lease, task};
 
 /// How often a silent instance is looked at before its tasks are given up, and how far apart: a minute.
@@ -108,12 +107,8 @@ fn give_up(view: &View, object: &Object, status: &mut ContainerInstanceStatus, n
     let mut count = 0;
     let mut changes = Vec::new();
     for found in view.on_instance(object.cluster(), name).filter_map(|t| task::of(t)) {
-        let mut stopped = found.stopped(StopCode::InfrastructureHealth, &reason, now);
-        if let Some(object::Kind::Task(Task { status: Some(status), .. })) = &mut stopped.kind {
-            status.set_last_status(Status::Stopped);
-            status.stopped_at = Some(now.into());
-        }
-        changes.push(Change::PutStatus { object: stopped, expect: found.revision() });
+        let object = found.given_up(StopCode::InfrastructureHealth, &reason, now);
+        changes.push(Change::PutStatus { object, expect: found.revision() });
         count += 1;
     }
     // Each commit says so only as long as the instance is silent: it may come back at this very moment.
@@ -149,6 +144,7 @@ fn put(object: &Object, instance: &ContainerInstance, status: ContainerInstanceS
 mod tests {
     use super::*;
     use crate::builders::World;
+    use steady_core::v1::task_last_status::Value as Status;
 
     fn key(name: &str) -> Key {
         Key::new(Kind::ContainerInstance, "default", name)

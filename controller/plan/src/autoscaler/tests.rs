@@ -3,6 +3,7 @@
 use steady_core::metric::{self, MINUTE, Metric, PERIOD, Point, Window};
 use steady_core::v1::adjustment_type::Value as Adjustment;
 use steady_core::v1::alarm_state::Value as AlarmState;
+use steady_core::v1::max_capacity_breach_behavior::Value as Breach;
 use steady_core::v1::predefined_metric_type::Value as Predefined;
 use steady_core::v1::{
     Alarm, AlarmSpec, AlarmStatus, CustomizedMetricSpecification, Deployment, DeploymentSpec, DeploymentStatus,
@@ -96,6 +97,25 @@ impl Story {
         };
         let spec =
             ScalingPolicySpec { step_scaling_policy_configuration: Some(config), ..ScalingPolicySpec::default() };
+        self.policy(name, spec);
+    }
+
+    /// A forecast of the CPU, each task at 50 percent.
+    fn predict(&mut self, name: &str, breach: Breach) {
+        let config = PredictiveScalingPolicyConfiguration {
+            metric_specifications: vec![PredictiveScalingMetricSpecification {
+                target_value: 50.0,
+                predefined_metric_pair_specification: Some(steady_core::v1::PredefinedMetricPairSpecification {
+                    predefined_metric_type: "ECSServiceCPUUtilization".into(),
+                    ..<_>::default()
+                }),
+            }],
+            mode: predictive_scaling_mode::Value::ForecastAndScale.into(),
+            max_capacity_breach_behavior: breach.into(),
+            ..PredictiveScalingPolicyConfiguration::default()
+        };
+        let spec =
+            ScalingPolicySpec { predictive_scaling_policy_configuration: Some(config), ..ScalingPolicySpec::default() };
         self.policy(name, spec);
     }
 
@@ -553,20 +573,7 @@ fn an_alarm_that_somebody_raises_steps_too() {
 #[test]
 fn a_forecast_has_tasks_there_before_the_load() {
     let mut story = Story::new(2, 1, 10);
-    let config = PredictiveScalingPolicyConfiguration {
-        metric_specifications: vec![PredictiveScalingMetricSpecification {
-            target_value: 50.0,
-            predefined_metric_pair_specification: Some(steady_core::v1::PredefinedMetricPairSpecification {
-                predefined_metric_type: "ECSServiceCPUUtilization".into(),
-                ..<_>::default()
-            }),
-        }],
-        mode: predictive_scaling_mode::Value::ForecastAndScale.into(),
-        ..PredictiveScalingPolicyConfiguration::default()
-    };
-    let spec =
-        ScalingPolicySpec { predictive_scaling_policy_configuration: Some(config), ..ScalingPolicySpec::default() };
-    story.policy("daily", spec);
+    story.predict("daily", Breach::HonorMaxCapacity);
     story.plan();
     assert!(story.waits()[0].1.contains("knows the load of 0 hours"), "{:?}", story.waits());
     // Three days of a load that is high from 13:00 to 15:00.
@@ -631,21 +638,7 @@ fn what_is_added_meanwhile_by_others_is_no_new_base() {
 #[test]
 fn a_forecast_above_the_most_is_kept_and_nobody_else_gets_more() {
     let mut story = Story::new(2, 1, 3);
-    let config = PredictiveScalingPolicyConfiguration {
-        metric_specifications: vec![PredictiveScalingMetricSpecification {
-            target_value: 50.0,
-            predefined_metric_pair_specification: Some(steady_core::v1::PredefinedMetricPairSpecification {
-                predefined_metric_type: "ECSServiceCPUUtilization".into(),
-                ..<_>::default()
-            }),
-        }],
-        mode: predictive_scaling_mode::Value::ForecastAndScale.into(),
-        max_capacity_breach_behavior: steady_core::v1::max_capacity_breach_behavior::Value::IncreaseMaxCapacity.into(),
-        ..PredictiveScalingPolicyConfiguration::default()
-    };
-    let spec =
-        ScalingPolicySpec { predictive_scaling_policy_configuration: Some(config), ..ScalingPolicySpec::default() };
-    story.policy("daily", spec);
+    story.predict("daily", Breach::IncreaseMaxCapacity);
     story.track("cpu", TargetTrackingScalingPolicyConfiguration { scale_in_evaluation_seconds: 60, ..cpu(50.0) });
     let key = Key::new(Kind::ScalingPolicy, "default", "daily");
     let mut object = Object::clone(story.world.view.get(&key).expect("a policy"));
