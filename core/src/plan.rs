@@ -9,6 +9,9 @@ use steady_proto::v1::{self, Object, ObjectRef};
 use crate::condition::{self, Told};
 use crate::{Key, Revision, Timestamp, View, derived_id};
 
+/// Changes of a group that has events: a commit takes a hundred, of which a condition and its event may be two.
+const MAX_TOLD: usize = 90;
+
 /// One change of a plan, with what it expects.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
@@ -212,13 +215,21 @@ impl Plan {
         if !self.events.is_empty() {
             let told: Vec<Change> =
                 self.events.iter().map(|event| Change::Create(event_object(event, view, source, now))).collect();
-            match self.groups.first_mut() {
-                Some(group) => group.extend(told),
-                None => self.groups.push(told),
-            }
+            self.tell(told);
         }
         self.put_statuses(view, statuses, source, now);
         self.groups
+    }
+
+    /// Puts events beside the first group. Those for which one commit has no room come after everything else.
+    fn tell(&mut self, mut told: Vec<Change>) {
+        let first: usize = self.groups.first().map_or(0, |group| group.iter().map(Change::size).sum());
+        let rest = told.split_off(told.len().min(MAX_TOLD.saturating_sub(first)));
+        match self.groups.first_mut() {
+            Some(group) => group.extend(told),
+            None => self.groups.push(told),
+        }
+        self.groups.extend(rest.chunks(MAX_TOLD).map(<[Change]>::to_vec));
     }
 
     /// Writes statuses, each in the group that writes it already or in one of its own, with its event beside it.
@@ -288,6 +299,29 @@ fn event_object(event: &Event, view: &View, source: &str, now: Timestamp) -> Obj
 mod tests {
     use super::*;
     use steady_proto::v1::Sequencer;
+
+    #[test]
+    fn more_events_than_one_commit_takes_are_told_in_several() {
+        let about = Object::new("default", "pool", v1::CapacityProvider::default());
+        let (key, reference) = (Key::of(&about), about.reference());
+        let event = |number: usize| Event {
+            about: reference.clone(),
+            reason: "TOLD",
+            message: format!("event {number}"),
+            severity: v1::severity::Value::Info,
+        };
+        let sizes = |changes: usize, events: usize| {
+            let group = vec![Change::Remove { key: key.clone(), expect: Revision(1) }; changes];
+            let groups = if changes == 0 { vec![] } else { vec![group] };
+            let plan = Plan { groups, events: (0..events).map(event).collect(), ..Plan::default() };
+            let groups = plan.publish(&View::default(), None, "capacity", Timestamp(0));
+            groups.iter().map(Vec::len).collect::<Vec<usize>>()
+        };
+        assert_eq!(sizes(1, 2), [3]);
+        assert_eq!(sizes(1, 250), [90, 90, 71]);
+        assert_eq!(sizes(0, 250), [90, 90, 70]);
+        assert_eq!(sizes(98, 3), [98, 3], "changes that go together stay together");
+    }
 
     #[test]
     fn what_is_told_after_a_restoration_is_not_taken_for_what_the_backup_was_told() {
