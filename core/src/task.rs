@@ -158,6 +158,7 @@ impl<'a> View<'a> {
         if let Some(object::Kind::Task(Task { status: Some(status), .. })) = &mut stopped.kind {
             status.set_last_status(Status::Stopped);
             status.stopped_at = Some(now.into());
+            status.targets.clear();
         }
         stopped
     }

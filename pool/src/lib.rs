@@ -18,8 +18,9 @@ use steady_core::v1::pool_instance_state::Value as State;
 use steady_core::v1::severity::Value as Severity;
 use steady_core::v1::{
     CapacityProvider, Change, CommitRequest, Event, EventSpec, GetRequest, InstanceTemplate, Object, ObjectRef,
+    PoolInstance,
 };
-use steady_core::{Clock, DEFAULT_CLUSTER, Key, Kind, SystemClock, Timestamp, View, derived_id};
+use steady_core::{Clock, DEFAULT_CLUSTER, Key, Kind, Timestamp, View, derived_id};
 use steady_runtime::{Client, News, Reflector, presence, release};
 use tokio::sync::watch;
 use tonic::Code;
@@ -76,20 +77,21 @@ pub trait Maker: Send + Sync {
     async fn tidy(&self, _: &Provider, _wanted: &BTreeSet<String>) {}
 }
 
-/// Serves capacity providers of a cluster until `ending` says so: the named one, or all of them. Instances go on.
+/// Serves capacity providers of a cluster until `ending` says so: the named one, or all of them. Instances go on. `holder` is this
+/// process', and no other one's.
 pub async fn run(
     provider: Provider,
     maker: &dyn Maker,
     directory: &Path,
     client: Client,
+    (holder, clock): (String, &dyn Clock),
     mut ending: watch::Receiver<bool>,
 ) -> Result<(), String> {
-    let holder = steady_runtime::holder();
     let name = if provider.name.is_empty() { "all" } else { &provider.name };
     let lease = format!("pool.{}.{name}", provider.cluster);
     let mut beside = tokio::task::JoinSet::new();
     beside.spawn(presence(client.clone(), lease.clone(), holder.clone()));
-    let serving = serve(&provider, maker, directory, &client, (&lease, &holder));
+    let serving = serve(&provider, maker, directory, &client, (&lease, &holder, clock));
     let ended = tokio::select! {
         ended = serving => ended,
         _ = ending.wait_for(|ending| *ending) => Ok(()),
@@ -104,7 +106,7 @@ async fn serve(
     maker: &dyn Maker,
     directory: &Path,
     client: &Client,
-    (lease, holder): (&str, &str),
+    (lease, holder, clock): (&str, &str, &dyn Clock),
 ) -> Result<(), String> {
     let mut failed: BTreeMap<Key, Timestamp> = BTreeMap::new();
     loop {
@@ -119,7 +121,7 @@ async fn serve(
                 for object in providers(&view, provider, directory) {
                     // What was heard of last may be long ago: nothing is made or ended on the word of a server that is away.
                     let Some(object) = now(client, &object, lease, holder).await else { continue };
-                    obey(&object, provider, maker, client, &mut failed).await;
+                    obey(&object, provider, maker, client, &mut failed, clock.now()).await;
                     if object.meta().uid.is_empty() {
                         forget(&object, maker, provider, directory).await;
                     } else {
@@ -217,15 +219,18 @@ async fn forget(object: &Object, maker: &dyn Maker, provider: &Provider, directo
 /// What is to be made, and what ended.
 fn decide(object: &Object, there: &BTreeSet<String>) -> (Vec<Wanted>, Vec<String>) {
     let status = object.as_capacity_provider().and_then(|provider| provider.status.clone()).unwrap_or_default();
-    let stays = status.instances.into_iter().filter(|instance| instance.state() != State::Terminating);
-    let stays: BTreeMap<String, Wanted> = stays
-        .map(|instance| {
-            let (name, availability_zone) = (instance.name.clone(), instance.availability_zone);
-            (instance.name, Wanted { name, availability_zone, template: instance.template.unwrap_or_default() })
-        })
-        .collect();
-    let surplus = there.iter().filter(|name| !stays.contains_key(*name)).cloned().collect();
-    (stays.into_values().filter(|wanted| !there.contains(&wanted.name)).collect(), surplus)
+    let stays: Vec<PoolInstance> =
+        status.instances.into_iter().filter(|instance| instance.state() != State::Terminating).collect();
+    let surplus = there.iter().filter(|name| stays.iter().all(|instance| instance.name != **name)).cloned().collect();
+    // One that goes is not made again for that.
+    let missing =
+        stays.into_iter().filter(|instance| instance.state() != State::Draining && !there.contains(&instance.name));
+    let wanted = |instance: PoolInstance| Wanted {
+        name: instance.name,
+        availability_zone: instance.availability_zone,
+        template: instance.template.unwrap_or_default(),
+    };
+    (missing.map(wanted).collect(), surplus)
 }
 
 /// Makes what is missing, and ends what is not wanted any more.
@@ -235,9 +240,9 @@ async fn obey(
     maker: &dyn Maker,
     client: &Client,
     failed: &mut BTreeMap<Key, Timestamp>,
+    now: Timestamp,
 ) {
     let provider = Provider { name: object.name().to_owned(), ..provider.clone() };
-    let now = SystemClock.now();
     failed.retain(|_, at| now.since(*at) < AGAIN);
     let of = |name: &str| Key::new(Kind::ContainerInstance, &provider.cluster, name);
     let there = match maker.list(&provider).await {
@@ -288,14 +293,15 @@ async fn tell(client: &Client, object: &Object, reason: &str, message: &str, now
     };
     let event = Object::new(object.cluster(), &name, Event { spec: Some(spec) });
     let changes = vec![Change { change: Some(Wire::Create(event)) }];
-    // That it was told already is no error worth a word.
-    let _ = client.objects().commit(CommitRequest { changes, ..CommitRequest::default() }).await;
+    let telling = async { client.objects().commit(CommitRequest { changes, ..CommitRequest::default() }).await };
+    // That it was told already is no error worth a word; nor is it one to wait for.
+    let _ = tokio::time::timeout(PATIENCE, telling).await;
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use steady_core::v1::{CapacityProviderStatus, PoolInstance};
+    use steady_core::v1::CapacityProviderStatus;
 
     #[test]
     fn what_is_missing_is_made_and_what_goes_is_ended() {
@@ -309,6 +315,7 @@ mod tests {
             instance("new", State::Pending),
             instance("there", State::InService),
             instance("leaving", State::Draining),
+            instance("lost while it leaves", State::Draining),
             instance("over", State::Terminating),
             instance("ended", State::Terminating),
         ];

@@ -1,5 +1,6 @@
 //! `steady pool`: makes instances for capacity providers.
 
+use steady_core::{Clock, SystemClock};
 use steady_pool::{Exec, Maker, Process, ProcessSettings, Provider};
 use steady_runtime::Client;
 
@@ -30,5 +31,6 @@ pub async fn pool(args: Pool, global: &Global) -> Result<(), Failure> {
     let of = if name.is_empty() { "every capacity provider".to_owned() } else { format!("capacity provider {name}") };
     note(&format!("steady pool: instances of {of}, {what}, as {} says", servers.join(", ")));
     let provider = Provider { cluster: global.cluster.clone(), name, servers };
-    steady_pool::run(provider, maker.as_ref(), &directory, client, ending).await.map_err(Failure::failed)
+    let own = (steady_runtime::holder(), &SystemClock as &dyn Clock);
+    steady_pool::run(provider, maker.as_ref(), &directory, client, own, ending).await.map_err(Failure::failed)
 }

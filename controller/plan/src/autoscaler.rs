@@ -232,7 +232,13 @@ impl Scaled<'_> {
     fn bounds(&mut self) -> Option<(bool, Wish)> {
         let mut cause = None;
         let declared = (self.spec.min_capacity, self.spec.max_capacity);
-        if (self.status.declared_min_capacity, self.status.declared_max_capacity) != declared {
+        let service = &self.service.meta().uid;
+        let another = !self.status.service_uid.is_empty() && self.status.service_uid != *service;
+        self.status.service_uid.clone_from(service);
+        if another {
+            (self.status.last_scale_out, self.status.last_scale_in) = (None, None);
+        }
+        if another || (self.status.declared_min_capacity, self.status.declared_max_capacity) != declared {
             (self.status.declared_min_capacity, self.status.declared_max_capacity) = declared;
             (self.status.min_capacity, self.status.max_capacity) = declared;
             cause = Some(("scalable target".to_owned(), "its bounds were set".to_owned()));

@@ -415,6 +415,26 @@ fn new_bounds_hold_at_once() {
 }
 
 #[test]
+fn another_service_of_the_same_name_is_within_the_bounds_at_once() {
+    let mut story = Story::new(4, 2, 10);
+    let recreate = |story: &mut Story| {
+        let mut object = Object::clone(story.world.view.get(&World::key("web")).expect("a service"));
+        object.meta_mut().uid.push('x');
+        story.world.put(object);
+        story.world.edit_service("web", |spec| spec.desired_count = Some(1));
+        story.plan();
+    };
+    recreate(&mut story);
+    assert_eq!(story.desired(), 2);
+    story.plan();
+    story.world.edit_service("web", |spec| spec.desired_count = Some(1));
+    story.plan();
+    assert_eq!(story.desired(), 1, "what its user sets stays");
+    recreate(&mut story);
+    assert_eq!(story.desired(), 2);
+}
+
+#[test]
 fn schedules_set_bounds_each_in_its_time_zone() {
     let action = |name: &str, schedule: &str, min: i32, max: i32| ScheduledAction {
         scheduled_action_name: name.into(),

@@ -25,7 +25,7 @@ impl Pool<'_> {
         }
         let shown = names(instances.iter().map(|instance| instance.name.as_str()));
         self.tell("INSTANCE_IN_SERVICE", &format!("has {shown} in service"), Severity::Info);
-        (self.status.failed_launches, self.status.failed_at) = (0, None);
+        self.forget_failures();
         if instances.iter().any(|instance| instance.template.is_some() && instance.template == self.own.template) {
             self.status.good_template.clone_from(&self.own.template);
             self.status.failures = 0;
@@ -44,6 +44,8 @@ impl Pool<'_> {
         let count = i32::try_from(instances.len()).unwrap_or(i32::MAX);
         self.status.failed_launches = self.status.failed_launches.saturating_add(count);
         self.status.failed_at = Some(self.now.into());
+        let failing = instances.iter().rev().find_map(|instance| instance.template.as_ref());
+        self.status.failing_template = failing.map(digest).unwrap_or_default();
         let wanted = self.own.template.clone().unwrap_or_default();
         let new = instances.iter().filter(|instance| instance.template.as_ref() == Some(&wanted)).count();
         if new == 0 || self.status.good_template.as_ref().is_none_or(|good| *good == wanted) {
@@ -54,21 +56,29 @@ impl Pool<'_> {
         let refresh = self.own.refresh.unwrap_or_default();
         if self.status.failures >= refresh.failure_threshold.max(1) && self.status.failed_template.is_empty() {
             self.status.failed_template = digest(&wanted);
-            (self.status.failed_launches, self.status.failed_at) = (0, None);
+            self.forget_failures();
             let message = "goes back to the template before: instances of the new one fail";
             self.tell("INSTANCE_REFRESH_FAILED", message, Severity::Error);
         }
     }
 
+    /// The next instance is made at once.
+    fn forget_failures(&mut self) {
+        (self.status.failed_launches, self.status.failed_at) = (0, None);
+        self.status.failing_template.clear();
+    }
+
     /// Replaces instances of other templates, some at a time.
     pub(super) fn refresh(&mut self, template: &InstanceTemplate) {
         let wanted = digest(template);
+        if !self.status.failing_template.is_empty() && self.status.failing_template != wanted {
+            self.forget_failures();
+        }
         // Another template than the one that failed is tried.
         let own = digest(self.own.template.as_ref().unwrap_or(&InstanceTemplate::default()));
         if !self.status.failed_template.is_empty() && self.status.failed_template != own {
             self.status.failed_template.clear();
             self.status.failures = 0;
-            (self.status.failed_launches, self.status.failed_at) = (0, None);
         }
         let is_new = |instance: &PoolInstance| instance.template.as_ref().is_some_and(|t| digest(t) == wanted);
         let refresh = self.own.refresh.unwrap_or_default();
@@ -94,7 +104,9 @@ impl Pool<'_> {
         let (new, coming) = (of(self, State::InService, true).len(), of(self, State::Pending, true).len());
         let there = old.len() + new;
         // As many as before stay, or a part of them. What is beyond that may go; as many come before.
-        let size = (self.status.needed.max(self.own.min_size).max(1) as usize).min(there);
+        // New ones are no more than the most, unless as many are replaced.
+        let limit = (self.own.max_size.max(0) as usize).max(old.len());
+        let size = (self.status.needed.max(self.own.min_size).max(1) as usize).min(limit).min(there);
         let percent = refresh.min_healthy_percentage.unwrap_or(100).clamp(0, 100) as usize;
         let floor = (size * percent).div_ceil(100);
         let may_go = there.saturating_sub(floor).min(batch.saturating_sub(leaving));
@@ -110,7 +122,11 @@ impl Pool<'_> {
             self.drain();
         } else if may_go == 0 && coming == 0 && leaving < batch && self.backs_off().is_none() {
             // More than its most, for as long as the old ones are there.
-            let surge = (batch - leaving).min(old.len());
+            let new = self.places(State::InService, &wanted).len();
+            let surge = (batch - leaving).min(old.len()).min(limit.saturating_sub(new));
+            if surge == 0 {
+                return;
+            }
             for _ in 0..surge {
                 self.launch(template, None);
             }

@@ -9,7 +9,7 @@ use steady_core::v1::{
     ContainerInstance, ContainerInstanceSpec, ContainerInstanceStatus, InstancePool, InstanceResources,
     InstanceTemplate, ManagedScaling, Object, object,
 };
-use steady_core::{Key, Kind, Timestamp, defaults, validate};
+use steady_core::{Change, Key, Kind, Timestamp, defaults, task, validate};
 
 use super::plan;
 use crate::builders::World;
@@ -56,6 +56,13 @@ impl Story {
     fn status(&self) -> CapacityProviderStatus {
         let object = self.world.view.get(&Self::key()).expect("a provider");
         object.as_capacity_provider().and_then(|p| p.status.clone()).unwrap_or_default()
+    }
+
+    fn version(&mut self, version: &str) {
+        self.edit(|spec| {
+            let template = spec.pool.as_mut().expect("a pool").template.as_mut().expect("one");
+            version.clone_into(&mut template.version);
+        });
     }
 
     fn plan(&mut self) {
@@ -295,7 +302,7 @@ fn another_template_replaces_instances_new_ones_first() {
     story.plan();
     story.obey();
     let old = story.names(State::InService);
-    story.edit(|spec| spec.pool.as_mut().expect("a pool").template.as_mut().expect("one").version = "2".into());
+    story.version("2");
     let mut least = 3;
     for _ in 0..40 {
         story.pass(5);
@@ -315,7 +322,7 @@ fn a_template_whose_instances_do_not_come_is_gone_back_from() {
     story.plan();
     story.obey();
     let old = story.names(State::InService);
-    story.edit(|spec| spec.pool.as_mut().expect("a pool").template.as_mut().expect("one").version = "bad".into());
+    story.version("bad");
     for _ in 0..20 {
         story.pass(100);
     }
@@ -325,7 +332,7 @@ fn a_template_whose_instances_do_not_come_is_gone_back_from() {
     story.pass(10_000);
     assert_eq!(story.status().launched, launched, "it is not tried again");
     // Another one is.
-    story.edit(|spec| spec.pool.as_mut().expect("a pool").template.as_mut().expect("one").version = "3".into());
+    story.version("3");
     for _ in 0..30 {
         story.pass(5);
         story.obey();
@@ -448,7 +455,7 @@ fn what_drains_and_falls_silent_is_not_ended_with_its_tasks() {
     story.waiting("t", 1, 900, 100);
     story.schedule();
     let name = story.world.place("t0");
-    story.edit(|spec| spec.pool.as_mut().expect("a pool").template.as_mut().expect("one").version = "2".into());
+    story.version("2");
     story.plan();
     story.obey();
     story.plan();
@@ -539,4 +546,98 @@ fn a_task_for_a_zone_brings_an_instance_there() {
         .collect();
     // Agents of this story do not say their zones: neither of the two is one for it.
     assert_eq!(pending, ["b"]);
+}
+
+/// A pool whose one instance leaves for another one, with a task on it.
+fn leaving() -> (Story, String) {
+    let mut story = Story::new(1, 10);
+    story.plan();
+    story.obey();
+    story.waiting("t", 1, 900, 100);
+    story.schedule();
+    let name = story.world.place("t0");
+    story.version("2");
+    story.plan();
+    story.obey();
+    story.plan();
+    assert_eq!(story.names(State::Draining), std::slice::from_ref(&name));
+    (story, name)
+}
+
+#[test]
+fn an_instance_that_somebody_made_active_again_drains_before_it_is_ended() {
+    let (mut story, name) = leaving();
+    let key = Key::new(Kind::ContainerInstance, "default", &name);
+    let mut object = Object::clone(story.world.view.get(&key).expect("an instance"));
+    if let Some(object::Kind::ContainerInstance(instance)) = &mut object.kind {
+        instance.spec.get_or_insert_default().set_status(InstanceState::Active);
+    }
+    story.world.put(object);
+    story.world.end("t0");
+    // Until it drains something may be placed on it.
+    let first = plan(&story.world.view, &Story::key(), story.now);
+    assert!(first.changes().all(|change| !matches!(change, Change::PutStatus { .. })), "{first:?}");
+    assert!(first.changes().any(|change| matches!(change, Change::PutSpec { object, .. } if object.name() == name)));
+    story.plan();
+    assert_eq!(story.names(State::Terminating), [name]);
+}
+
+#[test]
+fn an_instance_is_ended_only_as_it_was_looked_at() {
+    let (mut story, name) = leaving();
+    story.world.end("t0");
+    let plan = plan(&story.world.view, &Story::key(), story.now);
+    let checks = plan.groups[0].iter().filter_map(|change| match change {
+        Change::Check { key, expect } => Some((key.name.to_string(), *expect)),
+        _ => None,
+    });
+    let key = Key::new(Kind::ContainerInstance, "default", &name);
+    let revision = story.world.view.revision_of(&key);
+    assert_eq!(checks.collect::<Vec<_>>(), [(name, revision)]);
+}
+
+#[test]
+fn new_instances_are_no_more_than_the_most_however_many_have_tasks() {
+    let mut story = Story::new(0, 3);
+    story.edit(|spec| spec.pool.as_mut().expect("a pool").refresh.get_or_insert_default().batch_size = 3);
+    story.waiting("t", 2, 900, 100);
+    story.plan();
+    story.obey();
+    story.schedule();
+    story.version("2");
+    for round in 0..20 {
+        story.pass(5);
+        story.obey();
+        // What drains is left, and goes on elsewhere.
+        for (number, name) in story.names(State::Draining).into_iter().enumerate() {
+            let tasks = story.world.view.on_instance("default", &name).filter_map(|object| task::of(object));
+            for task in tasks.map(|task| task.object.name().to_owned()).collect::<Vec<String>>() {
+                story.world.end(&task);
+                story.waiting(&format!("u{round}-{number}-"), 1, 900, 100);
+            }
+        }
+        story.plan();
+        story.schedule();
+        let wanted = story.status().instances.into_iter().filter(|instance| {
+            matches!(instance.state(), State::Pending | State::InService)
+                && instance.template.as_ref().is_some_and(|template| template.version == "2")
+        });
+        assert!(wanted.count() <= 3, "{:?}", story.status().instances);
+    }
+    assert!(story.counts().1 <= 3 && story.has_waiting() == 0, "{:?}", story.counts());
+    assert!(story.status().instances.iter().all(|i| i.template.as_ref().is_some_and(|t| t.version == "2")));
+}
+
+#[test]
+fn a_template_that_was_mended_is_tried_at_once() {
+    let mut story = Story::new(1, 10);
+    for _ in 0..20 {
+        story.pass(300);
+    }
+    assert!(story.status().failed_launches > 3);
+    let launched = story.status().launched;
+    story.version("2");
+    story.plan();
+    assert_eq!((story.status().failed_launches, story.counts().0), (0, 1));
+    assert!(story.status().launched > launched);
 }
