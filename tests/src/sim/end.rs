@@ -6,9 +6,9 @@ use steady_core::v1::rollout_state::Value as Rollout;
 use steady_core::v1::task_last_status::Value as Status;
 use steady_core::{Key, Kind, View, task};
 
-use super::World;
 use super::life::lock;
 use super::users::Wish;
+use super::{World, monitor, pool};
 
 /// What is not as it should be (L1, L2).
 pub(crate) fn problems(world: &World) -> Vec<String> {
@@ -18,8 +18,13 @@ pub(crate) fn problems(world: &World) -> Vec<String> {
     for (name, wish) in &wishes.services {
         match wish {
             Some(wish) if wish.daemon => {
-                let everywhere = Wish { desired: world.settings.instances as i32, ..wish.clone() };
+                let instances = view.of_kind(Kind::ContainerInstance).count();
+                let everywhere = Wish { desired: instances as i32, ..wish.clone() };
                 service(&view, name, &everywhere, &mut found);
+            }
+            Some(wish) if wish.scaled => {
+                let desired = monitor::desired(&view, name, wish, &mut found);
+                service(&view, name, &Wish { desired, ..wish.clone() }, &mut found);
             }
             Some(wish) => service(&view, name, wish, &mut found),
             None if view.get(&Key::new(Kind::Service, "default", name)).is_some() => {
@@ -43,6 +48,9 @@ pub(crate) fn problems(world: &World) -> Vec<String> {
         if !status.is_some_and(|s| s.agent_connected && !s.lost) {
             found.push(format!("instance {name} is not connected"));
         }
+    }
+    if let Some(wish) = &wishes.pool {
+        pool::problems(world, &view, wish, &mut found);
     }
     found
 }
@@ -106,7 +114,7 @@ fn tasks(world: &World, view: &View, found: &mut Vec<String>) {
         }
         wanted.insert((task.spec.container_instance.clone(), name.to_owned()));
     }
-    for machine in &world.machines {
+    for machine in world.machines() {
         let running = machine.running();
         if machine.count() != running.len() {
             found.push(format!("{} containers of {} do not run", machine.count() - running.len(), machine.name));
@@ -133,7 +141,9 @@ pub(crate) fn digest(world: &World) -> Vec<String> {
     for object in view.of_kind(Kind::ContainerInstance) {
         let spec = object.as_container_instance().and_then(|i| i.spec.as_ref());
         let state = spec.map_or("", |s| s.status().as_str_name());
-        lines.push(format!("{} {state}", object.name()));
+        // Those of a pool have whatever name.
+        let of_pool = spec.is_some_and(|spec| !spec.capacity_provider.is_empty());
+        lines.push(format!("{} {state}", if of_pool { "of the pool" } else { object.name() }));
     }
     lines
 }

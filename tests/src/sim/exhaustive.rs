@@ -13,6 +13,7 @@ use steady_core::v1::instance_state::Value as InstanceState;
 use super::life::{Life, Moment, lock};
 use super::matrix::{self, Cell};
 use super::net::FrameFate;
+use super::pool::PoolWish;
 use super::process::Role;
 use super::users::{Breaker, Users, Wish};
 use super::{Ended, Settings, World, end, run_with};
@@ -31,13 +32,17 @@ pub enum Script {
     Drain,
     InstanceLoss,
     Delete,
+    /// Tasks bring instances.
+    Grow,
+    /// Instances are replaced by others.
+    Replace,
     /// Of the matrix; not among all of them.
     Matrix(Cell),
 }
 
 impl Script {
     /// All of them.
-    pub const ALL: [Script; 8] = [
+    pub const ALL: [Script; 10] = [
         Script::FirstDeploy,
         Script::RollingUpdate,
         Script::BlueGreen,
@@ -46,7 +51,14 @@ impl Script {
         Script::Drain,
         Script::InstanceLoss,
         Script::Delete,
+        Script::Grow,
+        Script::Replace,
     ];
+
+    /// Whether its service is on instances that come and go.
+    pub(crate) fn has_pool(self) -> bool {
+        matches!(self, Script::Grow | Script::Replace)
+    }
 
     /// What users do in it. Everything before the probe is armed is its beginning.
     pub(crate) async fn play(self, users: &Users) {
@@ -54,14 +66,18 @@ impl Script {
             return matrix::play(cell, users).await;
         }
         let world = &users.world;
-        let wish = Wish::simple(3);
-        if self != Script::FirstDeploy {
+        // On instances that come and go, each task has one of its own.
+        let wish = if self.has_pool() { Wish { memory: 3000, ..Wish::simple(2) } } else { Wish::simple(3) };
+        if self.has_pool() {
+            users.apply_pool(PoolWish::simple(1)).await;
+        }
+        if !matches!(self, Script::FirstDeploy | Script::Grow) {
             users.apply("s0", &wish).await;
             settle(world).await;
         }
         lock(&world.probe).armed = true;
         match self {
-            Script::FirstDeploy => users.apply("s0", &wish).await,
+            Script::FirstDeploy | Script::Grow => users.apply("s0", &wish).await,
             Script::RollingUpdate => users.apply("s0", &Wish { version: 2, ..wish }).await,
             Script::BlueGreen => {
                 users.apply("s0", &Wish { version: 2, strategy: Strategy::BlueGreen, ..wish }).await;
@@ -73,6 +89,7 @@ impl Script {
             Script::ScaleIn => users.apply("s0", &Wish { desired: 1, ..wish }).await,
             Script::Matrix(_) => {}
             Script::Delete => users.delete("s0").await,
+            Script::Replace => users.apply_pool(PoolWish::simple(2)).await,
             Script::Drain => {
                 users.set_state("node-0", InstanceState::Draining).await;
                 users.apply("s0", &Wish { version: 2, ..wish }).await;

@@ -140,6 +140,8 @@ impl World {
             breaker: self.settings.breaker,
             strategy: self.settings.strategy,
             daemon: false,
+            pooled: false,
+            scaled: false,
         }
     }
 
@@ -182,15 +184,23 @@ impl World {
     }
 
     fn some_life(&self, which: impl Fn(&Role) -> bool) -> Option<(usize, Arc<Life>)> {
-        let lives: Vec<(usize, Arc<Life>)> =
-            self.lives().into_iter().filter(|(_, role, _)| which(role)).map(|(i, _, life)| (i, life)).collect();
+        let lives = self.lives().into_iter().filter(|(_, role, _)| which(role) && self.is_there(role));
+        let lives: Vec<(usize, Arc<Life>)> = lives.map(|(i, _, life)| (i, life)).collect();
         self.pick(&lives)
+    }
+
+    /// A machine that was taken away has no agent.
+    fn is_there(&self, role: &Role) -> bool {
+        !matches!(role, Role::Agent(number) if self.machine(*number).is_gone())
     }
 
     async fn something_goes_wrong(self: &Arc<Self>) {
         let controllers = |role: &Role| matches!(role, Role::Controllers(_));
         let agents = |role: &Role| matches!(role, Role::Agent(_));
         let moment = [Moment::Before, Moment::After, Moment::Answered][self.below(3)];
+        if self.settings.pool && self.chance(0.15) {
+            return self.pool_goes_wrong(moment);
+        }
         match self.below(21) {
             0 => self.kill(controllers),
             1 => self.kill(agents),
@@ -213,6 +223,15 @@ impl World {
                     self.end_in_order(index);
                 }
             }
+        }
+    }
+
+    fn pool_goes_wrong(self: &Arc<Self>, moment: Moment) {
+        let pools = |role: &Role| *role == Role::Pool;
+        match self.below(4) {
+            0 => self.kill(pools),
+            1 => self.pause_some(pools, self.between(500, 20_000)),
+            _ => self.crash_soon(pools, moment),
         }
     }
 
@@ -239,7 +258,8 @@ impl World {
     fn silence_agents(&self) {
         let how_long = self.between(62_000, 100_000);
         let all = self.flip();
-        let agents = self.lives().into_iter().filter(|(_, role, _)| matches!(role, Role::Agent(_)));
+        let agents = self.lives().into_iter();
+        let agents = agents.filter(|(_, role, _)| matches!(role, Role::Agent(_)) && self.is_there(role));
         let agents: Vec<_> = agents.collect();
         let count = if all { agents.len() } else { 1 };
         let first = self.below(agents.len());
@@ -287,12 +307,12 @@ impl World {
     }
 
     fn end_a_container(self: &Arc<Self>) {
-        let number = self.below(self.machines.len());
-        let machine = &self.machines[number];
+        let Some(machine) = self.pick(&self.machines()) else { return };
         if self.chance(0.2) {
             machine.running().iter().for_each(|id| self.failed(id));
             machine.power_off(&*self.clock, self.flip());
-            if let Some((_, life)) = self.some_life(|role| *role == Role::Agent(number)) {
+            let own = |role: &Role| matches!(role, Role::Agent(number) if self.machine(*number).name == machine.name);
+            if let Some((_, life)) = self.some_life(own) {
                 self.crash(&life, "lost power");
             }
         } else if let Some(id) = self.pick(&machine.running()) {

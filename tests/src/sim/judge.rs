@@ -20,6 +20,7 @@ use steady_core::{Key, Kind, Revision, View, instance_lease, service, task, traf
 use tokio::time::Instant;
 
 use super::net::Origin;
+use super::{monitor, pool};
 
 /// How long most instances must have been silent before giving one up breaks S12: what is decided in the same moment
 /// in which they fall silent cannot know.
@@ -58,7 +59,7 @@ pub(crate) struct Judge {
     pub(crate) broken: Option<String>,
 }
 
-type Verdict = Result<(), String>;
+pub(crate) type Verdict = Result<(), String>;
 
 impl Judge {
     /// One revision, whole.
@@ -182,7 +183,7 @@ impl Judge {
     }
 }
 
-fn is_silent(view: &View, instance: &Object) -> bool {
+pub(crate) fn is_silent(view: &View, instance: &Object) -> bool {
     view.get(&Key::new(Kind::Lease, "", &instance_lease(instance.cluster(), instance.name()))).is_none()
 }
 
@@ -208,6 +209,9 @@ impl Case<'_> {
         self.primaries()?;
         self.preemptions()?;
         self.targets()?;
+        for key in self.keys.iter().filter(|key| key.kind == Kind::CapacityProvider) {
+            pool::judge(self.before, self.after, key)?;
+        }
         self.given_up(mass_silence)
     }
 
@@ -222,6 +226,10 @@ impl Case<'_> {
         else {
             return Ok(());
         };
+        // Whoever makes instances tells what it cannot make, and writes nothing else.
+        if self.keys.iter().all(|key| key.kind == Kind::Event) {
+            return Ok(());
+        }
         let Some(fence) = &origin.fence else { return Err("S6: a commit without a fence".into()) };
         let lease = self.before.get(&Key::new(Kind::Lease, "", &fence.lease));
         let epoch = lease.and_then(|l| l.as_lease()?.spec.as_ref()).map(|s| s.epoch);
@@ -320,7 +328,9 @@ impl Case<'_> {
             let spec =
                 |view: &View| view.get(key).and_then(|o| Some((o.meta().uid.clone(), o.as_service()?.spec.clone())));
             let (Some(before), Some(after)) = (spec(self.before), spec(self.after)) else { continue };
-            if before != after && self.origin.is_none_or(|o| o.call != "Apply") {
+            if self.controller() == Some("autoscaler") {
+                monitor::judge(self.before, self.after, key)?;
+            } else if before != after && self.origin.is_none_or(|o| o.call != "Apply") {
                 return Err(format!("S5: somebody who is no user changed the spec of {key}"));
             }
         }

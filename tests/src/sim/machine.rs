@@ -1,7 +1,7 @@
 //! A machine: containers that outlive the agents that made them.
 
 use std::collections::BTreeMap;
-use std::future::pending;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ use steady_agent::runtime::{
     Runtime, RuntimeError, State, Usage,
 };
 use steady_core::Clock;
+use steady_core::placement::ZONE;
+use steady_core::v1::{Attribute, ContainerInstanceSpec, InstanceResources};
 use tokio::sync::mpsc;
 
 use super::World;
@@ -38,13 +40,36 @@ struct Container {
 pub(crate) struct Machine {
     /// Name of its instance.
     pub(crate) name: String,
+    /// What its agent registers.
+    pub(crate) spec: ContainerInstanceSpec,
+    /// There is no such machine any more.
+    gone: AtomicBool,
     containers: Mutex<BTreeMap<ContainerId, Container>>,
     exits: Mutex<Option<mpsc::UnboundedSender<(ContainerId, Exit)>>>,
 }
 
 impl Machine {
-    pub(crate) fn new(name: &str) -> Self {
-        Machine { name: name.to_owned(), containers: Mutex::default(), exits: Mutex::default() }
+    /// The machine of a number, of so many CPU units and MiB.
+    pub(crate) fn new(name: &str, number: usize, size: i32) -> Self {
+        let spec = ContainerInstanceSpec {
+            registered_resources: Some(InstanceResources { cpu: size, memory: size, ..InstanceResources::default() }),
+            attributes: vec![Attribute { name: ZONE.into(), value: format!("z{}", number % 2) }],
+            address: format!("10.0.0.{number}"),
+            runtime: "hollow".into(),
+            ..ContainerInstanceSpec::default()
+        };
+        let name = name.to_owned();
+        Machine { name, spec, gone: AtomicBool::new(false), containers: Mutex::default(), exits: Mutex::default() }
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    /// It is taken away, with everything on it.
+    pub(crate) fn take_away(&self, clock: &dyn Clock) {
+        self.gone.store(true, Ordering::Relaxed);
+        self.power_off(clock, true);
     }
 
     /// Containers that run.
@@ -94,31 +119,12 @@ pub(crate) struct MachineLink {
 }
 
 impl MachineLink {
-    /// An agent that is dead or frozen does nothing more; one may crash right here.
     async fn begin(&self) -> Option<Moment> {
-        self.life.awake().await;
-        let moment = self.world.write(&self.life);
-        if self.life.is_dead() || moment == Some(Moment::Before) {
-            self.world.crash(&self.life, "before a container call");
-            return pending().await;
-        }
-        moment
+        self.world.begin(&self.life).await
     }
 
     async fn finish(&self, moment: Option<Moment>) {
-        self.life.awake().await;
-        match moment {
-            Some(Moment::After) => {
-                self.world.crash(&self.life, "in a container call");
-                pending::<()>().await;
-            }
-            Some(_) => {
-                let (world, life) = (Arc::clone(&self.world), Arc::clone(&self.life));
-                tokio::spawn(async move { world.crash(&life, "after a container call") });
-            }
-            None if self.life.is_dead() => pending().await,
-            None => {}
-        }
+        self.world.finish(&self.life, moment).await;
     }
 }
 

@@ -14,7 +14,9 @@ mod judge;
 mod life;
 mod machine;
 pub mod matrix;
+mod monitor;
 mod net;
+mod pool;
 mod process;
 mod rival;
 mod settings;
@@ -23,6 +25,7 @@ mod trace;
 mod users;
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -74,7 +77,9 @@ pub(crate) struct World {
     pub(crate) memory: Memory,
     pub(crate) judge: Mutex<Judge>,
     pub(crate) wishes: Mutex<Wishes>,
-    pub(crate) machines: Vec<Arc<Machine>>,
+    /// By their numbers; those of the pool come and go.
+    machines: Mutex<Vec<Arc<Machine>>>,
+    pub(crate) cloud: Mutex<pool::Cloud>,
     processes: Mutex<Vec<Process>>,
     apis: Mutex<Vec<Option<Arc<Api>>>>,
     trace: Mutex<Trace>,
@@ -143,7 +148,8 @@ impl World {
         let start = Instant::now();
         let clock = Arc::new(Life::new(usize::MAX, "time", start));
         let memory = Memory::new(Arc::clone(&clock) as _);
-        let machines = (0..settings.instances).map(|i| Arc::new(Machine::new(&format!("node-{i}")))).collect();
+        let machine = |i: usize| Arc::new(Machine::new(&format!("node-{i}"), i, settings.size));
+        let machines = Mutex::new((0..settings.instances).map(machine).collect());
         let disk = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
         let Ok(disk) = disk else { unreachable!("there is no place for temporary files") };
         World {
@@ -156,6 +162,7 @@ impl World {
             judge: Mutex::default(),
             wishes: Mutex::default(),
             machines,
+            cloud: Mutex::default(),
             processes: Mutex::default(),
             apis: Mutex::new(vec![None; settings.apis]),
             trace: Mutex::new(Trace::new(settings.trace)),
@@ -235,7 +242,9 @@ impl World {
     }
 
     fn patience(&self) -> Duration {
-        if self.settings.drops { CONVERGENCE + COMPARISON } else { CONVERGENCE }
+        let comparison = if self.settings.drops { COMPARISON } else { Duration::ZERO };
+        let pool = if self.settings.pool { pool::PATIENCE } else { Duration::ZERO };
+        CONVERGENCE + comparison + pool
     }
 
     fn ended(&self) -> Ended {
@@ -311,7 +320,7 @@ impl World {
                 lock(&self.trace).revision(self.clock.as_ref(), at, &these, whose);
                 judge.revision(at, &these, whose);
                 for (instance, task) in judge.ended_of(&these) {
-                    let runs = self.machines.iter().any(|m| m.name == instance && m.runs(&task));
+                    let runs = self.machines().iter().any(|m| m.name == instance && m.runs(&task));
                     if runs {
                         judge.fail(format!("task {task} was reported as ended, and its container runs on {instance}"));
                     }
@@ -319,6 +328,21 @@ impl World {
             }
         }
         judge.view.set_revision(batch.revision);
+    }
+
+    /// Where processes keep what they remember.
+    pub(crate) fn directory(&self) -> &Path {
+        self.disk.path()
+    }
+
+    /// Machines that are there.
+    pub(crate) fn machines(&self) -> Vec<Arc<Machine>> {
+        lock(&self.machines).iter().filter(|machine| !machine.is_gone()).cloned().collect()
+    }
+
+    /// The machine of a number, there or not.
+    pub(crate) fn machine(&self, number: usize) -> Arc<Machine> {
+        Arc::clone(&lock(&self.machines)[number])
     }
 
     /// Notes what happened.

@@ -1,5 +1,6 @@
 //! Processes: what they run, how they are killed, and how they come back.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,16 +9,15 @@ use steady_agent::{Identity, Settings as AgentSettings};
 use steady_apiserver::server;
 use steady_apiserver::storage::{Grouped, Storage};
 use steady_controller::{Name, run_controllers};
-use steady_core::v1::{Attribute, ContainerInstanceSpec, InstanceResources};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tonic::service::Routes;
 
-use super::life::{Life, lock};
+use super::life::{Life, Moment, lock};
 use super::machine::MachineLink;
 use super::net;
 use super::store::{Marked, StoreLink};
-use super::{World, balancer};
+use super::{World, balancer, monitor, pool};
 
 /// What a process runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +26,10 @@ pub(crate) enum Role {
     Controllers(Vec<Name>),
     Agent(usize),
     Balancer,
+    /// Makes instances.
+    Pool,
+    /// Tells how much there is to do.
+    Monitor,
 }
 
 /// A process, in one of its lives.
@@ -61,6 +65,9 @@ impl World {
         roles.extend((0..self.settings.instances).map(|i| (Role::Agent(i), format!("agent-{i}"))));
         let balancers = if self.settings.balanced { 2 } else { 0 };
         roles.extend((0..balancers).map(|i| (Role::Balancer, format!("lb{i}"))));
+        let pools = if self.settings.pool { 2 } else { 0 };
+        roles.extend((0..pools).map(|i| (Role::Pool, format!("pool-{i}"))));
+        roles.extend(self.settings.scaled.then(|| (Role::Monitor, "monitor".to_owned())));
         for (index, (role, name)) in roles.into_iter().enumerate() {
             let process = self.launch(index, role, name, 0);
             lock(&self.processes).push(process);
@@ -82,6 +89,8 @@ impl World {
             }
             Role::Agent(number) => tokio::spawn(async move { world.run_agent(number, its, end).await }),
             Role::Balancer => tokio::spawn(balancer::run(world, its, format!("{name}-{lives}"))),
+            Role::Pool => tokio::spawn(pool::run(world, its, format!("{name}.{lives}"), end)),
+            Role::Monitor => tokio::spawn(monitor::run(world, its)),
         };
         Process { role, name, life, running: running.abort_handle(), ending, lives }
     }
@@ -109,7 +118,7 @@ impl World {
     }
 
     async fn run_agent(self: Arc<Self>, number: usize, life: Arc<Life>, ending: watch::Receiver<bool>) {
-        let machine = Arc::clone(&self.machines[number]);
+        let machine = self.machine(number);
         let directory = self.disk.path().join(&machine.name);
         let identity = Identity::load_or(&directory, &machine.name, || {
             Ok(format!("{:032x}", self.uids.fetch_add(1, Ordering::Relaxed) + 1))
@@ -118,18 +127,10 @@ impl World {
             Ok(identity) => identity,
             Err(error) => return self.fail(format!("{}: {error}", life.name)),
         };
-        let size = self.settings.size;
-        let spec = ContainerInstanceSpec {
-            registered_resources: Some(InstanceResources { cpu: size, memory: size, ..InstanceResources::default() }),
-            attributes: vec![Attribute { name: "ecs.availability-zone".into(), value: format!("z{}", number % 2) }],
-            address: format!("10.0.0.{number}"),
-            runtime: "hollow".into(),
-            ..ContainerInstanceSpec::default()
-        };
         let settings = AgentSettings {
             cluster: "default".into(),
             name: machine.name.clone(),
-            spec,
+            spec: machine.spec.clone(),
             directory: Some(directory),
             holder: life.name.clone(),
             endpoint: None,
@@ -173,10 +174,58 @@ impl World {
         let (world, index) = (Arc::clone(self), life.process);
         tokio::spawn(async move {
             tokio::time::sleep(back).await;
+            if matches!(role, Role::Agent(number) if world.machine(number).is_gone()) {
+                return;
+            }
             world.note("start", &name);
             let process = world.launch(index, role, name, lives);
             lock(&world.processes)[index] = process;
         });
+    }
+
+    /// Starts the agent of a machine that was not there before.
+    pub(crate) fn start_agent(self: &Arc<Self>, number: usize) {
+        let index = lock(&self.processes).len();
+        let name = format!("agent-{number}");
+        self.note("start", &name);
+        let process = self.launch(index, Role::Agent(number), name, 0);
+        lock(&self.processes).push(process);
+    }
+
+    /// Ends the agent of a machine that is gone.
+    pub(crate) fn end_agent(&self, number: usize) {
+        for process in lock(&self.processes).iter().filter(|process| process.role == Role::Agent(number)) {
+            process.life.end();
+            process.running.abort();
+        }
+    }
+
+    /// What a process does to something outside begins: one that is dead or frozen does nothing more; one may crash right here.
+    pub(crate) async fn begin(self: &Arc<Self>, life: &Arc<Life>) -> Option<Moment> {
+        life.awake().await;
+        let moment = self.write(life);
+        if life.is_dead() || moment == Some(Moment::Before) {
+            self.crash(life, "before a call to the outside");
+            return pending().await;
+        }
+        moment
+    }
+
+    /// It is done.
+    pub(crate) async fn finish(self: &Arc<Self>, life: &Arc<Life>, moment: Option<Moment>) {
+        life.awake().await;
+        match moment {
+            Some(Moment::After) => {
+                self.crash(life, "in a call to the outside");
+                pending::<()>().await;
+            }
+            Some(_) => {
+                let (world, life) = (Arc::clone(self), Arc::clone(life));
+                tokio::spawn(async move { world.crash(&life, "after a call to the outside") });
+            }
+            None if life.is_dead() => pending().await,
+            None => {}
+        }
     }
 
     /// Asks a process of controllers to end, and kills it soon after.

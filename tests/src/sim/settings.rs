@@ -41,6 +41,10 @@ pub struct Settings {
     pub priorities: bool,
     /// Services are behind load balancers.
     pub balanced: bool,
+    /// Some services are on instances that come and go.
+    pub pool: bool,
+    /// The last service has as many tasks as there is to do.
+    pub scaled: bool,
     /// No faults at all.
     pub is_calm: bool,
     /// What is done instead of what chance says.
@@ -71,6 +75,8 @@ impl Settings {
             daemon: rng.u8(0..4) == 0,
             priorities: rng.u8(0..3) == 0,
             balanced: rng.u8(0..3) == 0,
+            pool: rng.u8(0..4) == 0,
+            scaled: rng.u8(0..4) == 0,
             is_calm: false,
             script: None,
             trace: false,
@@ -96,6 +102,8 @@ impl Settings {
             daemon: false,
             priorities: false,
             balanced: false,
+            pool: script.has_pool(),
+            scaled: false,
             is_calm: true,
             script: Some(script),
             trace: false,

@@ -22,7 +22,7 @@ use steady_runtime::Client;
 use tonic::{Code, Status};
 
 use super::life::lock;
-use super::{PATIENCE, World, balancer};
+use super::{PATIENCE, World, balancer, monitor, pool};
 
 /// What a service is to be.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +42,10 @@ pub(crate) struct Wish {
     pub(crate) strategy: Strategy,
     /// One task on each instance, however many are desired.
     pub(crate) daemon: bool,
+    /// On instances of the pool.
+    pub(crate) pooled: bool,
+    /// As many tasks as there is to do, `desired` at most.
+    pub(crate) scaled: bool,
 }
 
 /// How a deployment that fails ends.
@@ -67,6 +71,8 @@ impl Wish {
             breaker: Breaker::Never,
             strategy: Strategy::Rolling,
             daemon: false,
+            pooled: false,
+            scaled: false,
         }
     }
 
@@ -83,6 +89,7 @@ pub(crate) struct Wishes {
     pub(crate) services: BTreeMap<String, Option<Wish>>,
     /// Standalone tasks: client token and how many.
     pub(crate) tasks: BTreeMap<String, i32>,
+    pub(crate) pool: Option<pool::PoolWish>,
 }
 
 /// The users of a world.
@@ -110,13 +117,15 @@ impl Users {
 
     /// Makes a service as it is wished for. One that is still being deleted is waited for.
     pub(crate) async fn apply(&self, name: &str, wish: &Wish) {
-        let everywhere = (self.world.settings.daemon && name == "s0").then(|| wish.clone().everywhere());
-        let wish = everywhere.as_ref().unwrap_or(wish);
+        let wish = &self.of_name(name, wish);
         lock(&self.world.wishes).services.insert(name.to_owned(), Some(wish.clone()));
         loop {
             let mut objects = vec![definition(name, wish), self.service(name, wish)];
             if self.world.settings.balanced {
                 objects.splice(0..0, behind());
+            }
+            if wish.scaled {
+                objects.extend(monitor::objects(name, wish));
             }
             let applied = self.ask(|client| {
                 let objects = objects.clone();
@@ -133,6 +142,17 @@ impl Users {
                 Err(status) => return self.world.fail(format!("an apply was refused: {status}")),
             }
         }
+    }
+
+    /// What a service of this name is in this world.
+    fn of_name(&self, name: &str, wish: &Wish) -> Wish {
+        let settings = &self.world.settings;
+        if settings.daemon && name == "s0" {
+            return wish.clone().everywhere();
+        }
+        let number = name.strip_prefix('s').and_then(|number| number.parse().ok()).unwrap_or(0usize);
+        let pooled = settings.pool && (number % 2 == 1 || settings.services == 1);
+        Wish { pooled, scaled: settings.scaled && number + 1 == settings.services, ..wish.clone() }
     }
 
     fn service(&self, name: &str, wish: &Wish) -> Object {
@@ -237,17 +257,48 @@ impl Users {
                 let request = request.clone();
                 async move { client.objects().commit(request).await }
             });
-            if let Err(status) = put.await
-                && status.code() != Code::Aborted
-            {
-                return self.world.fail(format!("a drain was refused: {status}"));
+            match put.await {
+                // Those of a pool go.
+                Err(status) if status.code() == Code::NotFound => return,
+                Err(status) if status.code() != Code::Aborted => {
+                    return self.world.fail(format!("a drain was refused: {status}"));
+                }
+                _ => {}
             }
         }
+    }
+
+    /// Wants another pool.
+    async fn change_pool(&self) {
+        let old = lock(&self.world.wishes).pool.clone();
+        self.apply_pool(pool::PoolWish::some(&self.world, old.as_ref())).await;
+    }
+
+    /// Has the pool be as it is wished for.
+    pub(crate) async fn apply_pool(&self, wish: pool::PoolWish) {
+        let object = wish.object(&self.world.settings);
+        lock(&self.world.wishes).pool = Some(wish);
+        let applied = self.ask(|client| {
+            let objects = vec![object.clone()];
+            async move { client.objects().apply(ApplyRequest { objects, dry_run: false }).await }
+        });
+        if let Err(status) = applied.await {
+            self.world.fail(format!("an apply of the pool was refused: {status}"));
+        }
+    }
+
+    /// Instances there are, of the pool and others.
+    fn instances(&self) -> Vec<String> {
+        let judge = lock(&self.world.judge);
+        judge.view.of_kind(Kind::ContainerInstance).map(|object| object.name().to_owned()).collect()
     }
 
     /// Changes something at random.
     pub(crate) async fn change_something(&self) {
         let world = &self.world;
+        if world.settings.pool && (lock(&world.wishes).pool.is_none() || world.chance(0.15)) {
+            self.change_pool().await;
+        }
         let name = format!("s{}", world.below(world.settings.services));
         let wish = lock(&world.wishes).services.get(&name).cloned().flatten();
         match (wish, world.below(12)) {
@@ -264,12 +315,13 @@ impl Users {
             }
             (Some(_), 9) => self.stop_any().await,
             (Some(_), 8 | 10) => {
-                let instance = world.below(world.settings.instances);
-                self.set_state(&format!("node-{instance}"), InstanceState::Draining).await;
+                if let Some(instance) = world.pick(&self.instances()) {
+                    self.set_state(&instance, InstanceState::Draining).await;
+                }
             }
             (Some(_), _) => {
-                for instance in 0..world.settings.instances {
-                    self.set_state(&format!("node-{instance}"), InstanceState::Active).await;
+                for instance in self.instances() {
+                    self.set_state(&instance, InstanceState::Active).await;
                 }
             }
         }
@@ -277,8 +329,14 @@ impl Users {
 
     /// Leaves everything as something that can be had.
     pub(crate) async fn make_possible(&self) {
-        for instance in 0..self.world.settings.instances {
-            self.set_state(&format!("node-{instance}"), InstanceState::Active).await;
+        for instance in self.instances() {
+            self.set_state(&instance, InstanceState::Active).await;
+        }
+        let pool = lock(&self.world.wishes).pool.clone();
+        if let Some(mut pool) = pool {
+            let failed = pool::has_failed(&lock(&self.world.judge).view);
+            pool.make_possible(&self.world.settings, failed);
+            self.apply_pool(pool).await;
         }
         // Standalone tasks run for ever, and need not leave room for services.
         let view = lock(&self.world.judge).view.clone();
@@ -347,7 +405,7 @@ fn service(name: &str, wish: &Wish) -> Object {
     let strategy = PlacementStrategy { r#type: Placement::Spread.into(), field: "instanceId".into() };
     let spec = ServiceSpec {
         task_definition: name.to_owned(),
-        desired_count: (!wish.daemon).then_some(wish.desired),
+        desired_count: (!wish.daemon && !wish.scaled).then_some(wish.desired),
         scheduling_strategy: if wish.daemon { Scheduling::Daemon } else { Scheduling::Replica }.into(),
         deployment_configuration: Some(DeploymentConfiguration {
             maximum_percent: Some(wish.most),
@@ -365,6 +423,7 @@ fn service(name: &str, wish: &Wish) -> Object {
                 .then_some(CanaryConfiguration { canary_percent: None, canary_bake_time_in_minutes: Some(0) }),
             ..DeploymentConfiguration::default()
         }),
+        capacity_provider_strategy: wish.pooled.then(pool::strategy).into_iter().collect(),
         placement_strategy: (wish.spread && !wish.daemon).then_some(strategy).into_iter().collect(),
         ..ServiceSpec::default()
     };
