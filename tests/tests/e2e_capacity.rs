@@ -1,6 +1,7 @@
 //! Instances that come and go as tasks need them: agents on this machine, made by `steady pool` or by a program of the user's.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -169,6 +170,76 @@ spec:
     place.ok(&["delete", "capacityprovider/edge", "--timeout", "60s"]);
     let listed = place.json(&["get", "containerinstances"]);
     assert_eq!(listed["items"].as_array().map_or(0, Vec::len), 0);
+    drop(left);
+}
+
+/// Tasks of each instance that has any.
+fn tasks_by_instance(place: &Place) -> BTreeMap<String, usize> {
+    let mut found = BTreeMap::new();
+    for task in place.running() {
+        *found.entry(task["spec"]["containerInstance"].as_str().unwrap().to_owned()).or_default() += 1;
+    }
+    found
+}
+
+#[test]
+fn instances_that_are_replaced_in_halves_have_their_share_of_the_tasks_in_the_end() {
+    let place = Place::new();
+    let _control_plane = place.control_plane();
+    let left = Left(&place);
+    let data = place.path("pool").display().to_string();
+    let args = ["pool", "--data-dir", &data, "--address", "127.0.0.1"];
+    let _pool = Running::start(place.command(&args), &place.path("pool.log"));
+    let manifest = |version: &str| {
+        format!(
+            "apiVersion: steady/v1
+kind: CapacityProvider
+metadata: {{name: halves}}
+spec:
+  autoScalingGroupProvider: {{managedScaling: {{status: DISABLED, instanceWarmupPeriod: 20}}}}
+  pool:
+    minSize: 4
+    maxSize: 4
+    template: {{cpu: 1024, memory: 2048, runtime: process, version: \"{version}\"}}
+    refresh: {{batchSize: 2, minHealthyPercentage: 50}}
+---
+apiVersion: steady/v1
+kind: TaskDefinition
+metadata: {{name: worker}}
+spec:
+  containerDefinitions: [{{name: main, image: none, cpu: 100, memory: 64, command: [sleep, \"1000\"], stopTimeout: 2}}]
+---
+apiVersion: steady/v1
+kind: Service
+metadata: {{name: worker}}
+spec:
+  taskDefinition: worker
+  desiredCount: 8
+  capacityProviderStrategy: [{{capacityProvider: halves, weight: 1}}]
+"
+        )
+    };
+    place.apply("worker", &manifest("1"));
+    eventually("there are four instances", Duration::from_secs(60), || {
+        (instances(&place, "halves", "IN_SERVICE").len() == 4).then_some(())
+    });
+    place.wait_steady("service/worker");
+    let old = instances(&place, "halves", "IN_SERVICE");
+
+    place.apply("worker", &manifest("2"));
+    eventually("every instance is another one", Duration::from_secs(150), || {
+        let there = instances(&place, "halves", "IN_SERVICE");
+        let gone = ["PENDING", "DRAINING", "TERMINATING"].iter().all(|s| instances(&place, "halves", s).is_empty());
+        (gone && there.len() == 4 && there.iter().all(|name| !old.contains(name))).then_some(())
+    });
+    // Those that came last came when every task had a place already.
+    eventually("each instance has its share", Duration::from_secs(120), || {
+        let by = tasks_by_instance(&place);
+        (by.len() == 4 && by.values().all(|count| *count == 2)).then_some(())
+    });
+    place.wait_steady("service/worker");
+    place.ok(&["delete", "service/worker"]);
+    place.ok(&["delete", "capacityprovider/halves", "--timeout", "60s"]);
     drop(left);
 }
 

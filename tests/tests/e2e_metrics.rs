@@ -84,4 +84,6 @@ spec: {{taskDefinition: busy, desiredCount: 1, serviceRegistries: [{{registryArn
     lb.value("steady_lb_table", |number| number >= 1.0);
     dns.value("steady_dns_names", |names| names >= 1.0);
     assert_eq!(api.get("/else"), None);
+    // What is busy in the background is nobody's child any more when its agent is killed.
+    place.ok(&["delete", "service/busy"]);
 }

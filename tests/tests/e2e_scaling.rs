@@ -288,6 +288,62 @@ spec:
 }
 
 #[test]
+fn a_metric_that_a_new_version_breaks_takes_the_service_back_to_the_old_one() {
+    let place = Place::new();
+    let _up = place.up_hollow(2);
+    let manifest = |image: &str, bake: u32| {
+        format!(
+            "apiVersion: steady/v1
+kind: Alarm
+metadata: {{name: errors}}
+spec:
+  namespace: Shop
+  metricName: Errors
+  dimensions: [{{name: Service, value: shop}}]
+  period: 10
+  evaluationPeriods: 1
+  threshold: 5
+  comparisonOperator: GreaterThanThreshold
+  treatMissingData: notBreaching
+---
+apiVersion: steady/v1
+kind: TaskDefinition
+metadata: {{name: shop}}
+spec:
+  containerDefinitions: [{{name: main, image: \"{image}\", memory: 64}}]
+---
+apiVersion: steady/v1
+kind: Service
+metadata: {{name: shop}}
+spec:
+  taskDefinition: shop
+  desiredCount: 2
+  deploymentConfiguration:
+    bakeTimeInMinutes: {bake}
+    alarms: {{alarmNames: [errors], enable: true, rollback: true}}
+"
+        )
+    };
+    place.apply("shop", &manifest("shop:1", 0));
+    place.wait_steady("service/shop");
+    let definition = || {
+        let tasks = place.running();
+        let all = tasks.iter().map(|task| task["spec"]["taskDefinition"].as_str().unwrap_or_default().to_owned());
+        all.collect::<std::collections::BTreeSet<String>>().into_iter().collect::<Vec<String>>()
+    };
+    eventually("the first version runs", Duration::from_secs(30), || (definition() == ["shop:1"]).then_some(()));
+    place.apply("shop", &manifest("shop:2", 5));
+    eventually("the new version runs", Duration::from_secs(30), || (definition() == ["shop:2"]).then_some(()));
+    eventually("the alarm ends the deployment", Duration::from_secs(60), || {
+        place.ok(&["metric", "put", "Shop/Errors", "9", "--dimension", "Service=shop"]);
+        std::thread::sleep(Duration::from_secs(1));
+        let said = place.ok(&["describe", "service/shop"]);
+        said.contains("alarm errors was raised: 1 out of the last 1 datapoints [9]").then_some(())
+    });
+    eventually("the old version runs again", Duration::from_secs(60), || (definition() == ["shop:1"]).then_some(()));
+}
+
+#[test]
 fn wrong_scaling_is_told_by_field_and_value() {
     let place = Place::new();
     let _up = place.up_hollow(1);
