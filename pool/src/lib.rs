@@ -5,11 +5,12 @@
 //! there its agent says. A cloud's instances are another maker.
 
 mod exec;
+mod figures;
 mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,13 +18,16 @@ use steady_core::v1::change::Change as Wire;
 use steady_core::v1::pool_instance_state::Value as State;
 use steady_core::v1::severity::Value as Severity;
 use steady_core::v1::{
-    CapacityProvider, Change, CommitRequest, Event, EventSpec, GetRequest, InstanceTemplate, Object, ObjectRef,
-    PoolInstance,
+    CapacityProvider, CapacityProviderStatus, Change, CommitRequest, Event, EventSpec, GetRequest, InstanceTemplate,
+    Object, ObjectRef, PoolInstance,
 };
 use steady_core::{Clock, DEFAULT_CLUSTER, Key, Kind, Timestamp, View, derived_id};
 use steady_runtime::{Client, News, Reflector, presence, release};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::Code;
+
+use figures::Figures;
 
 pub use exec::Exec;
 pub use process::{Process, Settings as ProcessSettings};
@@ -61,6 +65,19 @@ pub struct Provider {
     pub servers: Vec<String>,
 }
 
+/// What a process that makes instances is started with.
+#[derive(Debug)]
+pub struct Settings {
+    /// Whose instances, and where they belong; without a name every provider's.
+    pub provider: Provider,
+    /// Where it keeps which store it belongs to, and what it has served.
+    pub directory: PathBuf,
+    /// This process', and no other one's.
+    pub holder: String,
+    /// Where figures are asked for.
+    pub metrics: Option<TcpListener>,
+}
+
 /// What makes instances, and ends them. Each call may be repeated: what is there is not made again, what is gone not ended.
 #[async_trait]
 pub trait Maker: Send + Sync {
@@ -77,23 +94,34 @@ pub trait Maker: Send + Sync {
     async fn tidy(&self, _: &Provider, _wanted: &BTreeSet<String>) {}
 }
 
-/// Serves capacity providers of a cluster until `ending` says so: the named one, or all of them. Instances go on. `holder` is this
-/// process', and no other one's.
+/// Serves capacity providers of a cluster until `ending` says so: the named one, or all of them. Instances go on.
 pub async fn run(
-    provider: Provider,
+    settings: Settings,
     maker: &dyn Maker,
-    directory: &Path,
     client: Client,
-    (holder, clock): (String, &dyn Clock),
+    clock: &dyn Clock,
     mut ending: watch::Receiver<bool>,
 ) -> Result<(), String> {
+    let Settings { provider, directory, holder, metrics } = settings;
     let name = if provider.name.is_empty() { "all" } else { &provider.name };
     let lease = format!("pool.{}.{name}", provider.cluster);
     let mut beside = tokio::task::JoinSet::new();
     beside.spawn(presence(client.clone(), lease.clone(), holder.clone()));
-    let serving = serve(&provider, maker, directory, &client, (&lease, &holder, clock));
+    let figures = Figures::default();
+    let told = figures.clone();
+    let serving = Serving {
+        provider,
+        maker,
+        directory: &directory,
+        client: &client,
+        lease: &lease,
+        holder: &holder,
+        clock,
+        figures,
+    };
     let ended = tokio::select! {
-        ended = serving => ended,
+        ended = serving.serve() => ended,
+        () = steady_runtime::metrics::serve(metrics.as_ref(), move || std::future::ready(told.text())) => Ok(()),
         _ = ending.wait_for(|ending| *ending) => Ok(()),
     };
     beside.shutdown().await;
@@ -101,50 +129,153 @@ pub async fn run(
     ended
 }
 
-async fn serve(
-    provider: &Provider,
-    maker: &dyn Maker,
-    directory: &Path,
-    client: &Client,
-    (lease, holder, clock): (&str, &str, &dyn Clock),
-) -> Result<(), String> {
-    let mut failed: BTreeMap<Key, Timestamp> = BTreeMap::new();
-    loop {
-        let kinds = BTreeSet::from([Kind::CapacityProvider, Kind::Cluster]);
-        let reflector = Reflector::start(client.clone(), &kinds);
-        reflector.until(|_| true).await;
-        belongs(&reflector.view(), directory)?;
-        let follow = async {
-            let mut news = reflector.news();
-            loop {
-                let view = reflector.view();
-                for object in providers(&view, provider, directory) {
-                    // What was heard of last may be long ago: nothing is made or ended on the word of a server that is away.
-                    let Some(object) = now(client, &object, lease, holder).await else { continue };
-                    obey(&object, provider, maker, client, &mut failed, clock.now()).await;
-                    if object.meta().uid.is_empty() {
-                        forget(&object, maker, provider, directory).await;
-                    } else {
-                        remember(&object, directory);
-                    }
-                }
-                let changed = async {
-                    loop {
-                        match news.recv().await {
-                            Ok(News::Changed(objects))
-                                if objects.iter().all(|o| o.kind() != Kind::CapacityProvider) => {}
-                            _ => return,
+/// Serves providers.
+struct Serving<'a> {
+    provider: Provider,
+    maker: &'a dyn Maker,
+    directory: &'a Path,
+    client: &'a Client,
+    lease: &'a str,
+    holder: &'a str,
+    clock: &'a dyn Clock,
+    figures: Figures,
+}
+
+impl Serving<'_> {
+    async fn serve(&self) -> Result<(), String> {
+        let mut failed: BTreeMap<Key, Timestamp> = BTreeMap::new();
+        loop {
+            let kinds = BTreeSet::from([Kind::CapacityProvider, Kind::Cluster]);
+            let reflector = Reflector::start(self.client.clone(), &kinds);
+            reflector.until(|_| true).await;
+            belongs(&reflector.view(), self.directory)?;
+            let follow = async {
+                let mut news = reflector.news();
+                loop {
+                    let view = reflector.view();
+                    for object in providers(&view, &self.provider, self.directory) {
+                        // What was heard of last may be long ago: nothing is made or ended on the word of a server that is away.
+                        let Some(object) = self.now(&object).await else {
+                            self.figures.forget(object.name());
+                            continue;
+                        };
+                        self.obey(&object, &mut failed).await;
+                        if object.meta().uid.is_empty() {
+                            self.forget(&object).await;
+                        } else {
+                            remember(&object, self.directory);
                         }
                     }
-                };
-                let _ = tokio::time::timeout(LOOK, changed).await;
-                tokio::time::sleep(GATHER).await;
+                    let changed = async {
+                        loop {
+                            match news.recv().await {
+                                Ok(News::Changed(objects))
+                                    if objects.iter().all(|o| o.kind() != Kind::CapacityProvider) => {}
+                                _ => return,
+                            }
+                        }
+                    };
+                    let _ = tokio::time::timeout(LOOK, changed).await;
+                    tokio::time::sleep(GATHER).await;
+                }
+            };
+            tokio::select! {
+                () = follow => {}
+                () = reflector.replaced() => tracing::warn!("the store is another one; looking at everything anew"),
+            }
+        }
+    }
+
+    /// A provider as the API server has it now, if this process serves it.
+    async fn now(&self, object: &Object) -> Option<Object> {
+        let get = |r#ref: ObjectRef| async move {
+            let asking = async { self.client.objects().get(GetRequest { r#ref: Some(r#ref) }).await };
+            tokio::time::timeout(PATIENCE, asking).await.ok()
+        };
+        // One at a time serves a provider.
+        let found = get(Key::new(Kind::Lease, "", self.lease).reference()).await?.ok()?.into_inner().object?;
+        found.as_lease()?.spec.as_ref().filter(|lease| lease.holder == self.holder)?;
+        match get(Key::of(object).reference()).await? {
+            Ok(answer) => answer.into_inner().object,
+            Err(status) if status.code() == Code::NotFound => {
+                Some(Object::new(object.cluster(), object.name(), CapacityProvider::default()))
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// The provider of an object.
+    fn of(&self, object: &Object) -> Provider {
+        Provider { name: object.name().to_owned(), ..self.provider.clone() }
+    }
+
+    /// A provider that is gone, once nothing of it is left.
+    async fn forget(&self, object: &Object) {
+        if self.maker.list(&self.of(object)).await.is_ok_and(|left| left.is_empty()) {
+            let _ = fs::remove_file(self.directory.join("served").join(object.cluster()).join(object.name()));
+            self.figures.forget(object.name());
+        }
+    }
+
+    /// Makes what is missing, and ends what is not wanted any more.
+    async fn obey(&self, object: &Object, failed: &mut BTreeMap<Key, Timestamp>) {
+        let (provider, now) = (self.of(object), self.clock.now());
+        failed.retain(|_, at| now.since(*at) < AGAIN);
+        let of = |name: &str| Key::new(Kind::ContainerInstance, &provider.cluster, name);
+        let there = match self.maker.list(&provider).await {
+            Ok(there) => there,
+            Err(why) => {
+                return self.tell(object, "POOL_UNKNOWN", &format!("its instances are not known: {why}"), now).await;
             }
         };
-        tokio::select! {
-            () = follow => {}
-            () = reflector.replaced() => tracing::warn!("the store is another one; looking at everything anew"),
+        let status = object.as_capacity_provider().and_then(|provider| provider.status.clone()).unwrap_or_default();
+        self.figures.looked_at(object.name(), there.len(), &status);
+        let (mut missing, mut surplus) = decide(&status, &there);
+        missing.retain(|wanted| !failed.contains_key(&of(&wanted.name)));
+        surplus.retain(|name| !failed.contains_key(&of(name)));
+        for (reason, what, names) in [
+            ("POOL_SHRINK_FAILED", "cannot be ended", surplus.clone()),
+            ("POOL_GROW_FAILED", "cannot be made", missing.iter().map(|wanted| wanted.name.clone()).collect()),
+        ] {
+            if names.is_empty() {
+                continue;
+            }
+            let done = if reason == "POOL_GROW_FAILED" {
+                self.maker.grow(&provider, &missing).await
+            } else {
+                self.maker.shrink(&provider, &surplus).await
+            };
+            // Without an answer none of it is done, as far as is known.
+            let refused = done.unwrap_or_else(|why| names.into_iter().map(|name| (name, why.clone())).collect());
+            for (name, why) in refused {
+                failed.insert(of(&name), now);
+                self.tell(object, reason, &format!("instance {name} {what}: {why}"), now).await;
+            }
         }
+        let listed = status.instances.iter().map(|instance| instance.name.clone());
+        self.maker.tidy(&provider, &listed.collect()).await;
+    }
+
+    /// Raises an event about a provider.
+    async fn tell(&self, object: &Object, reason: &'static str, message: &str, now: Timestamp) {
+        self.figures.refused(object.name(), reason);
+        tracing::warn!(provider = object.name(), reason, message);
+        let message = format!("(capacity-provider {}) {message}", object.name());
+        let name = derived_id(&[&object.meta().uid, reason, &message, &(now.0 / TOLD).to_string()]);
+        let spec = EventSpec {
+            about: Some(object.reference()),
+            reason: reason.to_owned(),
+            message,
+            severity: Severity::Error.into(),
+            source: "pool".to_owned(),
+            at: Some(now.into()),
+        };
+        let event = Object::new(object.cluster(), &name, Event { spec: Some(spec) });
+        let changes = vec![Change { change: Some(Wire::Create(event)) }];
+        let telling =
+            async { self.client.objects().commit(CommitRequest { changes, ..CommitRequest::default() }).await };
+        // That it was told already is no error worth a word; nor is it one to wait for.
+        let _ = tokio::time::timeout(PATIENCE, telling).await;
     }
 }
 
@@ -181,24 +312,6 @@ fn providers(view: &View, provider: &Provider, directory: &Path) -> Vec<Object> 
     found
 }
 
-/// A provider as the API server has it now, if this process serves it.
-async fn now(client: &Client, object: &Object, lease: &str, holder: &str) -> Option<Object> {
-    let get = |r#ref: ObjectRef| async move {
-        let asking = async { client.objects().get(GetRequest { r#ref: Some(r#ref) }).await };
-        tokio::time::timeout(PATIENCE, asking).await.ok()
-    };
-    // One at a time serves a provider.
-    let found = get(Key::new(Kind::Lease, "", lease).reference()).await?.ok()?.into_inner().object?;
-    found.as_lease()?.spec.as_ref().filter(|lease| lease.holder == holder)?;
-    match get(Key::of(object).reference()).await? {
-        Ok(answer) => answer.into_inner().object,
-        Err(status) if status.code() == Code::NotFound => {
-            Some(Object::new(object.cluster(), object.name(), CapacityProvider::default()))
-        }
-        Err(_) => None,
-    }
-}
-
 /// What was served is looked after when its provider is gone.
 fn remember(object: &Object, directory: &Path) {
     let path = directory.join("served").join(object.cluster());
@@ -208,19 +321,10 @@ fn remember(object: &Object, directory: &Path) {
     }
 }
 
-/// A provider that is gone, once nothing of it is left.
-async fn forget(object: &Object, maker: &dyn Maker, provider: &Provider, directory: &Path) {
-    let provider = Provider { name: object.name().to_owned(), ..provider.clone() };
-    if maker.list(&provider).await.is_ok_and(|left| left.is_empty()) {
-        let _ = fs::remove_file(directory.join("served").join(object.cluster()).join(object.name()));
-    }
-}
-
 /// What is to be made, and what ended.
-fn decide(object: &Object, there: &BTreeSet<String>) -> (Vec<Wanted>, Vec<String>) {
-    let status = object.as_capacity_provider().and_then(|provider| provider.status.clone()).unwrap_or_default();
-    let stays: Vec<PoolInstance> =
-        status.instances.into_iter().filter(|instance| instance.state() != State::Terminating).collect();
+fn decide(status: &CapacityProviderStatus, there: &BTreeSet<String>) -> (Vec<Wanted>, Vec<String>) {
+    let all = status.instances.iter().cloned();
+    let stays: Vec<PoolInstance> = all.filter(|instance| instance.state() != State::Terminating).collect();
     let surplus = there.iter().filter(|name| stays.iter().all(|instance| instance.name != **name)).cloned().collect();
     // One that goes is not made again for that.
     let missing =
@@ -233,75 +337,9 @@ fn decide(object: &Object, there: &BTreeSet<String>) -> (Vec<Wanted>, Vec<String
     (missing.map(wanted).collect(), surplus)
 }
 
-/// Makes what is missing, and ends what is not wanted any more.
-async fn obey(
-    object: &Object,
-    provider: &Provider,
-    maker: &dyn Maker,
-    client: &Client,
-    failed: &mut BTreeMap<Key, Timestamp>,
-    now: Timestamp,
-) {
-    let provider = Provider { name: object.name().to_owned(), ..provider.clone() };
-    failed.retain(|_, at| now.since(*at) < AGAIN);
-    let of = |name: &str| Key::new(Kind::ContainerInstance, &provider.cluster, name);
-    let there = match maker.list(&provider).await {
-        Ok(there) => there,
-        Err(why) => {
-            return tell(client, object, "POOL_UNKNOWN", &format!("its instances are not known: {why}"), now).await;
-        }
-    };
-    let (mut missing, mut surplus) = decide(object, &there);
-    missing.retain(|wanted| !failed.contains_key(&of(&wanted.name)));
-    surplus.retain(|name| !failed.contains_key(&of(name)));
-    for (reason, what, names) in [
-        ("POOL_SHRINK_FAILED", "cannot be ended", surplus.clone()),
-        ("POOL_GROW_FAILED", "cannot be made", missing.iter().map(|wanted| wanted.name.clone()).collect()),
-    ] {
-        if names.is_empty() {
-            continue;
-        }
-        let done = if reason == "POOL_GROW_FAILED" {
-            maker.grow(&provider, &missing).await
-        } else {
-            maker.shrink(&provider, &surplus).await
-        };
-        // Without an answer none of it is done, as far as is known.
-        let refused = done.unwrap_or_else(|why| names.into_iter().map(|name| (name, why.clone())).collect());
-        for (name, why) in refused {
-            failed.insert(of(&name), now);
-            tell(client, object, reason, &format!("instance {name} {what}: {why}"), now).await;
-        }
-    }
-    let status = object.as_capacity_provider().and_then(|provider| provider.status.as_ref());
-    let listed = status.into_iter().flat_map(|status| status.instances.iter().map(|instance| instance.name.clone()));
-    maker.tidy(&provider, &listed.collect()).await;
-}
-
-/// Raises an event about a provider.
-async fn tell(client: &Client, object: &Object, reason: &str, message: &str, now: Timestamp) {
-    tracing::warn!(provider = object.name(), reason, message);
-    let message = format!("(capacity-provider {}) {message}", object.name());
-    let name = derived_id(&[&object.meta().uid, reason, &message, &(now.0 / TOLD).to_string()]);
-    let spec = EventSpec {
-        about: Some(object.reference()),
-        reason: reason.to_owned(),
-        message,
-        severity: Severity::Error.into(),
-        source: "pool".to_owned(),
-        at: Some(now.into()),
-    };
-    let event = Object::new(object.cluster(), &name, Event { spec: Some(spec) });
-    let changes = vec![Change { change: Some(Wire::Create(event)) }];
-    let telling = async { client.objects().commit(CommitRequest { changes, ..CommitRequest::default() }).await };
-    // That it was told already is no error worth a word; nor is it one to wait for.
-    let _ = tokio::time::timeout(PATIENCE, telling).await;
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use steady_core::v1::CapacityProviderStatus;
 
     #[test]
     fn what_is_missing_is_made_and_what_goes_is_ended() {
@@ -320,9 +358,8 @@ mod tests {
             instance("ended", State::Terminating),
         ];
         let status = CapacityProviderStatus { instances, ..CapacityProviderStatus::default() };
-        let object = Object::new("default", "spot", CapacityProvider { spec: None, status: Some(status) });
         let there = ["there", "leaving", "over", "unknown"].map(str::to_owned).into();
-        let (missing, surplus) = decide(&object, &there);
+        let (missing, surplus) = decide(&status, &there);
         assert_eq!(missing.iter().map(|wanted| wanted.name.as_str()).collect::<Vec<_>>(), ["new"]);
         assert_eq!(surplus, ["over", "unknown"]);
     }

@@ -52,6 +52,8 @@ fn every_process_tells_its_figures() {
     let data = place.path("lb").display().to_string();
     let lb = Asked::start(&place, &["lb", "--data-dir", &data, "--listen-address", "127.0.0.1"]);
     let dns = Asked::start(&place, &["dns", "--listen", &format!("127.0.0.1:{}", free_port())]);
+    let data = place.path("pool").display().to_string();
+    let pool = Asked::start(&place, &["pool", "--data-dir", &data]);
     let script = "while :; do :; done & sleep 1000";
     place.apply(
         "busy",
@@ -83,6 +85,15 @@ spec: {{taskDefinition: busy, desiredCount: 1, serviceRegistries: [{{registryArn
     agent.value(&format!("steady_container_processes{of}"), |processes| processes >= 2.0);
     lb.value("steady_lb_table", |number| number >= 1.0);
     dns.value("steady_dns_names", |names| names >= 1.0);
+    place.apply(
+        "idle",
+        "apiVersion: steady/v1
+kind: CapacityProvider
+metadata: {name: idle}
+spec: {pool: {minSize: 0, maxSize: 1, template: {cpu: 512, memory: 512, runtime: process}}}
+",
+    );
+    pool.value("steady_pool_instances{capacity_provider=\"idle\"}", |there| there < 1.0);
     assert_eq!(api.get("/else"), None);
     // What is busy in the background is nobody's child any more when its agent is killed.
     place.ok(&["delete", "service/busy"]);

@@ -275,6 +275,9 @@ pub struct Pool {
     /// Address where ports of its instances' tasks answer [default: that on the way to the API server].
     #[arg(long, value_name = "ADDRESS")]
     pub address: Option<String>,
+    /// Where figures are served as OpenMetrics, at /metrics [default: nowhere].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics: Option<String>,
 }
 
 /// Arguments of `steady dns`; the API server is the global `--server`.

@@ -1,11 +1,11 @@
 //! `steady pool`: makes instances for capacity providers.
 
-use steady_core::{Clock, SystemClock};
-use steady_pool::{Exec, Maker, Process, ProcessSettings, Provider};
+use steady_core::SystemClock;
+use steady_pool::{Exec, Maker, Process, ProcessSettings, Provider, Settings};
 use steady_runtime::Client;
 
 use super::ending::ending;
-use super::machine::{data_directory, lock};
+use super::machine::{data_directory, lock, metrics};
 use super::{Pool, log};
 use crate::args::Global;
 use crate::failure::Failure;
@@ -19,6 +19,7 @@ pub async fn pool(args: Pool, global: &Global) -> Result<(), Failure> {
     let client = Client::new(&servers).map_err(|e| Failure::usage(e.to_string()))?;
     let directory = data_directory(args.data_dir)?.join("pool");
     let _lock = lock(&directory)?;
+    let metrics = metrics(args.metrics.as_deref()).await?;
     let (maker, what): (Box<dyn Maker>, String) = if let Some(program) = args.exec {
         (Box::new(Exec::new(program.clone())), format!("by {}", program.display()))
     } else {
@@ -31,6 +32,6 @@ pub async fn pool(args: Pool, global: &Global) -> Result<(), Failure> {
     let of = if name.is_empty() { "every capacity provider".to_owned() } else { format!("capacity provider {name}") };
     note(&format!("steady pool: instances of {of}, {what}, as {} says", servers.join(", ")));
     let provider = Provider { cluster: global.cluster.clone(), name, servers };
-    let own = (steady_runtime::holder(), &SystemClock as &dyn Clock);
-    steady_pool::run(provider, maker.as_ref(), &directory, client, own, ending).await.map_err(Failure::failed)
+    let settings = Settings { provider, directory, holder: steady_runtime::holder(), metrics };
+    steady_pool::run(settings, maker.as_ref(), client, &SystemClock, ending).await.map_err(Failure::failed)
 }

@@ -11,7 +11,7 @@ use steady_core::v1::{
     Attribute, AutoScalingGroupProvider, CapacityProvider, CapacityProviderSpec, CapacityProviderStatus,
     CapacityProviderStrategyItem, InstancePool, InstanceRefresh, InstanceTemplate, ManagedScaling, Object,
 };
-use steady_core::{Clock, Key, Kind, View, task};
+use steady_core::{Key, Kind, View, task};
 use steady_pool::{Maker, Provider, Wanted};
 use tokio::sync::watch;
 
@@ -138,8 +138,8 @@ pub(crate) async fn run(world: Arc<World>, life: Arc<Life>, holder: String, endi
     let link = CloudLink { world: Arc::clone(&world), life: Arc::clone(&life) };
     let directory = world.directory().join(life.name.as_str());
     let provider = Provider { cluster: "default".into(), name: NAME.into(), servers: vec![] };
-    let own = (holder, life.as_ref() as &dyn Clock);
-    if let Err(error) = steady_pool::run(provider, &link, &directory, client, own, ending).await
+    let settings = steady_pool::Settings { provider, directory, holder, metrics: None };
+    if let Err(error) = steady_pool::run(settings, &link, client, life.as_ref(), ending).await
         && !life.is_dead()
     {
         world.fail(format!("{} ended: {error}", life.name));
