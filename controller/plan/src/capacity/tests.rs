@@ -449,17 +449,7 @@ fn a_silent_instance_is_stood_in_for_and_not_ended() {
 
 #[test]
 fn what_drains_and_falls_silent_is_not_ended_with_its_tasks() {
-    let mut story = Story::new(1, 10);
-    story.plan();
-    story.obey();
-    story.waiting("t", 1, 900, 100);
-    story.schedule();
-    let name = story.world.place("t0");
-    story.version("2");
-    story.plan();
-    story.obey();
-    story.plan();
-    assert_eq!(story.names(State::Draining), std::slice::from_ref(&name));
+    let (mut story, name) = leaving();
     story.silence(&name, false);
     story.pass(5);
     assert_eq!(story.names(State::Draining), std::slice::from_ref(&name));
