@@ -11,6 +11,7 @@ use std::time::Duration;
 use steady_core::metric::{
     CPU_RESERVATION, CPU_UTILIZATION, MEMORY_RESERVATION, MEMORY_UTILIZATION, Metric, PERIOD, Point, Window,
 };
+use steady_core::v1::target_state::Value as Target;
 use steady_core::v1::{InstanceUsage, MetricDataSpec, Object, TaskUsage};
 use steady_core::{Key, Kind, SmolStr, Timestamp, View, scaling, task, traffic};
 use tokio::task::JoinHandle;
@@ -185,7 +186,18 @@ fn of_group(view: &View, cluster: &str, group: &str, requests: &Requests) -> Poi
         let count = counted.get(group).copied().unwrap_or(0.0) * PERIOD as f64 / seconds.max(0.1);
         point.add(&Point::of(count));
     }
+    point.targets = healthy_targets(view, cluster, group) as f64;
     point
+}
+
+/// How many targets of a group get requests.
+fn healthy_targets(view: &View, cluster: &str, group: &str) -> usize {
+    let tasks = view.in_cluster(Kind::Task, cluster).filter_map(|object| task::of(object));
+    let healthy = |found: &task::View<'_>| {
+        let targets = found.status.targets.iter().filter(|target| target.target_group == group);
+        targets.filter(|target| target.state() == Target::Healthy).count()
+    };
+    tasks.map(|found| healthy(&found)).sum()
 }
 
 /// What the tasks of a service take of what they reserve, each of them alike.
@@ -225,7 +237,8 @@ fn of_cluster(view: &View, cluster: &str, name: &str, usage: &Usage) -> Point {
             tasks.iter().map(|told| taken(told, name)).sum()
         };
         let percent = 100.0 * part / size.max(1.0);
-        let one = Point { sum: 100.0 * part, samples: size, expected: 0.0, minimum: percent, maximum: percent };
+        let one =
+            Point { sum: 100.0 * part, samples: size, expected: 0.0, minimum: percent, maximum: percent, targets: 0.0 };
         point.add(&one);
     }
     point

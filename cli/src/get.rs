@@ -38,7 +38,8 @@ pub enum Output {
 /// Arguments of `steady get`.
 #[derive(Debug, Args)]
 #[command(
-    after_long_help = "Kinds: clusters, taskdefinitions (td), services (svc), deployments, tasks, containerinstances (ci),
+    after_long_help = "Kinds: clusters, taskdefinitions (td), services (svc), deployments, tasksets, tasks, containerinstances (ci), targetgroups,
+listeners, securitygroups, secrets, scalabletargets, scalingpolicies, alarms, metricdata, capacityproviders, reservations,
 events, leases, and controllers: who leads, since when, what waits, what went wrong last. Stopped tasks are hidden unless they are named or --all is given.
 
 Examples:
@@ -119,10 +120,13 @@ pub async fn run(args: Get, global: &Global, out: &mut Out) -> Result<(), Failur
     if args.watch && targets.iter().any(|t| t.kind != targets[0].kind) {
         return Err(Failure::usage("--watch follows one kind at a time"));
     }
-    for mut query in queries(&client, &args, &targets, global).await? {
+    for (number, mut query) in queries(&client, &args, &targets, global).await?.into_iter().enumerate() {
         query.controllers = controllers && query.kind == Kind::Lease;
         if args.watch {
             return Box::pin(follow(&client, &query, out)).await;
+        }
+        if number > 0 && query.output == Output::Yaml {
+            out.text("---\n")?;
         }
         show(&client, &query, out).await?;
     }

@@ -6,8 +6,8 @@ use steady_proto::v1::statistic::Value as Statistic;
 use steady_proto::v1::treat_missing_data::Value as Missing;
 use steady_proto::v1::{Alarm, AlarmHistoryItem, AlarmSpec, AlarmStatus, Object};
 
-use crate::metric::{Data, MINUTE, Metric, REQUEST_COUNT_PER_TARGET};
-use crate::{Kind, Timestamp, View, task};
+use crate::Timestamp;
+use crate::metric::{Data, MINUTE, Metric, PERIOD, REQUEST_COUNT_PER_TARGET};
 
 /// How long what was measured in a period may take to be known, milliseconds after its end.
 const GRACE: i64 = 12_000;
@@ -33,8 +33,8 @@ pub struct Rule {
     pub comparison: Comparison,
     /// What nothing counts as.
     pub missing: Missing,
-    /// What is measured, by this factor.
-    pub scale: f64,
+    /// What is measured is shared by the targets that there were.
+    pub per_target: bool,
     /// See [`Metric::is_percent`].
     pub is_percent: bool,
     /// It is known how much of it there should be.
@@ -68,9 +68,7 @@ pub fn metric(spec: &AlarmSpec) -> Option<Metric> {
 }
 
 /// What an alarm that was filled in compares.
-pub fn rule(view: &View, cluster: &str, spec: &AlarmSpec, metric: &Metric) -> Rule {
-    let per_target = metric.name == REQUEST_COUNT_PER_TARGET;
-    let targets = metric.target_group().filter(|_| per_target).map_or(1, |group| healthy_targets(view, cluster, group));
+pub fn rule(spec: &AlarmSpec, metric: &Metric) -> Rule {
     Rule {
         statistic: spec.statistic(),
         period: i64::from(spec.period),
@@ -79,21 +77,10 @@ pub fn rule(view: &View, cluster: &str, spec: &AlarmSpec, metric: &Metric) -> Ru
         threshold: spec.threshold(),
         comparison: spec.comparison_operator(),
         missing: spec.treat_missing_data(),
-        scale: 1.0 / targets.max(1) as f64,
+        per_target: metric.name == REQUEST_COUNT_PER_TARGET && metric.target_group().is_some(),
         is_percent: metric.is_percent(),
         is_counted: metric.is_reserved(),
     }
-}
-
-/// How many targets of a group get requests.
-pub fn healthy_targets(view: &View, cluster: &str, group: &str) -> usize {
-    use steady_proto::v1::target_state::Value as Target;
-    let tasks = view.in_cluster(Kind::Task, cluster).filter_map(|object| task::of(object));
-    let healthy = |found: &task::View<'_>| {
-        let targets = found.status.targets.iter().filter(|target| target.target_group == group);
-        targets.filter(|target| target.state() == Target::Healthy).count()
-    };
-    tasks.map(|found| healthy(&found)).sum()
 }
 
 /// How an alarm is now, that was `was`.
@@ -110,8 +97,11 @@ pub fn judge(rule: &Rule, data: &Data, now: Timestamp, was: State) -> Verdict {
     let periods = (end - rule.evaluated, end);
     // What is missing never decides: with some of it unknown the value counts that is further from the threshold.
     let of = |index: i64| {
-        let (low, high) = data.point(rule.period, index)?.bounds(rule.statistic, rule.is_percent);
-        if is_upper(rule.comparison) { low } else { high }.map(|value| value * rule.scale)
+        let point = data.point(rule.period, index)?;
+        let (low, high) = point.bounds(rule.statistic, rule.is_percent);
+        // As many targets as there were then (CloudWatch).
+        let targets = if rule.per_target { (point.targets * PERIOD as f64 / rule.period as f64).max(1.0) } else { 1.0 };
+        if is_upper(rule.comparison) { low } else { high }.map(|value| value / targets)
     };
     let values: Vec<Option<f64>> = (periods.0..periods.1).map(of).collect();
     let breaches = |value: f64| match rule.comparison {
@@ -229,7 +219,7 @@ mod tests {
             threshold: 50.0,
             comparison: Comparison::GreaterThanThreshold,
             missing,
-            scale: 1.0,
+            per_target: false,
             is_percent: false,
             is_counted: true,
         }
@@ -291,8 +281,22 @@ mod tests {
     }
 
     #[test]
+    fn requests_are_shared_by_as_many_targets_as_there_were_then() {
+        let point = |targets: f64| Point { expected: 1.0, targets, ..Point::of(600.0) };
+        let row = Row::from([(97, point(1.0)), (98, point(3.0)), (99, point(0.0))]);
+        let minute = Row::from([(16, Point { targets: 12.0, ..Point::of(600.0) })]);
+        let each = Rule { per_target: true, statistic: Statistic::Sum, ..rule(Missing::Missing) };
+        let data = Data::from_rows(row, minute);
+        let verdict = judge(&each, &data, NOW, State::Ok);
+        assert!(verdict.reason.contains("[600, 200, 600]"), "{}", verdict.reason);
+        let minute = Rule { period: 60, evaluated: 1, ..each };
+        let verdict = judge(&minute, &data, Timestamp(NOW.0 + 50_000), State::Ok);
+        assert_eq!(verdict.value, Some(300.0));
+    }
+
+    #[test]
     fn tasks_that_are_silent_raise_no_alarm_either_way() {
-        let point = Point { sum: 80.0, samples: 1.0, expected: 2.0, minimum: 80.0, maximum: 80.0 };
+        let point = Point { expected: 2.0, ..Point::of(80.0) };
         let row: Row = (97..100).map(|index| (index, point)).collect();
         let data = Data::from_rows(row, Row::new());
         let high = Rule { is_percent: true, ..rule(Missing::Missing) };

@@ -173,12 +173,14 @@ pub struct Point {
     pub minimum: f64,
     /// The largest one.
     pub maximum: f64,
+    /// Of requests: targets that they were led to, of each ten seconds together.
+    pub targets: f64,
 }
 
 impl Point {
     /// A single value, of as many as there are.
     pub fn of(value: f64) -> Self {
-        Point { sum: value, samples: 1.0, expected: 0.0, minimum: value, maximum: value }
+        Point { sum: value, samples: 1.0, expected: 0.0, minimum: value, maximum: value, targets: 0.0 }
     }
 
     /// Whether nothing is known, not even what should be.
@@ -188,9 +190,9 @@ impl Point {
 
     /// The same period, as another API server knows it.
     pub fn join(&mut self, other: &Point) {
-        let expected = self.expected.max(other.expected);
+        let (expected, targets) = (self.expected.max(other.expected), self.targets.max(other.targets));
         self.add(other);
-        self.expected = expected;
+        (self.expected, self.targets) = (expected, targets);
     }
 
     /// What several API servers know, once all of it is joined: whoever went from one to another is in both, and counts once.
@@ -212,6 +214,7 @@ impl Point {
         self.sum += other.sum;
         self.samples += other.samples;
         self.expected += other.expected;
+        self.targets += other.targets;
     }
 
     /// What a statistic of it is at least and at most: not the same when some of it is missing. `None`: it may be anything.
@@ -252,6 +255,7 @@ pub fn to_series(period: i64, row: &Row) -> Series {
         series.expected.push(point.expected);
         series.minimum.push(point.minimum);
         series.maximum.push(point.maximum);
+        series.targets.push(point.targets);
     }
     series
 }
@@ -265,6 +269,7 @@ fn rows(series: &Series) -> impl Iterator<Item = (i64, Point)> {
             expected: at(&series.expected, place),
             minimum: at(&series.minimum, place),
             maximum: at(&series.maximum, place),
+            targets: at(&series.targets, place),
         };
         (series.first + place as i64, point)
     });
@@ -394,7 +399,7 @@ mod tests {
     use steady_proto::v1::{MetricData, Object};
 
     fn point(sum: f64, samples: f64, expected: f64) -> Point {
-        Point { sum, samples, expected, minimum: 0.0, maximum: sum }
+        Point { sum, samples, expected, minimum: 0.0, maximum: sum, targets: 0.0 }
     }
 
     #[test]

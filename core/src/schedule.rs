@@ -89,6 +89,16 @@ fn rate(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(count * seconds))
 }
 
+/// The fields of `cron`, and what is in each of them, besides `*`, `?`, lists, ranges and steps.
+const FIELDS: [(&str, &str); 6] = [
+    ("minute", "0 to 59"),
+    ("hour", "0 to 23"),
+    ("day of the month", "1 to 31 or L"),
+    ("month", "1 to 12 or JAN to DEC"),
+    ("day of the week", "1 to 7 or SUN to SAT"),
+    ("year", "four digits"),
+];
+
 /// Six fields, to the minute: minutes, hours, day of the month, month, day of the week (1: Sunday), year.
 fn cron(text: &str) -> Result<Cron, String> {
     let wrong = |why: String| {
@@ -97,9 +107,9 @@ fn cron(text: &str) -> Result<Cron, String> {
              year, as `cron(0 18 ? * MON-FRI *)`"
         )
     };
-    let fields = text.split_whitespace().count();
-    if fields != 6 {
-        return Err(wrong(format!("it has {fields} fields and not 6")));
+    let fields: Vec<&str> = text.split_whitespace().collect();
+    if fields.len() != 6 {
+        return Err(wrong(format!("it has {} fields and not 6", fields.len())));
     }
     let parser = CronParser::builder()
         .seconds(Seconds::Required)
@@ -108,7 +118,19 @@ fn cron(text: &str) -> Result<Cron, String> {
         .dom_and_dow(true)
         .sloppy_ranges(true)
         .build();
-    parser.parse(&format!("0 {text}")).map_err(|error| wrong(error.to_string()))
+    parser.parse(&format!("0 {text}")).map_err(|error| {
+        // Which of them is wrong shows when the others are right.
+        let alone = |place: usize| {
+            let mut all = ["0", "0", "?", "*", "*", "*"];
+            all[place] = fields[place];
+            parser.parse(&format!("0 {}", all.join(" "))).is_err()
+        };
+        let why = (0..fields.len()).find(|place| alone(*place)).map(|place| {
+            let (name, range) = FIELDS[place];
+            format!("`{}` is no {name}, {range}", fields[place])
+        });
+        wrong(why.unwrap_or_else(|| error.to_string()))
+    })
 }
 
 #[cfg(test)]
@@ -156,7 +178,8 @@ mod tests {
         for (schedule, zone, part) in [
             ("every day", "", "is no schedule"),
             ("cron(0 18 * * *)", "", "it has 5 fields and not 6"),
-            ("cron(0 25 ? * * *)", "", "is no schedule"),
+            ("cron(0 25 ? * * *)", "", "is no schedule: `25` is no hour, 0 to 23"),
+            ("cron(0 5 ? * MON-FRY *)", "", "`MON-FRY` is no day of the week, 1 to 7 or SUN to SAT"),
             ("rate(5 weeks)", "", "is no rate"),
             ("rate(0 minutes)", "", "is no rate"),
             ("at(18:00)", "", "is no time"),

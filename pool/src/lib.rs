@@ -34,6 +34,8 @@ pub use process::{Process, Settings as ProcessSettings};
 
 /// Between looks when nothing changes.
 const LOOK: Duration = Duration::from_secs(5);
+/// The same while somebody else serves a provider, or nobody yet.
+const SOON: Duration = Duration::from_secs(1);
 /// How long changes are gathered.
 const GATHER: Duration = Duration::from_millis(50);
 /// How long the API server may take to answer.
@@ -153,10 +155,12 @@ impl Serving<'_> {
                 let mut news = reflector.news();
                 loop {
                     let view = reflector.view();
+                    let mut look = LOOK;
                     for object in providers(&view, &self.provider, self.directory) {
                         // What was heard of last may be long ago: nothing is made or ended on the word of a server that is away.
                         let Some(object) = self.now(&object).await else {
                             self.figures.forget(object.name());
+                            look = SOON;
                             continue;
                         };
                         self.obey(&object, &mut failed).await;
@@ -175,7 +179,7 @@ impl Serving<'_> {
                             }
                         }
                     };
-                    let _ = tokio::time::timeout(LOOK, changed).await;
+                    let _ = tokio::time::timeout(look, changed).await;
                     tokio::time::sleep(GATHER).await;
                 }
             };
@@ -246,7 +250,12 @@ impl Serving<'_> {
                 self.maker.shrink(&provider, &surplus).await
             };
             // Without an answer none of it is done, as far as is known.
-            let refused = done.unwrap_or_else(|why| names.into_iter().map(|name| (name, why.clone())).collect());
+            let refused = done
+                .unwrap_or_else(|why| names.iter().map(|name| (name.clone(), why.clone())).collect::<BTreeMap<_, _>>());
+            for name in names.iter().filter(|name| !refused.contains_key(*name)) {
+                let what = if reason == "POOL_GROW_FAILED" { "is begun" } else { "is ended" };
+                tracing::info!(provider = object.name(), instance = name, "an instance {what}");
+            }
             for (name, why) in refused {
                 failed.insert(of(&name), now);
                 self.tell(object, reason, &format!("instance {name} {what}: {why}"), now).await;

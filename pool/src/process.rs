@@ -181,7 +181,7 @@ mod tests {
         assert!(running(&of("runs")).is_none());
         // Anything whose command line is an agent's.
         let script = of("runs").join("like-an-agent");
-        fs::write(&script, "sleep 60\n").expect("written");
+        fs::write(&script, "kill -STOP $$\n").expect("written");
         fs::copy(&script, maker.of(&provider).join("agent")).expect("copied");
         let mut child = Command::new("sh");
         child.current_dir(maker.of(&provider)).arg("agent").arg(of("runs").join("data"));

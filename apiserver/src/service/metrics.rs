@@ -108,7 +108,8 @@ fn read(
     let point = match (datum.value, datum.statistic_values) {
         (Some(value), None) if value.is_finite() => Point::of(value),
         (None, Some(set)) if is_set(&set) => {
-            Point { sum: set.sum, samples: set.sample_count, expected: 0.0, minimum: set.minimum, maximum: set.maximum }
+            let (samples, minimum, maximum) = (set.sample_count, set.minimum, set.maximum);
+            Point { sum: set.sum, samples, minimum, maximum, ..Point::default() }
         }
         _ => {
             let message = "expected a number, or statisticValues with a sampleCount above 0 and a minimum that is no more than \

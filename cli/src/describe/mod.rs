@@ -81,6 +81,9 @@ async fn one(client: &Client, key: &Key, color: bool) -> Result<String, Failure>
     if key.kind == Kind::Service {
         world.add(client.find(&Key::new(Kind::ScalableTarget, &key.cluster, &key.name)).await?.into_iter().collect());
     }
+    if key.kind == Kind::CapacityProvider {
+        world.add(client.list(Kind::Lease, steady_core::v1::Selector::default()).await?);
+    }
     let mut page = Page { text: String::new(), color, now: now() };
     page.heading(&object);
     match key.kind {

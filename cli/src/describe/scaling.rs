@@ -1,6 +1,8 @@
 //! `steady describe scalabletarget/NAME` and `scalingpolicy/NAME`: how a service scales, what is measured, and what was done last, in words
 //! and numbers.
 
+use std::time::Duration;
+
 use steady_core::alarm::{self, number};
 use steady_core::metric::Data;
 use steady_core::schedule::Schedule;
@@ -27,7 +29,12 @@ pub(super) fn target(page: &mut Page, object: &Object, world: &World) {
         Some(service) => {
             let desired = service.spec.as_ref().map_or(0, steady_core::v1::ServiceSpec::desired_count);
             let running = service.status.as_ref().map_or(0, steady_core::v1::ServiceStatus::running_count);
-            page.field("Service", &format!("{}: {desired} desired, {running} running", object.name()));
+            let outside = if (bounds.0..=bounds.1).contains(&desired) {
+                ""
+            } else {
+                ", outside of these bounds until a policy acts"
+            };
+            page.field("Service", &format!("{}: {desired} desired, {running} running{outside}", object.name()));
         }
         None => page.field("Service", &format!("{}: is not there", object.name())),
     }
@@ -92,7 +99,7 @@ fn alarms(page: &mut Page, policy: &Object, spec: &ScalingPolicySpec, world: &Wo
         let (spec, status) = (alarm.spec.unwrap_or_default(), alarm.status.unwrap_or_default());
         let said = match alarm::metric(&spec) {
             Some(metric) => {
-                let rule = alarm::rule(&world.view, policy.cluster(), &spec, &metric);
+                let rule = alarm::rule(&spec, &metric);
                 let data = Data::of(&world.view, policy.cluster(), &metric.kept());
                 alarm::judge(&rule, &data, page.now, status.state_value()).reason
             }
@@ -147,6 +154,17 @@ pub(super) fn provider(page: &mut Page, object: &Object, world: &World) {
     let (needed, there, reservation) = (status.needed, status.in_service, status.reservation);
     let target = settings.target_capacity;
     page.field("Reservation", &format!("{needed} needed of {there} in service: {reservation:.0} %, to be {target} %"));
+    if let Some(since) = &status.low_since {
+        let evaluation = Duration::from_secs(u64::from(settings.scale_in_evaluation_seconds.unsigned_abs()));
+        let at = Timestamp::from(since) + evaluation;
+        let after = crate::span::short(at.since(page.now));
+        let when = if at > page.now { format!("in {after}") } else { "at most half of them in a minute".to_owned() };
+        page.field(
+            "Shrinks",
+            &format!("{when}: fewer instances are enough for {}", crate::span::age(Some(since), page.now)),
+        );
+    }
+    page.field("Made by", &made_by(object, world));
     if settings.minimum_schedulable_tasks > 0 {
         page.field("Room", &format!("for {} more tasks of each definition", settings.minimum_schedulable_tasks));
     }
@@ -167,6 +185,16 @@ pub(super) fn provider(page: &mut Page, object: &Object, world: &World) {
     }
     page.conditions(object);
     activities(page, &status.activities, usize::MAX);
+}
+
+/// Who makes a provider's instances: whoever holds its lease, or that of all.
+fn made_by(object: &Object, world: &World) -> String {
+    let holder = |name: &str| {
+        let key = Key::new(Kind::Lease, "", &format!("pool.{}.{name}", object.cluster()));
+        Some(world.view.get(&key)?.as_lease()?.spec.as_ref()?.holder.clone())
+    };
+    let found = holder(object.name()).or_else(|| holder("all"));
+    found.map_or_else(|| "nobody: start `steady pool`".to_owned(), |holder| format!("steady pool {holder}"))
 }
 
 /// What was done last, and why.

@@ -1,6 +1,7 @@
 //! Where processes write what they do. `STEADY_LOG` filters it (`info`, `steady_runtime=debug`).
 
 use std::fs::File;
+use std::io::IsTerminal;
 use std::sync::Mutex;
 
 use tracing_subscriber::EnvFilter;
@@ -9,9 +10,10 @@ fn filter(default: &str) -> EnvFilter {
     EnvFilter::try_from_env("STEADY_LOG").unwrap_or_else(|_| EnvFilter::new(default))
 }
 
-/// To standard error.
+/// To standard error; in colours on a terminal.
 pub(super) fn to_stderr() {
-    let _ = tracing_subscriber::fmt().with_env_filter(filter("info")).with_writer(std::io::stderr).try_init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter("info")).with_ansi(std::io::stderr().is_terminal());
+    let _ = log.with_writer(std::io::stderr).try_init();
 }
 
 /// To a file.

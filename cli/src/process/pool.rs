@@ -33,5 +33,9 @@ pub async fn pool(args: Pool, global: &Global) -> Result<(), Failure> {
     note(&format!("steady pool: instances of {of}, {what}, as {} says", servers.join(", ")));
     let provider = Provider { cluster: global.cluster.clone(), name, servers };
     let settings = Settings { provider, directory, holder: steady_runtime::holder(), metrics };
-    steady_pool::run(settings, maker.as_ref(), client, &SystemClock, ending).await.map_err(Failure::failed)
+    steady_pool::run(settings, maker.as_ref(), client, &SystemClock, ending).await.map_err(Failure::failed)?;
+    note(
+        "steady pool: its instances go on, and are found again by the next one; deleting their provider, while one runs, ends them",
+    );
+    Ok(())
 }

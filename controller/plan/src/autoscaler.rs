@@ -75,7 +75,7 @@ fn watch(view: &View, key: &Key, now: Timestamp) -> Plan {
     let Some(spec) = found.as_alarm().and_then(|alarm| alarm.spec.as_ref()) else { return plan };
     let is_own = found.meta().owner.as_ref().is_some_and(|owner| owner.kind() == Kind::ScalingPolicy);
     let Some(metric) = alarm::metric(spec).filter(|_| !is_own) else { return plan };
-    let rule = alarm::rule(view, &key.cluster, spec, &metric);
+    let rule = alarm::rule(spec, &metric);
     let verdict = alarm::judge(&rule, &Data::of(view, &key.cluster, &metric.kept()), now, state(found));
     tell(&mut plan, found, &verdict, now);
     plan.wake(next_look(now));

@@ -48,8 +48,12 @@ pub(super) fn provider(own: &str, spec: &CapacityProviderSpec, faults: &mut Faul
 
 fn pool(own: &str, pool: &InstancePool, faults: &mut Faults) {
     faults.range("spec.pool.minSize", pool.min_size.into(), 0, MAX_SIZE, "instances");
-    faults.range("spec.pool.maxSize", pool.max_size.into(), 1, MAX_SIZE, "instances");
-    if pool.min_size > pool.max_size {
+    if pool.max_size == 0 {
+        faults.add("spec.pool.maxSize", format!("is missing; expected 1 to {MAX_SIZE} instances"));
+    } else {
+        faults.range("spec.pool.maxSize", pool.max_size.into(), 1, MAX_SIZE, "instances");
+    }
+    if pool.max_size > 0 && pool.min_size > pool.max_size {
         faults.add("spec.pool.maxSize", format!("{} is less than minSize, {}", pool.max_size, pool.min_size));
     }
     let mut seen = BTreeSet::new();
@@ -62,8 +66,11 @@ fn pool(own: &str, pool: &InstancePool, faults: &mut Faults) {
     }
     let template = pool.template.clone().unwrap_or_default();
     for (field, value, unit) in [("cpu", template.cpu, "CPU units, 1024 a core"), ("memory", template.memory, "MiB")] {
-        if value < 1 {
-            faults.add(&format!("spec.pool.template.{field}"), format!("{value} is too little; expected {unit}"));
+        let path = format!("spec.pool.template.{field}");
+        if value == 0 {
+            faults.add(&path, format!("is missing; expected 1 or more {unit}"));
+        } else if value < 0 {
+            faults.add(&path, format!("{value} is too little; expected 1 or more {unit}"));
         }
     }
     if !RUNTIMES.contains(&template.runtime.as_str()) {

@@ -70,7 +70,7 @@ impl Scaled<'_> {
             return (state(found) == AlarmState::Alarm).then(|| (0.0, true, "it was raised by hand".to_owned()));
         };
         self.plan.wake(next_look(self.now));
-        let rule = alarm::rule(self.view, &self.key.cluster, spec, &metric);
+        let rule = alarm::rule(spec, &metric);
         let data = Data::of(self.view, &self.key.cluster, &metric.kept());
         let verdict = alarm::judge(&rule, &data, self.now, state(found));
         let value = verdict.breach.filter(|_| verdict.breaches)?;

@@ -180,8 +180,14 @@ impl Story {
         for _ in 0..seconds / PERIOD {
             self.pass_period();
             let tasks = f64::from(self.running());
-            let point =
-                Point { sum: percent * tasks, samples: tasks, expected: tasks, minimum: percent, maximum: percent };
+            let point = Point {
+                sum: percent * tasks,
+                samples: tasks,
+                expected: tasks,
+                minimum: percent,
+                maximum: percent,
+                targets: 0.0,
+            };
             self.tell(&metric, point);
             self.plan();
         }
@@ -296,13 +302,16 @@ fn tasks_that_are_silent_are_neither_idle_nor_busy() {
     for _ in 0..18 * 6 {
         story.pass_period();
         // Two of four tell that they do nothing.
-        story.tell(&metric, Point { sum: 4.0, samples: 2.0, expected: 4.0, minimum: 2.0, maximum: 2.0 });
+        story.tell(&metric, Point { sum: 4.0, samples: 2.0, expected: 4.0, minimum: 2.0, maximum: 2.0, targets: 0.0 });
         story.plan();
     }
     assert_eq!(story.desired(), 4, "the others may be at 100 %");
     for _ in 0..6 {
         story.pass_period();
-        story.tell(&metric, Point { sum: 180.0, samples: 2.0, expected: 4.0, minimum: 90.0, maximum: 90.0 });
+        story.tell(
+            &metric,
+            Point { sum: 180.0, samples: 2.0, expected: 4.0, minimum: 90.0, maximum: 90.0, targets: 0.0 },
+        );
         story.plan();
     }
     assert_eq!(story.desired(), 4, "the others may be idle: 45 % is not above 50 %");
@@ -325,6 +334,7 @@ fn several_policies_agree_on_fewer_and_the_largest_wins_on_more() {
                 expected: tasks,
                 minimum: percent,
                 maximum: percent,
+                targets: 0.0,
             };
             story.tell(&Metric::of_service(metric::CPU_UTILIZATION, "default", "web"), of(cpu));
             story.tell(&metric, of(memory));
@@ -648,7 +658,7 @@ fn what_is_added_meanwhile_by_others_is_no_new_base() {
     for _ in 0..4 {
         story.pass_period();
         story.tell(&Metric::requests("front"), Point { expected: 1.0, ..Point::of(900.0) });
-        let point = Point { sum: 360.0, samples: 4.0, expected: 4.0, minimum: 90.0, maximum: 90.0 };
+        let point = Point { sum: 360.0, samples: 4.0, expected: 4.0, minimum: 90.0, maximum: 90.0, targets: 0.0 };
         story.tell(&Metric::of_service(metric::CPU_UTILIZATION, "default", "web"), point);
         story.plan();
     }

@@ -174,8 +174,14 @@ fn live(seed: u64) -> Result<usize, String> {
         } else {
             quiet = 0;
             let count = f64::from(running);
-            let point =
-                Point { sum: percent * count, samples: count, expected: count, minimum: percent, maximum: percent };
+            let point = Point {
+                sum: percent * count,
+                samples: count,
+                expected: count,
+                minimum: percent,
+                maximum: percent,
+                targets: 0.0,
+            };
             story.tell(&metric, point);
         }
         // What is told of a period comes a moment after it.

@@ -79,7 +79,7 @@ impl Scaled<'_> {
         let key = Key::new(Kind::Alarm, &self.key.cluster, name);
         let found = self.view.get(&key);
         let metric = alarm::metric(spec).unwrap_or_else(|| Metric::new("", "", &[]));
-        let rule = alarm::rule(self.view, &key.cluster, spec, &metric);
+        let rule = alarm::rule(spec, &metric);
         let verdict = alarm::judge(&rule, data, self.now, found.map_or(AlarmState::Unspecified, |found| state(found)));
         if let Some(found) = found {
             let is_other = found.as_alarm().and_then(|alarm| alarm.spec.as_ref()) != Some(spec);
