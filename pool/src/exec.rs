@@ -25,6 +25,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -92,7 +93,10 @@ impl Exec {
         let input = serde_json::to_vec(question).map_err(|e| e.to_string())?;
         let mut command = Command::new(&self.program);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        // What it has started goes with it, when it gives no answer.
+        command.process_group(0);
         let mut child = command.spawn().map_err(|e| format!("{name} cannot be run: {e}"))?;
+        let group = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
         let mut stdin = child.stdin.take();
         let talking = async {
             if let Some(stdin) = &mut stdin {
@@ -103,7 +107,13 @@ impl Exec {
             child.wait_with_output().await
         };
         let output = tokio::time::timeout(PATIENCE, talking).await;
-        let output = output.map_err(|_| format!("{name} gives no answer for {} s", PATIENCE.as_secs()))?;
+        let output = output.map_err(|_| {
+            if let Some(group) = group {
+                let _ = kill_process_group(group, Signal::KILL);
+            }
+            let open = "does something that it started hold its standard output?";
+            format!("{name} gives no answer for {} s, and was killed; {open}", PATIENCE.as_secs())
+        })?;
         let output = output.map_err(|e| format!("{name}: {e}"))?;
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         if !said.is_empty() {

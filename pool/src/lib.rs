@@ -157,17 +157,22 @@ impl Serving<'_> {
                     let view = reflector.view();
                     let mut look = LOOK;
                     for object in providers(&view, &self.provider, self.directory) {
+                        // First what is there, then what is to be: a name is listed before it is made, and never again once it is gone.
+                        let there = self.maker.list(&self.of(&object)).await;
                         // What was heard of last may be long ago: nothing is made or ended on the word of a server that is away.
                         let Some(object) = self.now(&object).await else {
                             self.figures.forget(object.name());
                             look = SOON;
                             continue;
                         };
-                        self.obey(&object, &mut failed).await;
-                        if object.meta().uid.is_empty() {
+                        let is_gone = object.meta().uid.is_empty();
+                        // Before anything is made: it is looked after when its provider is gone.
+                        if !is_gone && !remember(&object, self.directory) {
+                            continue;
+                        }
+                        self.obey(&object, there, &mut failed).await;
+                        if is_gone {
                             self.forget(&object).await;
-                        } else {
-                            remember(&object, self.directory);
                         }
                     }
                     let changed = async {
@@ -222,11 +227,16 @@ impl Serving<'_> {
     }
 
     /// Makes what is missing, and ends what is not wanted any more.
-    async fn obey(&self, object: &Object, failed: &mut BTreeMap<Key, Timestamp>) {
+    async fn obey(
+        &self,
+        object: &Object,
+        there: Result<BTreeSet<String>, String>,
+        failed: &mut BTreeMap<Key, Timestamp>,
+    ) {
         let (provider, now) = (self.of(object), self.clock.now());
         failed.retain(|_, at| now.since(*at) < AGAIN);
         let of = |name: &str| Key::new(Kind::ContainerInstance, &provider.cluster, name);
-        let there = match self.maker.list(&provider).await {
+        let there = match there {
             Ok(there) => there,
             Err(why) => {
                 return self.tell(object, "POOL_UNKNOWN", &format!("its instances are not known: {why}"), now).await;
@@ -253,11 +263,11 @@ impl Serving<'_> {
             let refused = done
                 .unwrap_or_else(|why| names.iter().map(|name| (name.clone(), why.clone())).collect::<BTreeMap<_, _>>());
             for name in names.iter().filter(|name| !refused.contains_key(*name)) {
-                let what = if reason == "POOL_GROW_FAILED" { "is begun" } else { "is ended" };
+                let what = if reason == "POOL_GROW_FAILED" { "is begun" } else { "ends" };
                 tracing::info!(provider = object.name(), instance = name, "an instance {what}");
             }
             for (name, why) in refused {
-                failed.insert(of(&name), now);
+                failed.insert(of(&name), self.clock.now());
                 self.tell(object, reason, &format!("instance {name} {what}: {why}"), now).await;
             }
         }
@@ -322,12 +332,13 @@ fn providers(view: &View, provider: &Provider, directory: &Path) -> Vec<Object> 
 }
 
 /// What was served is looked after when its provider is gone.
-fn remember(object: &Object, directory: &Path) {
+fn remember(object: &Object, directory: &Path) -> bool {
     let path = directory.join("served").join(object.cluster());
     let written = fs::create_dir_all(&path).and_then(|()| fs::write(path.join(object.name()), ""));
-    if let Err(error) = written {
-        tracing::warn!(provider = object.name(), %error, "it cannot be remembered that this provider is served");
+    if let Err(error) = &written {
+        tracing::error!(provider = object.name(), %error, "it cannot be remembered that this provider is served: nothing is made");
     }
+    written.is_ok()
 }
 
 /// What is to be made, and what ended.

@@ -15,8 +15,9 @@ use tokio::time::Instant;
 
 use crate::{Maker, Provider, Wanted};
 
-/// How long an agent may take to end before it is killed.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long an agent may take to stop its tasks and end, before it is killed; and to be gone then.
+const PATIENCE: Duration = Duration::from_secs(40);
+const KILLED: Duration = Duration::from_secs(5);
 
 /// How agents are started.
 #[derive(Debug, Clone)]
@@ -54,7 +55,8 @@ impl Process {
         command.arg("agent").args(["--name", &wanted.name, "--cluster", &provider.cluster]);
         command.args(["--capacity-provider", &provider.name, "--server", &provider.servers.join(",")]);
         command.args(["--cpu", &template.cpu.to_string(), "--memory", &template.memory.to_string()]);
-        command.arg("--data-dir").arg(directory.join("data"));
+        // It is asked to end when its instance is to be no more.
+        command.arg("--stop-tasks").arg("--data-dir").arg(directory.join("data"));
         if !template.runtime.is_empty() {
             command.args(["--runtime", &template.runtime]);
         }
@@ -80,18 +82,29 @@ impl Process {
 /// The agent of a directory, if it runs, whoever started it and whether that was written down or not: its command line names the directory.
 fn running(directory: &Path) -> Option<Pid> {
     let data = directory.join("data");
-    let names_it = |entry: &fs::DirEntry| {
+    processes("agent", |word| word == data.as_os_str().as_bytes()).next()
+}
+
+/// Processes that hold tasks of an agent of a directory.
+fn shims(directory: &Path) -> impl Iterator<Item = Pid> {
+    let below = directory.join("data").join("");
+    processes("__shim", move |word| word.starts_with(below.as_os_str().as_bytes()))
+}
+
+/// Processes of a command, one of whose arguments is such a one.
+fn processes(command: &'static str, is_one: impl Fn(&[u8]) -> bool) -> impl Iterator<Item = Pid> {
+    let names_it = move |entry: &fs::DirEntry| {
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
         // A zombie has no words.
-        words.get(1).is_some_and(|word| *word == b"agent") && words.contains(&data.as_os_str().as_bytes())
+        words.get(1).is_some_and(|word| *word == command.as_bytes()) && words.iter().any(|word| is_one(word))
     };
     let number = |entry: fs::DirEntry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?);
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     processes
         .filter(|entry| entry.file_name().as_bytes().iter().all(u8::is_ascii_digit))
         .filter(names_it)
-        .find_map(number)
+        .filter_map(number)
 }
 
 #[async_trait]
@@ -126,16 +139,19 @@ impl Maker for Process {
         let directories: Vec<(String, PathBuf)> =
             names.iter().map(|name| (name.clone(), self.of(provider).join(name))).collect();
         for (name, directory) in &directories {
-            // Until it is cleared away it is there, whatever happens to us.
+            // Until it is cleared away it is there, whatever happens to us. Asked twice it would end at once.
+            let asked = directory.join("ending").exists();
             if let Err(error) = fs::write(directory.join("ending"), "") {
                 failed.insert(name.clone(), error.to_string());
             }
-            if let Some(pid) = running(directory) {
+            if let Some(pid) = running(directory).filter(|_| !asked) {
                 let _ = kill_process(pid, Signal::TERM);
             }
         }
         let began = Instant::now();
-        while directories.iter().any(|(_, directory)| running(directory).is_some()) && began.elapsed() < PATIENCE * 2 {
+        while directories.iter().any(|(_, directory)| running(directory).is_some())
+            && began.elapsed() < PATIENCE + KILLED
+        {
             if began.elapsed() > PATIENCE {
                 for pid in directories.iter().filter_map(|(_, directory)| running(directory)) {
                     let _ = kill_process(pid, Signal::KILL);
@@ -146,7 +162,13 @@ impl Maker for Process {
         for (name, directory) in directories {
             if let Some(pid) = running(&directory) {
                 failed.insert(name, format!("its agent (pid {pid}) does not end", pid = pid.as_raw_nonzero()));
-            } else if let Err(error) = fs::remove_dir_all(&directory) {
+                continue;
+            }
+            // Those of an agent that was killed are nobody's. Each holds a task, which ends with it.
+            for pid in shims(&directory) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+            if let Err(error) = fs::remove_dir_all(&directory) {
                 failed.insert(name, format!("{}: {error}", directory.display()));
             }
         }

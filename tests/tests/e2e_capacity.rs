@@ -229,6 +229,8 @@ spec:
     place.apply("worker", &manifest("2"));
     eventually("every instance is another one", Duration::from_secs(150), || {
         let there = instances(&place, "halves", "IN_SERVICE");
+        assert!(there.len() >= 2, "half of them are there all the time: {there:?}");
+        assert!(instances(&place, "halves", "DRAINING").len() <= 2, "two at a time");
         let gone = ["PENDING", "DRAINING", "TERMINATING"].iter().all(|s| instances(&place, "halves", s).is_empty());
         (gone && there.len() == 4 && there.iter().all(|name| !old.contains(name))).then_some(())
     });

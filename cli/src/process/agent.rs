@@ -66,7 +66,7 @@ pub async fn agent(args: Agent, global: &Global) -> Result<(), Failure> {
             resources: args.resources.clone(),
             capacity_provider: args.capacity_provider.clone(),
             share: args.instances,
-            stop_tasks: false,
+            stop_tasks: args.stop_tasks,
             figures: Some(figures.clone()),
         })
         .await?;

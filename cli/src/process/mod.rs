@@ -382,6 +382,9 @@ pub struct Agent {
     /// Where the agent keeps its state [default: $XDG_DATA_HOME/steady or ~/.local/share/steady].
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+    /// Stop its tasks when it ends in order (SIGTERM, Ctrl-C) [default: they go on, and the next agent adopts them].
+    #[arg(long)]
+    pub stop_tasks: bool,
     /// What starts containers.
     #[arg(long, value_enum, default_value_t)]
     pub runtime: RuntimeChoice,

@@ -25,7 +25,7 @@ use steady_core::{Change, Event, Key, Kind, Plan, Revision, Timestamp, View, Wai
 
 /// An instance may take so long to come, whatever is said: sooner none does.
 const SHORTEST: Duration = Duration::from_secs(10);
-/// Most instances that one commit has end.
+/// Most instances that one commit has end, or stay.
 const MAX_ENDED: usize = 40;
 /// Most tasks that one commit gives up.
 const MAX_GIVEN_UP: usize = 40;
@@ -46,7 +46,7 @@ pub fn plan(view: &View, key: &Key, now: Timestamp) -> Plan {
         own,
         scaling: capacity::scaling(spec),
         status: status.clone().unwrap_or_default(),
-        unchanged: Vec::new(),
+        beside: Vec::new(),
         plan: Plan::default(),
     };
     pool.run()
@@ -62,8 +62,9 @@ struct Pool<'a> {
     own: &'a InstancePool,
     scaling: ManagedScaling,
     status: CapacityProviderStatus,
-    /// That instances which are to be ended are still as they were looked at: nothing has been placed on them meanwhile.
-    unchanged: Vec<Change>,
+    /// Goes with the list: that instances which are to be ended are still as they were looked at, so that nothing has been placed on them
+    /// meanwhile, and what instances are told that stay after all.
+    beside: Vec<Change>,
     plan: Plan,
 }
 
@@ -79,6 +80,7 @@ impl Pool<'_> {
             self.size(&template);
         }
         self.forget_strays();
+        self.tell_who_stays();
         if self.object.is_deleting() && self.status.instances.is_empty() {
             let expect = Revision(self.object.meta().revision);
             self.plan.push(Change::Remove { key: self.key.clone(), expect });
@@ -88,7 +90,7 @@ impl Pool<'_> {
             object.kind = Some(object::Kind::CapacityProvider(provider));
             let put = Change::PutStatus { object, expect: Revision(self.object.meta().revision) };
             // First: an instance that is to drain is known to go.
-            self.plan.groups.insert(0, std::iter::once(put).chain(self.unchanged).collect());
+            self.plan.groups.insert(0, std::iter::once(put).chain(self.beside).collect());
         }
         self.plan
     }
@@ -135,7 +137,7 @@ impl Pool<'_> {
         let warmup = Duration::from_secs(u64::from(self.scaling.instance_warmup_period().unsigned_abs())).max(SHORTEST);
         let (mut arrived, mut failed, mut lost) = (Vec::new(), Vec::new(), Vec::new());
         for place in 0..self.status.instances.len() {
-            if self.unchanged.len() >= MAX_ENDED {
+            if self.beside.len() >= MAX_ENDED {
                 break;
             }
             let instance = self.status.instances[place].clone();
@@ -202,11 +204,34 @@ impl Pool<'_> {
         }
     }
 
+    /// Tasks of an instance that no service moves, when it has no others.
+    fn alone(&self, name: &str) -> Vec<String> {
+        let tasks = self.view.on_instance(&self.key.cluster, name).filter_map(|object| task::of(object));
+        let live: Vec<task::View<'_>> = tasks.filter(task::View::is_live).collect();
+        if live.iter().any(|found| !found.spec.service.is_empty()) {
+            return Vec::new();
+        }
+        live.iter().map(|found| found.object.name().to_owned()).collect()
+    }
+
+    /// Says which tasks keep instances that go.
+    fn tell_who_stays(&mut self) {
+        let leaving = self.status.instances.iter().filter(|instance| instance.state() == State::Draining);
+        let waits = leaving.map(|instance| (instance.name.clone(), self.alone(&instance.name)));
+        let Some((name, tasks)) = waits.into_iter().find(|(_, tasks)| !tasks.is_empty()) else { return };
+        let count = tasks.len();
+        let message = format!(
+            "waits for {name} to be empty: {count} tasks there belong to no service, and run on; `steady stop task/{}` ends one",
+            tasks[0]
+        );
+        self.wait("INSTANCE_DRAINS", &message);
+    }
+
     /// It is to end: only if nothing of it has changed.
     fn check(&mut self, name: &str) {
         let key = Key::new(Kind::ContainerInstance, &self.key.cluster, name);
         let expect = self.view.get(&key).map_or(Revision(0), |object| Revision(object.meta().revision));
-        self.unchanged.push(Change::Check { key, expect });
+        self.beside.push(Change::Check { key, expect });
     }
 
     fn is_told(&self, name: &str) -> bool {
@@ -284,7 +309,7 @@ impl Pool<'_> {
     fn leave(&mut self, place: usize, why: &str) {
         let instance = self.status.instances[place].clone();
         if instance.state() == State::Pending {
-            if self.unchanged.len() >= MAX_ENDED {
+            if self.beside.len() >= MAX_ENDED {
                 // It goes with the next commit.
                 return;
             }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use steady_core::placement::ZONE;
+use steady_core::v1::instance_state::Value as InstanceState;
 use steady_core::v1::pool_instance_state::Value as State;
 use steady_core::v1::{
     Attribute, AutoScalingGroupProvider, CapacityProvider, CapacityProviderSpec, CapacityProviderStatus,
@@ -277,27 +278,31 @@ pub(crate) fn judge(before: &View, after: &View, key: &Key) -> Verdict {
     let counts = |status: &CapacityProviderStatus| {
         status.instances.iter().filter(|i| matches!(i.state(), State::Pending | State::InService)).count()
     };
-    let replaces = is.instances.iter().any(|instance| instance.template != pool.template);
-    let more = if replaces { pool.refresh.map_or(0, |refresh| refresh.batch_size) } else { 0 };
-    // Those that are there may be more than a new most, and are replaced all the same.
-    if counts(&is) > counts(&was)
-        && counts(&is) as i32 > pool.max_size.max(if replaces { counts(&was) as i32 } else { 0 }) + more
-    {
-        return Err(format!("S21: the pool has {} instances, and {} are its most", counts(&is), pool.max_size));
-    }
+    // The template that is in use: after a failure the one before it.
+    let effective = if is.failed_template.is_empty() { &pool.template } else { &is.good_template };
     let new = |status: &CapacityProviderStatus| {
         let active = status.instances.iter().filter(|i| matches!(i.state(), State::Pending | State::InService));
-        active.filter(|instance| instance.template == pool.template).count()
+        active.filter(|instance| instance.template == *effective).count() as i32
     };
-    let old = counts(&was) - new(&was);
-    if new(&is) > new(&was) && new(&is) as i32 > pool.max_size.max(old as i32) {
-        return Err(format!("S21: the pool has {} new instances, and {} are its most", new(&is), pool.max_size));
+    let old = counts(&was) as i32 - new(&was);
+    // Those that are replaced may be more than a new most, and as many come for them.
+    let more = if old > 0 { pool.refresh.map_or(0, |refresh| refresh.batch_size) } else { 0 };
+    let most = pool.max_size.max(old);
+    if new(&is) > new(&was) && (new(&is) > most || counts(&is) as i32 > most.max(old + new(&was)) + more) {
+        return Err(format!(
+            "S21: the pool has {} new instances of {}, and {most} are its most",
+            new(&is),
+            counts(&is)
+        ));
     }
     let names: BTreeSet<&str> = is.instances.iter().map(|instance| instance.name.as_str()).collect();
     if names.len() < is.instances.len() {
         return Err("S21: an instance is twice in the list".into());
     }
-    for instance in is.instances.iter().filter(|instance| instance.state() == State::Terminating) {
+    // Those that are to be ended now, or are no more.
+    let ending = is.instances.iter().filter(|instance| instance.state() == State::Terminating);
+    let dropped = was.instances.iter().filter(|instance| !names.contains(instance.name.as_str()));
+    for instance in ending.chain(dropped) {
         let name = &instance.name;
         let old = was.instances.iter().find(|old| old.name == *name).map(steady_core::v1::PoolInstance::state);
         let object = before.get(&Key::new(Kind::ContainerInstance, "default", name));
@@ -329,10 +334,13 @@ pub(crate) fn problems(world: &World, view: &View, wish: &PoolWish, found: &mut 
         let name = &instance.name;
         let key = Key::new(Kind::ContainerInstance, "default", name);
         let connected = view.get(&key).and_then(|o| o.as_container_instance()?.status.as_ref());
+        let spec = view.get(&key).and_then(|o| o.as_container_instance()?.spec.as_ref());
+        let is_active = spec.is_some_and(|spec| spec.status() == InstanceState::Active);
         let good = if status.failed_template.is_empty() { Some(&wanted) } else { status.good_template.as_ref() };
         if instance.state() != State::InService
             || instance.template.as_ref() != good
             || !connected.is_some_and(|status| status.agent_connected)
+            || !is_active
         {
             found.push(format!(
                 "instance {name} of the pool is {}: {}",

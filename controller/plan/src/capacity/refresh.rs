@@ -73,6 +73,7 @@ impl Pool<'_> {
         let wanted = digest(template);
         if !self.status.failing_template.is_empty() && self.status.failing_template != wanted {
             self.forget_failures();
+            self.status.failures = 0;
         }
         // Another template than the one that failed is tried.
         let own = digest(self.own.template.as_ref().unwrap_or(&InstanceTemplate::default()));
@@ -100,7 +101,9 @@ impl Pool<'_> {
         if old.is_empty() {
             return;
         }
-        let leaving = self.status.instances.iter().filter(|i| i.state() == State::Draining && !is_new(i)).count();
+        // What no service moves keeps the others from nothing.
+        let leaves = |i: &&PoolInstance| i.state() == State::Draining && !is_new(i) && self.alone(&i.name).is_empty();
+        let leaving = self.status.instances.iter().filter(leaves).count();
         let (new, coming) = (of(self, State::InService, true).len(), of(self, State::Pending, true).len());
         let there = old.len() + new;
         // As many as before stay, or a part of them. What is beyond that may go; as many come before.
@@ -120,7 +123,11 @@ impl Pool<'_> {
             }
             self.tell("INSTANCE_REFRESH", &format!("replaces {count} of {} old instances", old.len()), Severity::Info);
             self.drain();
-        } else if may_go == 0 && coming == 0 && leaving < batch && self.backs_off().is_none() {
+        } else if may_go == 0 && coming == 0 && leaving < batch {
+            if let Some(until) = self.backs_off() {
+                self.plan.wake(until);
+                return;
+            }
             // More than its most, for as long as the old ones are there.
             let new = self.places(State::InService, &wanted).len();
             let surge = (batch - leaving).min(old.len()).min(limit.saturating_sub(new));

@@ -14,7 +14,7 @@ use steady_core::v1::{
 };
 use steady_core::{Change, Key, Kind, Timestamp, derived_id};
 
-use super::{Pool, digest, told};
+use super::{MAX_ENDED, Pool, digest, told};
 use crate::scheduler::{Sample, needed, room_for};
 
 /// Activities that are remembered.
@@ -167,7 +167,14 @@ impl Pool<'_> {
         desired = desired.clamp((others.len() + min).min(most), most);
         let there = in_service + coming;
         if desired > there {
-            self.grow(desired - there, there, template, &need.new, &why);
+            // Those that are on their way are for some of them.
+            let mut zones = need.new.clone();
+            for instance in self.status.instances.iter().filter(|instance| instance.state() == State::Pending) {
+                if let Some(place) = zones.iter().position(|zone| *zone == instance.availability_zone) {
+                    zones.remove(place);
+                }
+            }
+            self.grow(desired - there, there, template, &zones, &why);
         } else if wish > most {
             self.wait("AlreadyAtMaxCapacity", &format!("would have {wish} instances, and {max} are its most"));
         }
@@ -175,8 +182,11 @@ impl Pool<'_> {
         let replaces = self.status.instances.iter().any(|i| {
             i.state() == State::InService && i.template.as_ref().is_none_or(|own| digest(own) != digest(template))
         });
-        if desired < in_service && coming == 0 && !replaces {
-            self.shrink(in_service - desired, in_service, &why);
+        // Where it has its most, those that are good for nothing that waits make room for what is.
+        let useless = if wish > most { need.new.len().min(in_service.saturating_sub(need.used)) } else { 0 };
+        let surplus = in_service.saturating_sub(desired).max(useless);
+        if surplus > 0 && coming == 0 && !replaces {
+            self.shrink(surplus, in_service, &why);
         } else {
             self.status.low_since = None;
         }
@@ -209,6 +219,11 @@ impl Pool<'_> {
         let room = (self.own.max_size.max(0) as usize).saturating_sub(own);
         let mut by = by.clamp(least as usize, (most as usize).max(least as usize)).min(room);
         if by == 0 {
+            let (all, max) = (self.status.instances.len(), self.own.max_size);
+            let message = format!(
+                "needs more instances, and {max} are its most: {all} are there, with those that are silent, that somebody drains, or that go"
+            );
+            self.wait("AlreadyAtMaxCapacity", &message);
             return;
         }
         let to = there + by;
@@ -218,6 +233,11 @@ impl Pool<'_> {
             if by == 0 {
                 break;
             }
+            if self.beside.len() >= MAX_ENDED {
+                // The rest of them is decided with the next commit.
+                by = 0;
+                break;
+            }
             let name = self.status.instances[place].name.clone();
             let Some(object) = self.instance(&name).filter(|_| self.is_connected(&name)) else { continue };
             let change = told(object, InstanceState::Active);
@@ -225,7 +245,8 @@ impl Pool<'_> {
             self.plan.groups.retain(|group| {
                 !group.iter().any(|c| matches!(c, Change::PutSpec { object, .. } if object.name() == name))
             });
-            self.plan.groups.push(vec![change]);
+            // Together with the list: it is either of both, and never one of each.
+            self.beside.push(change);
             self.status.instances[place].set_state(State::InService);
             self.status.instances[place].reason.clear();
             by -= 1;

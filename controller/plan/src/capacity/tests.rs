@@ -631,3 +631,81 @@ fn a_template_that_was_mended_is_tried_at_once() {
     assert_eq!((story.status().failed_launches, story.counts().0), (0, 1));
     assert!(story.status().launched > launched);
 }
+
+#[test]
+fn a_refresh_wakes_when_the_next_instance_may_be_tried() {
+    let mut story = Story::new(1, 10);
+    story.edit(|spec| spec.pool.as_mut().expect("a pool").refresh.get_or_insert_default().failure_threshold = 5);
+    story.plan();
+    story.obey();
+    story.version("bad");
+    story.plan();
+    for _ in 0..12 {
+        // Nothing happens but what it asked to be woken for.
+        let wakes = plan(&story.world.view, &Story::key(), story.now).wake_at.expect("it goes on");
+        story.now = story.now.max(wakes);
+        story.plan();
+        if !story.status().failed_template.is_empty() {
+            return;
+        }
+    }
+    panic!("the template is neither there nor given up: {:?}", story.status());
+}
+
+#[test]
+fn what_failed_of_one_template_does_not_count_for_the_next() {
+    let mut story = Story::new(1, 10);
+    story.plan();
+    story.obey();
+    story.version("2");
+    story.plan();
+    story.pass(300);
+    assert_eq!(story.status().failures, 1);
+    story.version("3");
+    story.plan();
+    story.pass(300);
+    assert_eq!((story.status().failures, story.status().failed_template.as_str()), (1, ""));
+}
+
+#[test]
+fn an_empty_instance_makes_room_for_one_that_a_task_can_be_on() {
+    let mut story = Story::new(0, 1);
+    story.edit(|spec| spec.pool.as_mut().expect("a pool").availability_zones = vec!["a".into(), "b".into()]);
+    story.waiting("t", 1, 900, 100);
+    story.plan();
+    story.obey();
+    story.world.end("t0");
+    let zone = story.status().instances[0].availability_zone.clone();
+    let other = if zone == "a" { "b" } else { "a" };
+    story.world.waiting("u", 900, 100, |spec| {
+        spec.capacity_provider = "spot".into();
+        let expression = format!("attribute:ecs.availability-zone == {other}");
+        spec.placement_constraints = vec![steady_core::v1::PlacementConstraint {
+            r#type: steady_core::v1::placement_constraint_type::Value::MemberOf.into(),
+            expression,
+        }];
+    });
+    for _ in 0..20 {
+        story.pass(120);
+        story.obey();
+    }
+    let zones: Vec<String> = story.status().instances.into_iter().map(|i| i.availability_zone).collect();
+    assert_eq!(zones, [other]);
+}
+
+#[test]
+fn a_task_of_no_service_keeps_its_instance_and_no_other_one() {
+    let mut story = Story::new(3, 10);
+    story.plan();
+    story.obey();
+    story.waiting("t", 1, 900, 100);
+    story.schedule();
+    let kept = story.world.place("t0");
+    story.version("2");
+    for _ in 0..40 {
+        story.pass(5);
+        story.obey();
+    }
+    assert_eq!((story.counts(), story.names(State::Draining)), ((0, 3, 1, 0), vec![kept]));
+    assert_eq!(story.reasons(), ["INSTANCE_DRAINS"]);
+}
