@@ -8,8 +8,8 @@ use steady_proto::v1::predictive_scaling_mode::Value as Mode;
 use steady_proto::v1::statistic::Value as Statistic;
 use steady_proto::v1::treat_missing_data::Value as Missing;
 use steady_proto::v1::{
-    AlarmSpec, Object, PredictiveScalingPolicyConfiguration, ScalableTargetSpec, ScalingPolicySpec, ServiceSpec,
-    TargetTrackingScalingPolicyConfiguration,
+    AlarmSpec, Object, PredictiveScalingPolicyConfiguration, ScalableTargetSpec, ScalableTargetStatus,
+    ScalingPolicySpec, ServiceSpec, TargetTrackingScalingPolicyConfiguration,
 };
 
 use crate::metric::{self, MINUTE, Metric, PERIOD};
@@ -38,6 +38,12 @@ pub fn resource_id(cluster: &str, service: &str) -> String {
 pub fn service_of(resource_id: &str) -> Option<(&str, &str)> {
     let (cluster, service) = resource_id.strip_prefix("service/")?.split_once('/')?;
     (!cluster.is_empty() && !service.is_empty() && !service.contains('/')).then_some((cluster, service))
+}
+
+/// The fewest and the most tasks of a target now: as its spec says, or the scheduled action that came after it.
+pub fn bounds(spec: &ScalableTargetSpec, status: &ScalableTargetStatus) -> (i32, i32) {
+    let least = status.min_capacity.unwrap_or_else(|| spec.min_capacity());
+    (least, status.max_capacity.unwrap_or_else(|| spec.max_capacity()).max(least))
 }
 
 /// The scalable target of a policy.

@@ -4,7 +4,7 @@ use steady_core::alarm::number;
 use steady_core::metric::{Data, Metric, PERIOD};
 use steady_core::v1::policy_type::Value as PolicyType;
 use steady_core::v1::pool_instance_state::Value as State;
-use steady_core::{Timestamp, condition};
+use steady_core::{Timestamp, condition, scaling};
 use steady_proto::v1::{Object, ScalingPolicySpec};
 
 use super::Row;
@@ -14,8 +14,7 @@ use crate::world::World;
 pub(super) fn target(object: &Object, now: Timestamp, age: String) -> Row {
     let target = object.as_scalable_target().cloned().unwrap_or_default();
     let (spec, status) = (target.spec.unwrap_or_default(), target.status.unwrap_or_default());
-    let min = status.min_capacity.unwrap_or_else(|| spec.min_capacity());
-    let max = status.max_capacity.unwrap_or_else(|| spec.max_capacity());
+    let (min, max) = scaling::bounds(&spec, &status);
     let last = status.activities.first();
     let shown = last.map_or_else(
         || "-".to_owned(),

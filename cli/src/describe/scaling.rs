@@ -21,7 +21,7 @@ pub(super) fn target(page: &mut Page, object: &Object, world: &World) {
     let ScalableTarget { spec, status } = object.as_scalable_target().cloned().unwrap_or_default();
     let (spec, status) = (spec.unwrap_or_default(), status.unwrap_or_default());
     let declared = (spec.min_capacity(), spec.max_capacity());
-    let bounds = (status.min_capacity.unwrap_or(declared.0), status.max_capacity.unwrap_or(declared.1));
+    let bounds = scaling::bounds(&spec, &status);
     let scheduled = if bounds == declared { "" } else { ", as a scheduled action set them" };
     page.field("Capacity", &format!("{} to {} tasks{scheduled}", bounds.0, bounds.1));
     let service = world.view.get(&Key::new(Kind::Service, object.cluster(), object.name()));
@@ -214,13 +214,8 @@ fn activities(page: &mut Page, activities: &[ScalingActivity], most: usize) {
 pub(super) fn of_service(page: &mut Page, service: &Object, world: &World) {
     let key = Key::new(Kind::ScalableTarget, service.cluster(), service.name());
     let Some(target) = world.view.get(&key).and_then(|found| found.as_scalable_target()) else { return };
-    let status = target.status.clone().unwrap_or_default();
-    let min = status
-        .min_capacity
-        .unwrap_or_else(|| target.spec.as_ref().map_or(0, steady_core::v1::ScalableTargetSpec::min_capacity));
-    let max = status
-        .max_capacity
-        .unwrap_or_else(|| target.spec.as_ref().map_or(0, steady_core::v1::ScalableTargetSpec::max_capacity));
+    let (spec, status) = (target.spec.clone().unwrap_or_default(), target.status.clone().unwrap_or_default());
+    let (min, max) = scaling::bounds(&spec, &status);
     activities(page, &status.activities, SHOWN);
     page.line(&format!("(between {min} and {max} tasks: steady describe scalabletarget/{})", service.name()));
 }

@@ -220,11 +220,11 @@ impl Scaled<'_> {
     }
 
     fn min(&self) -> i32 {
-        self.status.min_capacity.unwrap_or_else(|| self.spec.min_capacity())
+        scaling::bounds(&self.spec, &self.status).0
     }
 
     fn max(&self) -> i32 {
-        self.status.max_capacity.unwrap_or_else(|| self.spec.max_capacity()).max(self.min())
+        scaling::bounds(&self.spec, &self.status).1
     }
 
     /// Takes bounds that are new, of the spec or of an action whose time has come, and what follows from that: the service is within
