@@ -18,14 +18,14 @@ use steady_core::v1::change::Change as Wire;
 use steady_core::v1::pool_instance_state::Value as State;
 use steady_core::v1::severity::Value as Severity;
 use steady_core::v1::{
-    CapacityProvider, CapacityProviderStatus, Change, CommitRequest, Event, EventSpec, GetRequest, InstanceTemplate,
-    Object, ObjectRef, PoolInstance,
+    CapacityProvider, CapacityProviderStatus, Change, CommitRequest, Event, EventSpec, GetRequest, GetResponse,
+    InstanceTemplate, Object, PoolInstance,
 };
 use steady_core::{Clock, DEFAULT_CLUSTER, Key, Kind, Timestamp, View, derived_id};
 use steady_runtime::{Client, News, Reflector, presence, release};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tonic::Code;
+use tonic::{Code, Response, Status};
 
 use figures::Figures;
 
@@ -157,14 +157,15 @@ impl Serving<'_> {
                     let view = reflector.view();
                     let mut look = LOOK;
                     for object in providers(&view, &self.provider, self.directory) {
-                        // First what is there, then what is to be: a name is listed before it is made, and never again once it is gone.
-                        let there = self.maker.list(&self.of(&object)).await;
-                        // What was heard of last may be long ago: nothing is made or ended on the word of a server that is away.
-                        let Some(object) = self.now(&object).await else {
+                        if !self.serves().await {
                             self.figures.forget(object.name());
                             look = SOON;
                             continue;
-                        };
+                        }
+                        // First what is there, then what is to be: a name is listed before it is made, and never again once it is gone.
+                        let there = self.maker.list(&self.of(&object)).await;
+                        // What was heard of last may be long ago: nothing is made or ended on the word of a server that is away.
+                        let Some(object) = self.now(&object).await else { continue };
                         let is_gone = object.meta().uid.is_empty();
                         // Before anything is made: it is looked after when its provider is gone.
                         if !is_gone && !remember(&object, self.directory) {
@@ -195,16 +196,25 @@ impl Serving<'_> {
         }
     }
 
+    /// An object as the API server has it now; `None`: it does not answer.
+    async fn get(&self, key: &Key) -> Option<Result<Response<GetResponse>, Status>> {
+        let asking = async { self.client.objects().get(GetRequest { r#ref: Some(key.reference()) }).await };
+        tokio::time::timeout(PATIENCE, asking).await.ok()
+    }
+
+    /// Whether it is this process: one at a time serves a provider.
+    async fn serves(&self) -> bool {
+        let Some(Ok(found)) = self.get(&Key::new(Kind::Lease, "", self.lease)).await else { return false };
+        let lease = found.into_inner().object.and_then(|object| object.as_lease()?.spec.clone());
+        lease.is_some_and(|lease| lease.holder == self.holder)
+    }
+
     /// A provider as the API server has it now, if this process serves it.
     async fn now(&self, object: &Object) -> Option<Object> {
-        let get = |r#ref: ObjectRef| async move {
-            let asking = async { self.client.objects().get(GetRequest { r#ref: Some(r#ref) }).await };
-            tokio::time::timeout(PATIENCE, asking).await.ok()
-        };
-        // One at a time serves a provider.
-        let found = get(Key::new(Kind::Lease, "", self.lease).reference()).await?.ok()?.into_inner().object?;
-        found.as_lease()?.spec.as_ref().filter(|lease| lease.holder == self.holder)?;
-        match get(Key::of(object).reference()).await? {
+        if !self.serves().await {
+            return None;
+        }
+        match self.get(&Key::of(object)).await? {
             Ok(answer) => answer.into_inner().object,
             Err(status) if status.code() == Code::NotFound => {
                 Some(Object::new(object.cluster(), object.name(), CapacityProvider::default()))

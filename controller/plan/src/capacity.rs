@@ -211,7 +211,7 @@ impl Pool<'_> {
         if live.iter().any(|found| !found.spec.service.is_empty()) {
             return Vec::new();
         }
-        live.iter().map(|found| found.object.name().to_owned()).collect()
+        live.iter().filter(|found| found.is_wanted()).map(|found| found.object.name().to_owned()).collect()
     }
 
     /// Says which tasks keep instances that go.
