@@ -15,9 +15,10 @@ use tokio::time::Instant;
 
 use crate::{Maker, Provider, Wanted};
 
-/// How long an agent may take to stop its tasks and end, before it is killed; and to be gone then.
+/// How long an agent may take to stop its tasks and end, before it is killed.
 const PATIENCE: Duration = Duration::from_secs(40);
-const KILLED: Duration = Duration::from_secs(5);
+/// How long its end is waited for at a time: one without tasks ends at once.
+const LOOK: Duration = Duration::from_secs(3);
 
 /// How agents are started.
 #[derive(Debug, Clone)]
@@ -139,29 +140,32 @@ impl Maker for Process {
         let directories: Vec<(String, PathBuf)> =
             names.iter().map(|name| (name.clone(), self.of(provider).join(name))).collect();
         for (name, directory) in &directories {
-            // Until it is cleared away it is there, whatever happens to us. Asked twice it would end at once.
-            let asked = directory.join("ending").exists();
+            // Until it is cleared away it is there, whatever happens to us.
             if let Err(error) = fs::write(directory.join("ending"), "") {
                 failed.insert(name.clone(), error.to_string());
+                continue;
             }
-            if let Some(pid) = running(directory).filter(|_| !asked) {
-                let _ = kill_process(pid, Signal::TERM);
+            // Asked twice it would end at once.
+            let asked = directory.join("asked");
+            let Some(pid) = running(directory) else { continue };
+            match fs::metadata(&asked).and_then(|asked| asked.modified()) {
+                Ok(at) if at.elapsed().unwrap_or_default() > PATIENCE => {
+                    let _ = kill_process(pid, Signal::KILL);
+                }
+                Ok(_) => {}
+                Err(_) => {
+                    let _ = kill_process(pid, Signal::TERM);
+                    let _ = fs::write(&asked, "");
+                }
             }
         }
         let began = Instant::now();
-        while directories.iter().any(|(_, directory)| running(directory).is_some())
-            && began.elapsed() < PATIENCE + KILLED
-        {
-            if began.elapsed() > PATIENCE {
-                for pid in directories.iter().filter_map(|(_, directory)| running(directory)) {
-                    let _ = kill_process(pid, Signal::KILL);
-                }
-            }
+        while directories.iter().any(|(_, directory)| running(directory).is_some()) && began.elapsed() < LOOK {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         for (name, directory) in directories {
-            if let Some(pid) = running(&directory) {
-                failed.insert(name, format!("its agent (pid {pid}) does not end", pid = pid.as_raw_nonzero()));
+            if failed.contains_key(&name) || running(&directory).is_some() {
+                // It is looked at again.
                 continue;
             }
             // Those of an agent that was killed are nobody's. Each holds a task, which ends with it.

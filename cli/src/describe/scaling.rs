@@ -161,7 +161,7 @@ pub(super) fn provider(page: &mut Page, object: &Object, world: &World) {
         let when = if at > page.now { format!("in {after}") } else { "at most half of them in a minute".to_owned() };
         page.field(
             "Shrinks",
-            &format!("{when}: fewer instances are enough for {}", crate::span::age(Some(since), page.now)),
+            &format!("{when}: there are more than are of use for {}", crate::span::age(Some(since), page.now)),
         );
     }
     page.field("Made by", &made_by(object, world));

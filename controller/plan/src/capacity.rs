@@ -214,16 +214,16 @@ impl Pool<'_> {
         live.iter().filter(|found| found.is_wanted()).map(|found| found.object.name().to_owned()).collect()
     }
 
-    /// Says which tasks keep instances that go.
+    /// Says of an instance that goes which task keeps it.
     fn tell_who_stays(&mut self) {
         let leaving = self.status.instances.iter().filter(|instance| instance.state() == State::Draining);
         let waits = leaving.map(|instance| (instance.name.clone(), self.alone(&instance.name)));
         let Some((name, tasks)) = waits.into_iter().find(|(_, tasks)| !tasks.is_empty()) else { return };
-        let count = tasks.len();
-        let message = format!(
-            "waits for {name} to be empty: {count} tasks there belong to no service, and run on; `steady stop task/{}` ends one",
-            tasks[0]
-        );
+        let what = match tasks.len() {
+            1 => "a task there belongs to no service, and runs on".to_owned(),
+            count => format!("{count} tasks there belong to no service, and run on"),
+        };
+        let message = format!("waits for {name} to be empty: {what}; `steady stop task/{}` ends it", tasks[0]);
         self.wait("INSTANCE_DRAINS", &message);
     }
 

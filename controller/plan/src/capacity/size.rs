@@ -17,6 +17,8 @@ use steady_core::{Change, Key, Kind, Timestamp, derived_id};
 use super::{MAX_ENDED, Pool, digest, told};
 use crate::scheduler::{Sample, needed, room_for};
 
+/// Why an instance goes that is not to be taken back.
+const USELESS: &str = "makes room for one that waiting tasks can be on";
 /// Activities that are remembered.
 const ACTIVITIES: usize = 20;
 /// At most so much of a pool goes in a minute, percent.
@@ -183,10 +185,12 @@ impl Pool<'_> {
             i.state() == State::InService && i.template.as_ref().is_none_or(|own| digest(own) != digest(template))
         });
         // Where it has its most, those that are good for nothing that waits make room for what is.
-        let useless = if wish > most { need.new.len().min(in_service.saturating_sub(need.used)) } else { 0 };
-        let surplus = in_service.saturating_sub(desired).max(useless);
-        if surplus > 0 && coming == 0 && !replaces {
-            self.shrink(surplus, in_service, &why);
+        let is_full = wish > most && self.count(State::Pending) + self.count(State::InService) >= max;
+        let useless = if is_full { need.new.len().min(in_service.saturating_sub(need.used)) } else { 0 };
+        if desired < in_service && coming == 0 && !replaces {
+            self.shrink(in_service - desired, in_service, &why, "fewer instances are enough");
+        } else if useless > 0 && coming == 0 && !replaces {
+            self.shrink(useless, in_service, &why, USELESS);
         } else {
             self.status.low_since = None;
         }
@@ -239,6 +243,9 @@ impl Pool<'_> {
                 break;
             }
             let name = self.status.instances[place].name.clone();
+            if self.status.instances[place].reason == USELESS {
+                continue;
+            }
             let Some(object) = self.instance(&name).filter(|_| self.is_connected(&name)) else { continue };
             let change = told(object, InstanceState::Active);
             // One that has just been told to drain is told once.
@@ -294,7 +301,7 @@ impl Pool<'_> {
     }
 
     /// Has some go, once fewer have been enough for long.
-    fn shrink(&mut self, by: usize, in_service: usize, why: &str) {
+    fn shrink(&mut self, by: usize, in_service: usize, why: &str, reason: &str) {
         let since = self.status.low_since.as_ref().map(Timestamp::from);
         let Some(since) = since.filter(|since| *since <= self.now) else {
             self.status.low_since = Some(self.now.into());
@@ -328,7 +335,7 @@ impl Pool<'_> {
         }
         let count = leaving.len();
         for place in leaving {
-            self.leave(place, "fewer instances are enough");
+            self.leave(place, reason);
         }
         self.status.shrunk_at = Some(self.now.into());
         self.done(in_service, in_service - count, why);

@@ -694,6 +694,42 @@ fn an_empty_instance_makes_room_for_one_that_a_task_can_be_on() {
 }
 
 #[test]
+fn an_instance_that_makes_room_is_not_taken_back_while_a_daemons_task_leaves_it() {
+    let mut story = Story::new(0, 1);
+    story.edit(|spec| spec.pool.as_mut().expect("a pool").availability_zones = vec!["a".into(), "b".into()]);
+    story.waiting("t", 1, 900, 100);
+    story.plan();
+    story.obey();
+    story.world.end("t0");
+    let only = story.status().instances[0].clone();
+    let other = if only.availability_zone == "a" { "b" } else { "a" };
+    story.world.service("logs", 1);
+    story.world.edit_service("logs", |spec| {
+        spec.scheduling_strategy = steady_core::v1::scheduling_strategy::Value::Daemon.into();
+    });
+    story.world.waiting("d", 10, 10, |spec| {
+        (spec.service, spec.group) = ("logs".into(), "service:logs".into());
+        spec.container_instance.clone_from(&only.name);
+    });
+    story.world.waiting("u", 900, 100, |spec| {
+        spec.capacity_provider = "spot".into();
+        let expression = format!("attribute:ecs.availability-zone == {other}");
+        spec.placement_constraints = vec![steady_core::v1::PlacementConstraint {
+            r#type: steady_core::v1::placement_constraint_type::Value::MemberOf.into(),
+            expression,
+        }];
+    });
+    story.plan();
+    story.pass(900);
+    assert_eq!(story.names(State::Draining), std::slice::from_ref(&only.name));
+    story.pass(5);
+    assert_eq!(story.names(State::Draining), [only.name], "it is of no use to what waits");
+    story.world.end("d");
+    story.plan();
+    assert_eq!(story.names(State::Pending).len(), 1);
+}
+
+#[test]
 fn a_task_of_no_service_keeps_its_instance_and_no_other_one() {
     let mut story = Story::new(3, 10);
     story.plan();
