@@ -237,8 +237,7 @@ fn of_cluster(view: &View, cluster: &str, name: &str, usage: &Usage) -> Point {
             tasks.iter().map(|told| taken(told, name)).sum()
         };
         let percent = 100.0 * part / size.max(1.0);
-        let one =
-            Point { sum: 100.0 * part, samples: size, expected: 0.0, minimum: percent, maximum: percent, targets: 0.0 };
+        let one = Point { sum: 100.0 * part, samples: size, ..Point::of(percent) };
         point.add(&one);
     }
     point

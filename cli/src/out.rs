@@ -55,6 +55,11 @@ impl Style {
     }
 }
 
+/// Whether `NO_COLOR` forbids colours.
+pub(crate) fn is_plain() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
 /// Standard output, or what stands in for it.
 pub struct Out {
     to: Box<dyn Write + Send>,
@@ -68,9 +73,8 @@ impl Out {
     /// The process's standard output.
     pub fn stdout(color: Color) -> Self {
         let terminal = io::stdout().is_terminal();
-        let plain = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
         let color = match color {
-            Color::Auto => terminal && !plain,
+            Color::Auto => terminal && !is_plain(),
             Color::Always => true,
             Color::Never => false,
         };

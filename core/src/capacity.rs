@@ -5,6 +5,11 @@ use std::collections::BTreeMap;
 use steady_proto::v1::managed::Value as Managed;
 use steady_proto::v1::{CapacityProviderSpec, CapacityProviderStrategyItem, ManagedScaling};
 
+/// Name of the lease that says that somebody makes the instances of a provider; without a name, of every provider.
+pub fn pool_lease(cluster: &str, provider: &str) -> String {
+    format!("pool.{cluster}.{}", if provider.is_empty() { "all" } else { provider })
+}
+
 /// The capacity provider of the next task, given how many tasks each has: the one whose base is not filled, else the one
 /// whose weight it is behind most, the first of those alike (ECS capacity provider strategy). `None` without a strategy.
 pub fn next_provider<'a>(

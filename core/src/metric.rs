@@ -399,7 +399,7 @@ mod tests {
     use steady_proto::v1::{MetricData, Object};
 
     fn point(sum: f64, samples: f64, expected: f64) -> Point {
-        Point { sum, samples, expected, minimum: 0.0, maximum: sum, targets: 0.0 }
+        Point { sum, samples, expected, maximum: sum, ..Point::default() }
     }
 
     #[test]

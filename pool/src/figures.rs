@@ -10,6 +10,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use steady_runtime::metrics;
 
+const STATES: [State; 4] = [State::Pending, State::InService, State::Draining, State::Terminating];
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfProvider {
     capacity_provider: String,
@@ -40,7 +42,7 @@ impl Figures {
     pub(crate) fn looked_at(&self, provider: &str, there: usize, status: &CapacityProviderStatus) {
         let of = OfProvider { capacity_provider: provider.to_owned() };
         self.there.get_or_create(&of).set(number(there));
-        for state in [State::Pending, State::InService, State::Draining, State::Terminating] {
+        for state in STATES {
             let of = Listed { capacity_provider: provider.to_owned(), state: state.as_str_name() };
             let count = status.instances.iter().filter(|instance| instance.state() == state).count();
             self.listed.get_or_create(&of).set(number(count));
@@ -50,7 +52,7 @@ impl Figures {
     /// Somebody else serves a provider, or it is gone.
     pub(crate) fn forget(&self, provider: &str) {
         self.there.remove(&OfProvider { capacity_provider: provider.to_owned() });
-        for state in [State::Pending, State::InService, State::Draining, State::Terminating] {
+        for state in STATES {
             self.listed.remove(&Listed { capacity_provider: provider.to_owned(), state: state.as_str_name() });
         }
     }

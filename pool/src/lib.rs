@@ -21,7 +21,7 @@ use steady_core::v1::{
     CapacityProvider, CapacityProviderStatus, Change, CommitRequest, Event, EventSpec, GetRequest, GetResponse,
     InstanceTemplate, Object, PoolInstance,
 };
-use steady_core::{Clock, DEFAULT_CLUSTER, Key, Kind, Timestamp, View, derived_id};
+use steady_core::{Clock, DEFAULT_CLUSTER, Key, Kind, Timestamp, View, capacity, derived_id};
 use steady_runtime::{Client, News, Reflector, presence, release};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -105,8 +105,7 @@ pub async fn run(
     mut ending: watch::Receiver<bool>,
 ) -> Result<(), String> {
     let Settings { provider, directory, holder, metrics } = settings;
-    let name = if provider.name.is_empty() { "all" } else { &provider.name };
-    let lease = format!("pool.{}.{name}", provider.cluster);
+    let lease = capacity::pool_lease(&provider.cluster, &provider.name);
     let mut beside = tokio::task::JoinSet::new();
     beside.spawn(presence(client.clone(), lease.clone(), holder.clone()));
     let figures = Figures::default();
@@ -257,28 +256,25 @@ impl Serving<'_> {
         let (mut missing, mut surplus) = decide(&status, &there);
         missing.retain(|wanted| !failed.contains_key(&of(&wanted.name)));
         surplus.retain(|name| !failed.contains_key(&of(name)));
-        for (reason, what, names) in [
-            ("POOL_SHRINK_FAILED", "cannot be ended", surplus.clone()),
-            ("POOL_GROW_FAILED", "cannot be made", missing.iter().map(|wanted| wanted.name.clone()).collect()),
-        ] {
+        let made: Vec<String> = missing.iter().map(|wanted| wanted.name.clone()).collect();
+        for (grows, names) in [(false, &surplus), (true, &made)] {
             if names.is_empty() {
                 continue;
             }
-            let done = if reason == "POOL_GROW_FAILED" {
-                self.maker.grow(&provider, &missing).await
+            let (done, reason, does, cannot) = if grows {
+                (self.maker.grow(&provider, &missing).await, "POOL_GROW_FAILED", "is begun", "cannot be made")
             } else {
-                self.maker.shrink(&provider, &surplus).await
+                (self.maker.shrink(&provider, &surplus).await, "POOL_SHRINK_FAILED", "ends", "cannot be ended")
             };
             // Without an answer none of it is done, as far as is known.
             let refused = done
                 .unwrap_or_else(|why| names.iter().map(|name| (name.clone(), why.clone())).collect::<BTreeMap<_, _>>());
             for name in names.iter().filter(|name| !refused.contains_key(*name)) {
-                let what = if reason == "POOL_GROW_FAILED" { "is begun" } else { "ends" };
-                tracing::info!(provider = object.name(), instance = name, "an instance {what}");
+                tracing::info!(provider = object.name(), instance = name, "an instance {does}");
             }
             for (name, why) in refused {
                 failed.insert(of(&name), self.clock.now());
-                self.tell(object, reason, &format!("instance {name} {what}: {why}"), now).await;
+                self.tell(object, reason, &format!("instance {name} {cannot}: {why}"), now).await;
             }
         }
         let listed = status.instances.iter().map(|instance| instance.name.clone());

@@ -82,7 +82,10 @@ async fn one(client: &Client, key: &Key, color: bool) -> Result<String, Failure>
         world.add(client.find(&Key::new(Kind::ScalableTarget, &key.cluster, &key.name)).await?.into_iter().collect());
     }
     if key.kind == Kind::CapacityProvider {
-        world.add(client.list(Kind::Lease, steady_core::v1::Selector::default()).await?);
+        for name in [key.name.as_str(), ""] {
+            let lease = Key::new(Kind::Lease, "", &steady_core::capacity::pool_lease(&key.cluster, name));
+            world.add(client.find(&lease).await?.into_iter().collect());
+        }
     }
     let mut page = Page { text: String::new(), color, now: now() };
     page.heading(&object);

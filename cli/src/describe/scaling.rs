@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use steady_core::alarm::{self, number};
+use steady_core::capacity::pool_lease;
 use steady_core::metric::Data;
 use steady_core::schedule::Schedule;
 use steady_core::v1::alarm_state::Value as AlarmState;
@@ -190,10 +191,10 @@ pub(super) fn provider(page: &mut Page, object: &Object, world: &World) {
 /// Who makes a provider's instances: whoever holds its lease, or that of all.
 fn made_by(object: &Object, world: &World) -> String {
     let holder = |name: &str| {
-        let key = Key::new(Kind::Lease, "", &format!("pool.{}.{name}", object.cluster()));
+        let key = Key::new(Kind::Lease, "", &pool_lease(object.cluster(), name));
         Some(world.view.get(&key)?.as_lease()?.spec.as_ref()?.holder.clone())
     };
-    let found = holder(object.name()).or_else(|| holder("all"));
+    let found = holder(object.name()).or_else(|| holder(""));
     found.map_or_else(|| "nobody: start `steady pool`".to_owned(), |holder| format!("steady pool {holder}"))
 }
 

@@ -11,6 +11,7 @@ use steady_core::v1::pool_instance_state::Value as State;
 use steady_core::v1::{
     Attribute, AutoScalingGroupProvider, CapacityProvider, CapacityProviderSpec, CapacityProviderStatus,
     CapacityProviderStrategyItem, InstancePool, InstanceRefresh, InstanceTemplate, ManagedScaling, Object,
+    PoolInstance,
 };
 use steady_core::{Key, Kind, View, task};
 use steady_pool::{Maker, Provider, Wanted};
@@ -255,7 +256,7 @@ impl World {
         let state = {
             let judge = lock(&self.judge);
             let entry = status(&judge.view).and_then(|s| s.instances.iter().find(|instance| instance.name == name));
-            entry.map(steady_core::v1::PoolInstance::state)
+            entry.map(PoolInstance::state)
         };
         if let Some(state) = state.filter(|state| *state != State::Terminating) {
             self.fail(format!("S20: instance {name} was ended, and is {}", state.as_str_name()));
@@ -267,6 +268,11 @@ impl World {
     }
 }
 
+/// Instances that are there or on their way, and are not to go.
+fn active(status: &CapacityProviderStatus) -> impl Iterator<Item = &PoolInstance> {
+    status.instances.iter().filter(|i| matches!(i.state(), State::Pending | State::InService))
+}
+
 /// S21: a pool has no more than its most, an instance that goes has no tasks, and one that serves does not go at once.
 pub(crate) fn judge(before: &View, after: &View, key: &Key) -> Verdict {
     let both = |view: &View| {
@@ -275,14 +281,11 @@ pub(crate) fn judge(before: &View, after: &View, key: &Key) -> Verdict {
     };
     let (Some((pool, is)), was) = (both(after), both(before)) else { return Ok(()) };
     let was = was.map(|(_, status)| status).unwrap_or_default();
-    let counts = |status: &CapacityProviderStatus| {
-        status.instances.iter().filter(|i| matches!(i.state(), State::Pending | State::InService)).count()
-    };
+    let counts = |status: &CapacityProviderStatus| active(status).count();
     // The template that is in use: after a failure the one before it.
     let effective = if is.failed_template.is_empty() { &pool.template } else { &is.good_template };
     let new = |status: &CapacityProviderStatus| {
-        let active = status.instances.iter().filter(|i| matches!(i.state(), State::Pending | State::InService));
-        active.filter(|instance| instance.template == *effective).count() as i32
+        active(status).filter(|instance| instance.template == *effective).count() as i32
     };
     let old = counts(&was) as i32 - new(&was);
     // Those that are replaced may be more than a new most, and as many come for them.
@@ -304,7 +307,7 @@ pub(crate) fn judge(before: &View, after: &View, key: &Key) -> Verdict {
     let dropped = was.instances.iter().filter(|instance| !names.contains(instance.name.as_str()));
     for instance in ending.chain(dropped) {
         let name = &instance.name;
-        let old = was.instances.iter().find(|old| old.name == *name).map(steady_core::v1::PoolInstance::state);
+        let old = was.instances.iter().find(|old| old.name == *name).map(PoolInstance::state);
         let object = before.get(&Key::new(Kind::ContainerInstance, "default", name));
         let Some(object) = object.filter(|_| old != Some(State::Terminating)) else { continue };
         let status = object.as_container_instance().and_then(|instance| instance.status.clone()).unwrap_or_default();

@@ -36,6 +36,11 @@ pub(super) fn tracking(kind: Predefined, target: f64) -> TargetTrackingScalingPo
     }
 }
 
+/// So many tasks, all of them known, each at so many percent.
+pub(super) fn each_at(percent: f64, tasks: f64) -> Point {
+    Point { sum: percent * tasks, samples: tasks, expected: tasks, ..Point::of(percent) }
+}
+
 fn cpu(target: f64) -> TargetTrackingScalingPolicyConfiguration {
     tracking(Predefined::EcsServiceAverageCpuUtilization, target)
 }
@@ -180,15 +185,7 @@ impl Story {
         for _ in 0..seconds / PERIOD {
             self.pass_period();
             let tasks = f64::from(self.running());
-            let point = Point {
-                sum: percent * tasks,
-                samples: tasks,
-                expected: tasks,
-                minimum: percent,
-                maximum: percent,
-                targets: 0.0,
-            };
-            self.tell(&metric, point);
+            self.tell(&metric, each_at(percent, tasks));
             self.plan();
         }
     }
@@ -302,16 +299,13 @@ fn tasks_that_are_silent_are_neither_idle_nor_busy() {
     for _ in 0..18 * 6 {
         story.pass_period();
         // Two of four tell that they do nothing.
-        story.tell(&metric, Point { sum: 4.0, samples: 2.0, expected: 4.0, minimum: 2.0, maximum: 2.0, targets: 0.0 });
+        story.tell(&metric, Point { expected: 4.0, ..each_at(2.0, 2.0) });
         story.plan();
     }
     assert_eq!(story.desired(), 4, "the others may be at 100 %");
     for _ in 0..6 {
         story.pass_period();
-        story.tell(
-            &metric,
-            Point { sum: 180.0, samples: 2.0, expected: 4.0, minimum: 90.0, maximum: 90.0, targets: 0.0 },
-        );
+        story.tell(&metric, Point { expected: 4.0, ..each_at(90.0, 2.0) });
         story.plan();
     }
     assert_eq!(story.desired(), 4, "the others may be idle: 45 % is not above 50 %");
@@ -328,16 +322,8 @@ fn several_policies_agree_on_fewer_and_the_largest_wins_on_more() {
         for _ in 0..periods {
             let tasks = f64::from(story.running());
             story.pass_period();
-            let of = |percent: f64| Point {
-                sum: percent * tasks,
-                samples: tasks,
-                expected: tasks,
-                minimum: percent,
-                maximum: percent,
-                targets: 0.0,
-            };
-            story.tell(&Metric::of_service(metric::CPU_UTILIZATION, "default", "web"), of(cpu));
-            story.tell(&metric, of(memory));
+            story.tell(&Metric::of_service(metric::CPU_UTILIZATION, "default", "web"), each_at(cpu, tasks));
+            story.tell(&metric, each_at(memory, tasks));
             story.plan();
         }
     };
@@ -658,8 +644,7 @@ fn what_is_added_meanwhile_by_others_is_no_new_base() {
     for _ in 0..4 {
         story.pass_period();
         story.tell(&Metric::requests("front"), Point { expected: 1.0, ..Point::of(900.0) });
-        let point = Point { sum: 360.0, samples: 4.0, expected: 4.0, minimum: 90.0, maximum: 90.0, targets: 0.0 };
-        story.tell(&Metric::of_service(metric::CPU_UTILIZATION, "default", "web"), point);
+        story.tell(&Metric::of_service(metric::CPU_UTILIZATION, "default", "web"), each_at(90.0, 4.0));
         story.plan();
     }
     assert_eq!(story.desired(), 9, "5400 requests a minute are nine tasks, and the CPU needs no more than eight");

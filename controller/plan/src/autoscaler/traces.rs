@@ -9,11 +9,11 @@
 use std::fmt::Write as _;
 
 use steady_core::Timestamp;
-use steady_core::metric::{self, Metric, Point};
+use steady_core::metric::{self, Metric};
 use steady_core::v1::TargetTrackingScalingPolicyConfiguration;
 use steady_core::v1::predefined_metric_type::Value as Predefined;
 
-use super::tests::{Story, tracking};
+use super::tests::{Story, each_at, tracking};
 
 /// Percent that each task is to be busy.
 const TARGET: f64 = 50.0;
@@ -173,16 +173,7 @@ fn live(seed: u64) -> Result<usize, String> {
             quiet += 1;
         } else {
             quiet = 0;
-            let count = f64::from(running);
-            let point = Point {
-                sum: percent * count,
-                samples: count,
-                expected: count,
-                minimum: percent,
-                maximum: percent,
-                targets: 0.0,
-            };
-            story.tell(&metric, point);
+            story.tell(&metric, each_at(percent, f64::from(running)));
         }
         // What is told of a period comes a moment after it.
         story.now = Timestamp(story.now.0 + 500);

@@ -187,10 +187,12 @@ impl Pool<'_> {
         // Where it has its most, those that are good for nothing that waits make room for what is.
         let is_full = wish > most && self.count(State::Pending) + self.count(State::InService) >= max;
         let useless = if is_full { need.new.len().min(in_service.saturating_sub(need.used)) } else { 0 };
-        if desired < in_service && coming == 0 && !replaces {
-            self.shrink(in_service - desired, in_service, &why, "fewer instances are enough");
-        } else if useless > 0 && coming == 0 && !replaces {
-            self.shrink(useless, in_service, &why, USELESS);
+        let (by, reason) = match in_service.saturating_sub(desired) {
+            0 => (useless, USELESS),
+            fewer => (fewer, "fewer instances are enough"),
+        };
+        if by > 0 && coming == 0 && !replaces {
+            self.shrink(by, in_service, &why, reason);
         } else {
             self.status.low_since = None;
         }

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use steady_core::v1::instance_state::Value as InstanceState;
+use steady_core::v1::placement_constraint_type::Value as Constraint;
 use steady_core::v1::pool_instance_state::Value as State;
 use steady_core::v1::{
     Attribute, CapacityProvider, CapacityProviderSpec, CapacityProviderStatus, CapacityProviderStrategyItem,
     ContainerInstance, ContainerInstanceSpec, ContainerInstanceStatus, InstancePool, InstanceResources,
-    InstanceTemplate, ManagedScaling, Object, object,
+    InstanceTemplate, ManagedScaling, Object, PlacementConstraint, object,
 };
 use steady_core::{Change, Key, Kind, Timestamp, defaults, task, validate};
 
@@ -131,6 +132,22 @@ impl Story {
                 spec.capacity_provider = "spot".into();
             });
         }
+    }
+
+    /// One that can only be in a zone.
+    fn waiting_in(&mut self, name: &str, zone: &str) {
+        self.world.waiting(name, 900, 100, |spec| {
+            spec.capacity_provider = "spot".into();
+            spec.placement_constraints = vec![PlacementConstraint {
+                r#type: Constraint::MemberOf.into(),
+                expression: format!("attribute:ecs.availability-zone == {zone}"),
+            }];
+        });
+    }
+
+    /// Its instances are in two zones.
+    fn zones(&mut self) {
+        self.edit(|spec| spec.pool.as_mut().expect("a pool").availability_zones = vec!["a".into(), "b".into()]);
     }
 
     fn schedule(&mut self) {
@@ -514,18 +531,11 @@ fn many_that_come_at_once_are_one_event() {
 
 #[test]
 fn a_task_for_a_zone_brings_an_instance_there() {
-    use steady_core::v1::{PlacementConstraint, placement_constraint_type};
     let mut story = Story::new(2, 10);
-    story.edit(|spec| spec.pool.as_mut().expect("a pool").availability_zones = vec!["a".into(), "b".into()]);
+    story.zones();
     story.plan();
     story.obey();
-    story.world.waiting("t", 900, 100, |spec| {
-        spec.capacity_provider = "spot".into();
-        spec.placement_constraints = vec![PlacementConstraint {
-            r#type: placement_constraint_type::Value::MemberOf.into(),
-            expression: "attribute:ecs.availability-zone == b".into(),
-        }];
-    });
+    story.waiting_in("t", "b");
     story.plan();
     let pending: Vec<String> = story
         .status()
@@ -667,24 +677,23 @@ fn what_failed_of_one_template_does_not_count_for_the_next() {
     assert_eq!((story.status().failures, story.status().failed_template.as_str()), (1, ""));
 }
 
-#[test]
-fn an_empty_instance_makes_room_for_one_that_a_task_can_be_on() {
+/// A pool whose only instance is empty, a task that can only be in the other zone, and that.
+fn useless() -> (Story, String, &'static str) {
     let mut story = Story::new(0, 1);
-    story.edit(|spec| spec.pool.as_mut().expect("a pool").availability_zones = vec!["a".into(), "b".into()]);
+    story.zones();
     story.waiting("t", 1, 900, 100);
     story.plan();
     story.obey();
     story.world.end("t0");
-    let zone = story.status().instances[0].availability_zone.clone();
-    let other = if zone == "a" { "b" } else { "a" };
-    story.world.waiting("u", 900, 100, |spec| {
-        spec.capacity_provider = "spot".into();
-        let expression = format!("attribute:ecs.availability-zone == {other}");
-        spec.placement_constraints = vec![steady_core::v1::PlacementConstraint {
-            r#type: steady_core::v1::placement_constraint_type::Value::MemberOf.into(),
-            expression,
-        }];
-    });
+    let only = story.status().instances[0].clone();
+    let other = if only.availability_zone == "a" { "b" } else { "a" };
+    story.waiting_in("u", other);
+    (story, only.name, other)
+}
+
+#[test]
+fn an_empty_instance_makes_room_for_one_that_a_task_can_be_on() {
+    let (mut story, _, other) = useless();
     for _ in 0..20 {
         story.pass(120);
         story.obey();
@@ -695,35 +704,20 @@ fn an_empty_instance_makes_room_for_one_that_a_task_can_be_on() {
 
 #[test]
 fn an_instance_that_makes_room_is_not_taken_back_while_a_daemons_task_leaves_it() {
-    let mut story = Story::new(0, 1);
-    story.edit(|spec| spec.pool.as_mut().expect("a pool").availability_zones = vec!["a".into(), "b".into()]);
-    story.waiting("t", 1, 900, 100);
-    story.plan();
-    story.obey();
-    story.world.end("t0");
-    let only = story.status().instances[0].clone();
-    let other = if only.availability_zone == "a" { "b" } else { "a" };
+    let (mut story, only, _) = useless();
     story.world.service("logs", 1);
     story.world.edit_service("logs", |spec| {
         spec.scheduling_strategy = steady_core::v1::scheduling_strategy::Value::Daemon.into();
     });
     story.world.waiting("d", 10, 10, |spec| {
         (spec.service, spec.group) = ("logs".into(), "service:logs".into());
-        spec.container_instance.clone_from(&only.name);
-    });
-    story.world.waiting("u", 900, 100, |spec| {
-        spec.capacity_provider = "spot".into();
-        let expression = format!("attribute:ecs.availability-zone == {other}");
-        spec.placement_constraints = vec![steady_core::v1::PlacementConstraint {
-            r#type: steady_core::v1::placement_constraint_type::Value::MemberOf.into(),
-            expression,
-        }];
+        spec.container_instance.clone_from(&only);
     });
     story.plan();
     story.pass(900);
-    assert_eq!(story.names(State::Draining), std::slice::from_ref(&only.name));
+    assert_eq!(story.names(State::Draining), std::slice::from_ref(&only));
     story.pass(5);
-    assert_eq!(story.names(State::Draining), [only.name], "it is of no use to what waits");
+    assert_eq!(story.names(State::Draining), [only], "it is of no use to what waits");
     story.world.end("d");
     story.plan();
     assert_eq!(story.names(State::Pending).len(), 1);
